@@ -1,0 +1,62 @@
+# Needs make, and Python 3.11, 3.12 or 3.13 with pip; all else is installed into .venv.
+#
+#   PYTHON       the interpreter that .venv is made with (default: python3)
+#   TORCH_INDEX  an index to take torch from, for a CUDA or a CPU build (see README.md)
+
+PYTHON ?= python3
+TORCH_VERSION ?= 2.13.0
+TORCH_INDEX ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
+STAMP := $(VENV)/.stamp
+
+# Nothing that runs here reports home, and Flower installs nothing on its own.
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
+export RAY_USAGE_STATS_ENABLED := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
+
+setup: $(STAMP) ## make .venv and install hushtune with all it needs
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "hushtune needs Python 3.11, 3.12 or 3.13; '$(PYTHON)' is not one of them." >&2; \
+	  echo "Name one that is: make setup PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "[1/3] making $(VENV)"; $(PYTHON) -m venv $(VENV); } || { \
+	  echo "$(VENV) could not be made; on Debian and Ubuntu: apt install python3-venv" >&2; \
+	  rm -rf $(VENV); exit 1; }
+	@echo "[2/3] installing torch $(TORCH_VERSION) (a large download, once)"
+	@$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(TORCH_VERSION)
+	@echo "[3/3] installing hushtune and the libraries it builds on"
+	@$(PIP) install -e '.[dev]'
+	@touch $(STAMP)
+	@echo "ready: $(BIN)/hushtune --help"
+
+demo: $(STAMP) ## four private sites train one model, into runs/demo
+	$(BIN)/hushtune simulate --preset demo --out runs/demo --overwrite
+
+test: $(STAMP) ## all tests
+	$(BIN)/python -m pytest -q
+
+check: $(STAMP) ## style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: ## what can be measured, and how
+	@found=$$(ls benchmarks/*.py 2>/dev/null) || { echo "this checkout has no benchmarks/"; exit 0; }; \
+	echo "run one with $(BIN)/python FILE:"; \
+	for file in $$found; do printf '  %-32s %s\n' "$$file" "$$(sed -n '1s/^"*//; 1s/"*$$//; 1p' $$file)"; done
+
+clean: ## remove caches and bundles; keeps .venv and runs
+	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist *.fab
+	find client server common simulations tests -name __pycache__ -type d -prune -exec rm -rf {} +

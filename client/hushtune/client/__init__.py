@@ -1,0 +1,1 @@
+"""What an institution installs and reviews: local training under differential privacy."""

@@ -1,0 +1,118 @@
+"""The Flower ClientApp: decode -> policy -> ledger -> train -> charge -> encode."""
+
+from __future__ import annotations
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from hushtune.client.site import Site, open_site
+from hushtune.client.train import train_locally
+from hushtune.common.adapter import AdapterState
+from hushtune.common.errors import BudgetExceededError, HushtuneError
+from hushtune.common.messages import (
+    ClientUpdate,
+    Refusal,
+    RoundOrder,
+    decode_hello,
+    decode_order,
+    encode_refusal,
+    encode_site,
+    encode_update,
+)
+from hushtune.common.privacy.ledger import Ledger
+from hushtune.common.privacy.ledger import LedgerEntry
+
+_app = ClientApp()
+app = _app
+
+
+@_app.query()
+def say_site(message: Message, context: Context) -> Message:
+    """Answer which site this node is."""
+    decode_hello(message.content)
+    return Message(encode_site(open_site(context).name), reply_to=message)
+
+
+@_app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train for one round, or refuse with a reason."""
+    return Message(answer(message.content, open_site(context)), reply_to=message)
+
+
+def answer(content: RecordDict, site: Site) -> RecordDict:
+    """The reply to an order: an update that is charged, or a refusal."""
+    try:
+        order = decode_order(content)
+    except HushtuneError as error:
+        return encode_refusal(Refusal(run="", round=0, site=site.name, **_reason(error)))
+    try:
+        site.policy.check(order)
+        if site.ledger is None:
+            return encode_update(_update(order, site, _train(order, site, sequence=0)))
+        return encode_update(_charged(order, site, site.ledger))
+    except HushtuneError as error:
+        refusal = Refusal(run=order.run, round=order.round, site=site.name, **_reason(error))
+        return encode_refusal(refusal)
+
+
+def _charged(order: RoundOrder, site: Site, ledger: Ledger) -> ClientUpdate:
+    """Train once a round: the charge and the reply are durable together, before anything leaves.
+
+    A round that is asked for again gets the kept bytes, uncharged.
+    """
+    kept = ledger.reply(order.run, order.round, dataset=site.dataset)
+    if kept is not None:
+        return _update(order, site, AdapterState.from_bytes(kept.reply), charge=kept.entry)
+    event = order.plan.event(order.local_steps)
+    limit = site.policy.limit
+    spent = ledger.entries(site.dataset)
+    if ledger.would_exceed(
+        event,
+        dataset=site.dataset,
+        epsilon=limit.epsilon,
+        delta=limit.delta,
+        relation=limit.relation,
+    ):
+        raise BudgetExceededError(
+            f"round {order.round} would exceed the privacy budget of site {site.name}",
+            given=f"{len(spent)} rounds charged already",
+            expected=f"epsilon <= {limit.epsilon:g} at delta {limit.delta:g}",
+        )
+    delta = _train(order, site, sequence=len(spent))
+    entry = ledger.charge_with_reply(
+        event,
+        dataset=site.dataset,
+        run=order.run,
+        round=order.round,
+        reply=delta.to_bytes(),
+        limit=limit,
+    )
+    return _update(order, site, delta, charge=entry)
+
+
+def _train(order: RoundOrder, site: Site, *, sequence: int) -> AdapterState:
+    return train_locally(
+        order,
+        task=site.task,
+        rows=site.rows,
+        noise=site.noise,
+        random=site.batch_randomness(order.run, order.round, sequence),
+    )
+
+
+def _update(
+    order: RoundOrder, site: Site, delta: AdapterState, charge: LedgerEntry | None = None
+) -> ClientUpdate:
+    return ClientUpdate(
+        run=order.run,
+        round=order.round,
+        site=site.name,
+        delta=delta,
+        num_examples=site.public_size,
+        charge=charge,
+        noise=site.noise.description if site.ledger is not None else "none",
+    )
+
+
+def _reason(error: HushtuneError) -> dict[str, str]:
+    return {"code": error.code, "reason": str(error)}

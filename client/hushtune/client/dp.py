@@ -1,0 +1,128 @@
+"""DP-SGD at a site: Poisson batches, per-example clipping, noise (Abadi et al. 1607.00133).
+
+The only file that imports Opacus. The step is
+
+    g = ( sum over the batch of min(1, C / ||g_i||) g_i  +  N(0, (sigma C)^2) ) / denominator
+
+with ``||g_i||`` over all trained tensors together and a public denominator, the expected batch.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from opacus.grad_sample import GradSampleHooks
+from torch import Tensor, nn
+
+from hushtune.common.errors import PrivacyError, UnsupportedModelError
+from hushtune.common.model import AdaptedModel, Level
+from hushtune.common.privacy.noise import NoiseSource
+from hushtune.common.privacy.plan import PrivacyPlan, Trust
+from hushtune.common.tasks.base import Rows, Task
+
+Gradients = Mapping[str, Tensor]
+
+
+def poisson_batch(rows: Rows, probability: float, random: np.random.Generator) -> Rows:
+    """Each row with the given probability, independently; possibly none.
+
+    The amplification that the accountant counts on needs the draw to be unknown to those who see
+    the update, so ``random`` must be the site's own (see ``hushtune.client.site``).
+    """
+    return rows[random.random(len(rows)) < probability]
+
+
+@contextmanager
+def per_example_gradients(model: AdaptedModel) -> Iterator[None]:
+    """Opacus' hooks on the trained modules: a backward pass leaves ``grad_sample (b, ...)``."""
+    try:
+        hooks = GradSampleHooks(model, loss_reduction="sum")
+    except NotImplementedError as error:
+        raise UnsupportedModelError(
+            "per-example gradients of this model cannot be taken", given=str(error)[:200]
+        ) from error
+    try:
+        with warnings.catch_warnings():
+            # The first trained layer's inputs need no gradient, which torch mentions each time.
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            yield
+    finally:
+        hooks.cleanup()
+        for module in model.modules():
+            for left_over in ("activations", "max_batch_len"):
+                if hasattr(module, left_over):
+                    delattr(module, left_over)
+
+
+def clipped_sum(
+    task: Task,
+    rows: Rows,
+    *,
+    trained: Mapping[str, nn.Parameter],
+    clip_norm: float,
+    microbatch: int,
+    level: Level,
+) -> dict[str, Tensor]:
+    """Sum over ``rows`` of each example's gradient, clipped to ``clip_norm`` over all tensors.
+
+    The same for any ``microbatch`` but for rounding; zero for no rows. Must run inside
+    ``per_example_gradients``. Returns float32 CPU tensors in the shapes of ``trained``.
+    """
+    total = {key: torch.zeros_like(parameter) for key, parameter in trained.items()}
+    for piece in task.microbatches(rows, microbatch) if len(rows) else []:
+        task.example_losses(task.batch(piece, level)).sum().backward()
+        samples = {key: _take(key, parameter, len(piece)) for key, parameter in trained.items()}
+        squares = sum(sample.flatten(1).square().sum(1) for sample in samples.values())
+        norms = torch.sqrt(torch.as_tensor(squares))  # (b,)
+        factors = (clip_norm / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp(max=1.0)
+        if not bool(torch.isfinite(norms).all()):
+            raise PrivacyError(
+                "an example's gradient is not finite, so it cannot be clipped",
+                remedy="lower train.learning_rate, or look for damaged rows",
+            )
+        for key, sample in samples.items():
+            total[key] += torch.einsum("b,b...->...", factors, sample)
+    return {key: tensor.detach().to("cpu", torch.float32) for key, tensor in total.items()}
+
+
+def _take(key: str, parameter: nn.Parameter, size: int) -> Tensor:
+    """An example's gradients of one tensor, ``(b, ...)``, taken off the parameter."""
+    sample = getattr(parameter, "grad_sample", None)
+    if isinstance(sample, list):  # the tensor was used more than once in the pass
+        sample = torch.stack(sample).sum(0)
+    if not isinstance(sample, Tensor) or sample.shape != (size, *parameter.shape):
+        raise PrivacyError(
+            f"the gradients of {key} could not be taken example by example",
+            given="none" if sample is None else str(tuple(sample.shape)),
+            expected=str((size, *parameter.shape)),
+            remedy="the module's inputs and outputs must have one row an example",
+        )
+    parameter.grad_sample = None  # pyright: ignore[reportAttributeAccessIssue]
+    parameter.grad = None
+    return sample.float()
+
+
+def noisy_mean(total: Gradients, plan: PrivacyPlan, noise: NoiseSource) -> dict[str, Tensor]:
+    """Add the plan's noise to a clipped sum, once, and divide by the public denominator."""
+    std = 0.0 if plan.trust is Trust.OFF else plan.noise_multiplier * plan.clip_norm
+    return {
+        key: (tensor + noise.gaussian(tuple(tensor.shape), std=std) if std else tensor)
+        / plan.denominator
+        for key, tensor in total.items()
+    }
+
+
+def learning_rate(base: float, schedule: str, step: int, steps: int) -> float:
+    """The rate of one step (from 0) of a phase of ``steps`` steps; linear and cosine fall to 0."""
+    passed = step / max(1, steps)
+    shapes: Mapping[str, Callable[[], float]] = {
+        "constant": lambda: 1.0,
+        "linear": lambda: 1.0 - passed,
+        "cosine": lambda: 0.5 * (1.0 + math.cos(math.pi * passed)),
+    }
+    return base * shapes[schedule]()

@@ -1,0 +1,98 @@
+"""What a site holds: its rows, its task, its ledger, its limits and its randomness.
+
+A site is opened once in a process and kept, the base model loaded; messages only swap adapters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Context
+
+from hushtune.client.policy import SitePolicy
+from hushtune.common import lora
+from hushtune.common.errors import SiteError
+from hushtune.common.privacy.ledger import Ledger, Limit
+from hushtune.common.privacy.noise import NoiseSource
+from hushtune.common.privacy.plan import Relation, Trust, Unit
+from hushtune.common.run_context import RunContext, read_run_config
+from hushtune.common.seeds import fold, rng
+from hushtune.common.tasks.base import Rows, Task
+from hushtune.common.tasks.workspace import open_workspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """One site of one run; ``rows`` are its training rows, ``public_size`` their declared number."""
+
+    name: str
+    task: Task
+    rows: Rows
+    public_size: int
+    dataset: str
+    policy: SitePolicy
+    ledger: Ledger | None
+    noise: NoiseSource
+    sampling_seed: int
+
+    def batch_randomness(self, run: str, round: int, sequence: int) -> np.random.Generator:
+        """The generator of a round's Poisson draws.
+
+        ``sequence`` counts the charges so far: a round that is trained anew after a charge must
+        not draw the same batches, since the accountant counts them as independent.
+        """
+        return rng(self.sampling_seed, run, round, sequence)
+
+
+def open_site(context: Context) -> Site:
+    """The site that a Flower node stands for in a simulation."""
+    run = read_run_config(context.run_config)
+    names = sorted(run.config.data.public_sizes)
+    place = context.node_config.get("partition-id")
+    if not isinstance(place, int) or not 0 <= place < len(names):
+        raise SiteError(
+            "a node has no site",
+            given=f"partition-id = {place}",
+            expected=f"0 to {len(names) - 1}: " + ", ".join(names),
+            remedy=f"start the simulation with {len(names)} SuperNodes",
+        )
+    return _simulated_site(run, names[place])
+
+
+@lru_cache(maxsize=1024)
+def _simulated_site(run: RunContext, name: str) -> Site:
+    config = run.config
+    workspace = open_workspace(config)
+    trust = Trust(config.privacy.trust)
+    insecure = config.privacy.insecure_seeded_noise
+    return Site(
+        name=name,
+        task=workspace.task,
+        rows=workspace.train_rows(name),
+        public_size=config.data.public_sizes[name],
+        dataset=workspace.dataset_id(name),
+        policy=SitePolicy(
+            site=name,
+            trust=trust,
+            limit=Limit(
+                epsilon=config.privacy.epsilon,
+                delta=config.privacy.delta,
+                relation=Relation(config.privacy.relation),
+            ),
+            unit=Unit(config.privacy.unit),
+            spec=lora.spec(workspace.task.model),
+        ),
+        ledger=Ledger(ledger_path(run.out, name)) if trust is Trust.SITE else None,
+        noise=(
+            NoiseSource.insecure(fold(config.seed, "noise", name)) if insecure else NoiseSource()
+        ),
+        sampling_seed=fold(config.seed, "batches", name),
+    )
+
+
+def ledger_path(out: Path, site: str) -> Path:
+    """Where a simulated site keeps its ledger."""
+    return out / "ledger" / f"{site}.sqlite"

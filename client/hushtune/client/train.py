@@ -1,0 +1,92 @@
+"""Local training in one round: install the global adapter, take private steps, return the change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+from hushtune.client import dp
+from hushtune.common import lora
+from hushtune.common.adapter import AdapterState
+from hushtune.common.errors import MessageError, PrivacyError
+from hushtune.common.messages import LocalTraining, RoundOrder
+from hushtune.common.privacy.noise import NoiseSource
+from hushtune.common.privacy.plan import Trust
+from hushtune.common.tasks.base import Rows, Task
+
+
+def train_locally(
+    order: RoundOrder,
+    *,
+    task: Task,
+    rows: Rows,
+    noise: NoiseSource,
+    random: np.random.Generator,
+) -> AdapterState:
+    """Take ``order.local_steps`` DP-SGD steps from ``order.adapter`` on a site's training rows.
+
+    Returns the change of exactly the tensors that were trained. A plan that is off takes the same
+    road with an infinite clip and no noise.
+    """
+    lora.install(task.model, order.adapter)
+    trained = lora.set_trainable(task.model, order.trainable)
+    task.model.training_mode()
+    level = task.level(order.adapter, order.trainable)
+    optimizer = _optimizer(trained, order.training)
+    with dp.per_example_gradients(task.model):
+        for step in range(order.local_steps):
+            batch = dp.poisson_batch(rows, order.plan.sampling_probability, random)
+            total = dp.clipped_sum(
+                task,
+                batch,
+                trained=trained,
+                clip_norm=order.plan.clip_norm,
+                microbatch=order.training.microbatch,
+                level=level,
+            )
+            gradients = dp.noisy_mean(total, order.plan, noise)
+            _check_coverage(trained, gradients, task)
+            for group in optimizer.param_groups:
+                group["lr"] = dp.learning_rate(
+                    order.training.learning_rate,
+                    order.training.schedule,
+                    order.training.first_step + step,
+                    order.training.schedule_steps,
+                )
+            for key, parameter in trained.items():
+                parameter.grad = gradients[key].to(parameter.device)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    delta = lora.extract(task.model, order.trainable) - order.adapter.select(order.trainable)
+    task.model.requires_grad_(False)
+    if order.plan.trust is not Trust.OFF and not all(bool(t.any()) for t in delta.tensors.values()):
+        raise PrivacyError("a noised tensor did not move, so what was charged was not trained")
+    return delta
+
+
+def _optimizer(trained: Mapping[str, nn.Parameter], how: LocalTraining) -> torch.optim.Optimizer:
+    """A fresh optimiser: its state is the round's own, as in FedAvg (1602.05629)."""
+    if how.optimizer == "adamw":
+        return torch.optim.AdamW(
+            list(trained.values()), lr=how.learning_rate, weight_decay=how.weight_decay
+        )
+    if how.optimizer == "sgd":
+        return torch.optim.SGD(
+            list(trained.values()), lr=how.learning_rate, weight_decay=how.weight_decay
+        )
+    raise MessageError("an order names an unknown optimiser", given=how.optimizer)
+
+
+def _check_coverage(
+    trained: Mapping[str, nn.Parameter], gradients: dp.Gradients, task: Task
+) -> None:
+    """What is noised, what requires gradients and what will be sent are the same tensors."""
+    moving = sum(1 for parameter in task.model.parameters() if parameter.requires_grad)
+    if set(trained) != set(gradients) or moving != len(trained):
+        raise PrivacyError(
+            "the tensors that are trained, noised and sent are not the same",
+            given=f"{moving} trained, {len(gradients)} noised, {len(trained)} sent",
+        )

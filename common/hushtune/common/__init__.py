@@ -1,0 +1,4 @@
+"""What client, server and simulations share: settings, adapters, messages, privacy, data.
+
+Importing this package loads none of the heavy libraries; import the submodule that you need.
+"""

@@ -1,0 +1,307 @@
+"""The settings of a run: one frozen tree, checked as a whole, with a meaning for each key.
+
+Everything here is public information: a run's configuration is written beside its results and
+sent to every site. Values that depend on anybody's records never belong in it.
+
+Reading and writing TOML is in :mod:`hushtune.common.config_io`; it turns what pydantic reports
+into a :class:`~hushtune.common.errors.ConfigError` that names the key, the file and the remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from hushtune.common.config_base import (
+    REFUSED,
+    Count,
+    Name,
+    Names,
+    Positive,
+    Probability,
+    Section,
+    refuse,
+)
+from hushtune.common.config_data import DataConfig
+
+__all__ = [
+    "DEFAULT_SAMPLING_PROBABILITY",
+    "REFUSED",
+    "AdapterConfig",
+    "AggregationConfig",
+    "DataConfig",
+    "ModelConfig",
+    "PrivacyConfig",
+    "RunConfig",
+    "SimulationConfig",
+    "TrainConfig",
+]
+
+DEFAULT_SAMPLING_PROBABILITY = 0.13
+"""The rate that a run takes when neither batch_size nor sampling_probability is given."""
+
+
+class ModelConfig(Section):
+    """The frozen base model and how its output becomes features for the head."""
+
+    name: Name = Field(
+        default="demo", description="an asset's name, a folder, or an id of the model hub"
+    )
+    head: Literal["mean", "own"] = Field(
+        default="mean",
+        description="mean = a linear head on mean-pooled token states; own = the family's own head",
+    )
+    layer: Count | None = Field(
+        default=None, description="keep only this many of the model's first blocks", examples=[3]
+    )
+    max_tokens: Annotated[int, Field(ge=4)] = Field(
+        default=128, description="longer texts are cut to this many tokens"
+    )
+    feature_scale: Positive = Field(
+        default=10.0, description="norm of the features that the mean head reads"
+    )
+
+
+class AdapterConfig(Section):
+    """The LoRA adapter: W0 + scale * B A in each target module."""
+
+    rank: Count = Field(default=4, description="rank of A and B")
+    alpha: Positive = Field(
+        default=4.0, description="scale = alpha / rank (alpha / sqrt(rank) in rslora)"
+    )
+    targets: Names = Field(
+        default=(),
+        description="names of the modules to adapt; empty = the family's value and output "
+        "projections",
+    )
+    layers: Annotated[int, Field(ge=0)] = Field(
+        default=2, description="adapt only this many of the top blocks; 0 = all"
+    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout before A, in training")
+    rslora: bool = Field(default=False, description="rank-stabilised scale")
+    dora: bool = Field(default=False, description="not available: true is refused with the reason")
+
+    @field_validator("targets")
+    @classmethod
+    def _targets_named_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in value or len(set(value)) != len(value):
+            refuse(
+                "a target is empty or named twice",
+                key="",
+                given=list(value),
+                expected="different names of modules",
+            )
+        return value
+
+    @field_validator("dora")
+    @classmethod
+    def _no_dora(cls, value: bool) -> bool:
+        if value:
+            refuse(
+                "DoRA is not available: its magnitude vector rescales the whole weight, so the "
+                "gradient of one example cannot be taken by hooks, clipped and noised",
+                key="",
+                given="true",
+                expected="false",
+                remedy="leave adapter.dora out; adapter.rslora = true is available",
+            )
+        return value
+
+
+class PrivacyConfig(Section):
+    """What is promised about each record of a site, and against whom."""
+
+    trust: Literal["site", "off"] = Field(
+        default="site",
+        description="site = DP-SGD at each site, which trusts only itself; off = NO PRIVACY",
+    )
+    epsilon: Positive = Field(default=3.0, description="the whole run's budget at each site")
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=1e-5, description="must be below 1 / (rows of the smallest site)"
+    )
+    clip_norm: Positive = Field(
+        default=1.0, description="largest norm of one example's gradient, over all trained tensors"
+    )
+    unit: Literal["example"] = Field(
+        default="example", description="what neighbouring data differ by"
+    )
+    relation: Literal["add_or_remove_one", "replace_one"] = Field(
+        default="add_or_remove_one", description="how neighbouring data differ"
+    )
+    insecure_seeded_noise: bool = Field(
+        default=False, description="repeatable noise from the seed, for tests; voids the promise"
+    )
+
+    @field_validator("trust", mode="before")
+    @classmethod
+    def _offered_trust(cls, value: object) -> object:
+        if value in ("server", "distributed"):
+            refuse(
+                f"privacy.trust = {value!r} is not offered yet",
+                key="",
+                given=str(value),
+                expected="'site' or 'off'",
+                remedy='use trust = "site": noise is added at each site before anything leaves it',
+            )
+        return value
+
+
+class TrainConfig(Section):
+    """Local training, the same at every site."""
+
+    rounds: Count = Field(default=12, description="rounds of the whole run, warm-up included")
+    warmup_rounds: Annotated[int, Field(ge=0)] = Field(
+        default=8,
+        description="the first rounds train the head alone, on cached frozen features; at most "
+        "rounds; left out = two thirds of rounds",
+    )
+    local_steps: Count = Field(default=3, description="optimiser steps a site takes in a round")
+    batch_size: Count | None = Field(
+        default=None, description="expected examples of a step at each site", examples=[512]
+    )
+    sampling_probability: Probability | None = Field(
+        default=None,
+        description="in place of batch_size: each example's chance to be in a step; with neither, "
+        f"{DEFAULT_SAMPLING_PROBABILITY}",
+        examples=[DEFAULT_SAMPLING_PROBABILITY],
+    )
+    learning_rate: Positive = Field(
+        default=0.02, description="of adapter and head after the warm-up"
+    )
+    warmup_learning_rate: Positive = Field(default=0.03, description="of the head in the warm-up")
+    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="at the site")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant",
+        description="of the learning rate, over each phase's steps of the whole run",
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="decoupled, as in AdamW"
+    )
+    microbatch: Count = Field(
+        default=128, description="rows computed at once; cannot change results"
+    )
+    cache_megabytes: Annotated[int, Field(ge=0)] = Field(
+        default=2048, description="memory for cached outputs of the frozen layers; 0 = no cache"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _warmup_follows_rounds(cls, data: Any) -> Any:
+        # A user who only shortens the run should not have to know about the warm-up.
+        if not isinstance(data, Mapping) or "warmup_rounds" in data:
+            return data
+        rounds: Any = data.get("rounds")
+        if type(rounds) is not int:
+            return data
+        return {**data, "warmup_rounds": max(0, rounds * 2 // 3)}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        if self.warmup_rounds > self.rounds:
+            refuse(
+                "the warm-up is longer than the run",
+                key="warmup_rounds",
+                given=self.warmup_rounds,
+                expected=f"0 to {self.rounds} (train.rounds)",
+                remedy="set train.warmup_rounds as well, or leave it out",
+            )
+        if self.batch_size is not None and self.sampling_probability is not None:
+            refuse(
+                "train.batch_size and train.sampling_probability say the same thing twice",
+                key="sampling_probability",
+                given=f"batch_size = {self.batch_size}, "
+                f"sampling_probability = {self.sampling_probability}",
+                expected="one of the two, or neither",
+            )
+        return self
+
+
+class AggregationConfig(Section):
+    """How the server makes one adapter of the sites' updates."""
+
+    rule: Literal["ffa", "fedit"] = Field(
+        default="ffa", description="ffa = B and head, A frozen (2403.12313); fedit = A, B and head"
+    )
+    optimizer: Literal["sgd", "adam"] = Field(default="sgd", description="at the server")
+    learning_rate: Positive = Field(
+        default=1.0, description="at the server; 1 with sgd = plain averaging"
+    )
+    weighting: Literal["size", "uniform"] = Field(
+        default="size", description="weight of a site: its public size, or the same for all"
+    )
+    max_update_norm: Positive = Field(
+        default=1e3, description="updates with a larger norm are rejected and reported"
+    )
+
+
+class SimulationConfig(Section):
+    """How the federation is run on one machine."""
+
+    engine: Literal["inprocess", "flower"] = Field(
+        default="inprocess",
+        description="inprocess = one process; flower = Flower's simulation on Ray",
+    )
+    sites_per_round: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="sites that are drawn for each round; 0 = all"
+    )
+    quorum: Count = Field(default=1, description="answers without which a round is fatal")
+    baselines: bool = Field(default=True, description="also train what the result is compared with")
+    evaluate_every: Count = Field(default=1, description="evaluate after every so many rounds")
+
+    @model_validator(mode="after")
+    def _reachable_quorum(self) -> SimulationConfig:
+        if 0 < self.sites_per_round < self.quorum:
+            refuse(
+                "the quorum can never be reached",
+                key="quorum",
+                given=self.quorum,
+                expected=f"at most {self.sites_per_round} (simulation.sites_per_round)",
+            )
+        return self
+
+
+class RunConfig(Section):
+    """All settings of one run; equal settings and seed are the same run but for privacy noise."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        default=0,
+        description="of everything but privacy noise, which comes from the operating system",
+    )
+    data: DataConfig
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    adapter: AdapterConfig = Field(default_factory=AdapterConfig)
+    privacy: PrivacyConfig = Field(default_factory=PrivacyConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    aggregation: AggregationConfig = Field(default_factory=AggregationConfig)
+    simulation: SimulationConfig = Field(default_factory=SimulationConfig)
+
+    @model_validator(mode="after")
+    def _sites_known(self) -> RunConfig:
+        # Here and not in DataConfig, because a preview reads a file without dealing it to sites.
+        data = self.data
+        natural = data.partition == "natural"
+        if natural and data.site is None and (data.file is not None or data.dataset is not None):
+            refuse(
+                "nothing says which row belongs to which site",
+                key="data.site",
+                given="no data.site",
+                expected="the name of the column that names each row's site",
+                remedy='set data.site, or make sites with data.partition = "iid" and data.sites',
+            )
+        if not natural and data.sites is None:
+            refuse(
+                f"data.partition = {data.partition!r} needs the number of sites",
+                key="data.sites",
+                given="no data.sites",
+                expected="a whole number, 1 or more",
+            )
+        if natural and data.sites is not None:
+            refuse(
+                "with data.partition = 'natural' the data say how many sites there are",
+                key="data.sites",
+                given=data.sites,
+                expected="no data.sites, or another data.partition",
+            )
+        return self

@@ -1,0 +1,54 @@
+"""What every table of settings is made of: strictness, refusals that explain, shared types."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+REFUSED = "refused"
+"""The type of the pydantic errors whose context holds `key`, `given`, `expected`, `remedy`."""
+
+
+def refuse(
+    message: str, *, key: str, given: object = "", expected: str = "", remedy: str = ""
+) -> NoReturn:
+    """Refuse a value, with all that an error message must say.
+
+    Args:
+        key: the key's place below the model that refuses, dotted; "" for the value itself.
+    """
+    context: dict[str, Any] = {
+        "message": message,
+        "key": key,
+        "given": given if isinstance(given, str) else repr(given),
+        "expected": expected,
+        "remedy": remedy,
+    }
+    raise PydanticCustomError(REFUSED, "{message}", context)
+
+
+def _path_from_text(value: object) -> object:
+    """Strict validation takes no text for a path; TOML has nothing else."""
+    return Path(value) if isinstance(value, str) and value else value
+
+
+def _tuple_from_list(value: object) -> object:
+    """Strict validation takes no list for a tuple; TOML has nothing else."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+FilePath = Annotated[Path, BeforeValidator(_path_from_text)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_tuple_from_list)]
+Name = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Probability = Annotated[float, Field(gt=0, le=1)]
+
+
+class Section(BaseModel):
+    """A frozen table of settings that refuses keys it does not know and values of another type."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

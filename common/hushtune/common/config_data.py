@@ -1,0 +1,109 @@
+"""The settings of [data]: where the labelled rows come from, and who holds which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from hushtune.common.config_base import Count, FilePath, Name, Positive, Section, refuse
+
+SOURCES = ("source", "file", "files", "dataset")
+"""Keys of [data] of which exactly one names where the rows come from."""
+
+
+class DataConfig(Section):
+    """Where the labelled rows come from, how they are cleaned, and who holds which."""
+
+    source: Literal["demo"] | None = Field(
+        default=None,
+        description="a built-in data set; demo = rated sentences from four real sources",
+        examples=["demo"],
+    )
+    file: FilePath | None = Field(
+        default=None,
+        description="one file (CSV, TSV, JSONL, Parquet); relative to this file's folder",
+        examples=["all.csv"],
+    )
+    files: Mapping[Name, FilePath] | None = Field(
+        default=None,
+        description="one file a site: site name = path",
+        examples=[{"north": "north.csv"}],
+    )
+    dataset: Name | None = Field(
+        default=None,
+        description="an id of the `datasets` library, or a folder saved by it",
+        examples=["a"],
+    )
+    site: Name | None = Field(
+        default=None, description="the column that names each row's site", examples=["hospital"]
+    )
+    text: Name = Field(default="text", description="the column with the text")
+    label: Name = Field(
+        default="label", description="the column with the label (text or whole number)"
+    )
+    validation_fraction: float = Field(
+        default=0.1, ge=0, lt=1, description="share of each site's rows for validation"
+    )
+    test_fraction: float = Field(
+        default=0.2,
+        gt=0,
+        lt=1,
+        description="share of each site's rows for the test; never trains anything",
+    )
+    partition: Literal["natural", "iid", "dirichlet", "quantity", "shards"] = Field(
+        default="natural", description="how rows are dealt to sites; natural = as the data say"
+    )
+    sites: Count | None = Field(
+        default=None,
+        description="how many sites a partition other than natural makes",
+        examples=[4],
+    )
+    alpha: Positive = Field(
+        default=0.5, description="skew of dirichlet and quantity: small = very unequal sites"
+    )
+    shards_per_site: Count = Field(default=2, description="shards: label-sorted pieces a site gets")
+    max_rows_per_site: Count | None = Field(
+        default=None, description="a seeded subsample of each site, for quick runs", examples=[1000]
+    )
+    public_sizes: Mapping[Name, Count] = Field(
+        default_factory=dict[str, int],
+        description="declared public number of training rows: site = rows; empty = taken from "
+        "the data when the run is configured, and said so in the privacy statement",
+    )
+    class_weights: Mapping[Name, Positive] = Field(
+        default_factory=dict[str, float],
+        description="weight of each label's loss, from public numbers only: label = weight",
+    )
+    inconsistent: Literal["drop", "keep", "error"] = Field(
+        default="drop", description="what to do with equal texts that have different labels"
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataConfig:
+        named = [key for key in SOURCES if getattr(self, key) is not None]
+        if len(named) != 1:
+            refuse(
+                "the data need exactly one source",
+                key="",
+                given=" and ".join(named) if named else "none",
+                expected="one of " + ", ".join(SOURCES),
+                remedy='set data.file = "all.csv" and data.site = "the column that names the '
+                'site", or data.files, or data.source = "demo"',
+            )
+        if self.files is not None and not self.files:
+            refuse(
+                "data.files names no site",
+                key="files",
+                given="an empty table",
+                expected="site = path, at least once",
+            )
+        if self.validation_fraction + self.test_fraction >= 1:
+            refuse(
+                "validation and test leave nothing to train on",
+                key="test_fraction",
+                given=f"{self.validation_fraction} + {self.test_fraction}",
+                expected="a sum below 1",
+            )
+        return self

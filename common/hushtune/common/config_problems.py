@@ -1,0 +1,161 @@
+"""Turns what pydantic reports into an error that names the key, the place and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Union, cast, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from hushtune.common.config import REFUSED, RunConfig
+from hushtune.common.errors import ConfigError, UnknownKeyError
+
+_EXPECTED = "Input should be "
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Where each setting stood: dotted key -> "preset demo", a file's path, "--set"."""
+
+    keys: Mapping[str, str]
+    layers: Sequence[str]
+
+    def of(self, dotted: str) -> str:
+        """The place of a key, or of what is below it; else all places that were read."""
+        if dotted in self.keys:
+            return self.keys[dotted]
+        below = [place for key, place in self.keys.items() if key.startswith(f"{dotted}.")]
+        return below[-1] if below else " and ".join(self.layers) or "the settings"
+
+
+def as_config_error(error: ValidationError, origins: Origins) -> ConfigError:
+    """The most telling of the problems, as a ConfigError (UnknownKeyError for an unknown key)."""
+    problems = error.errors(include_url=False)
+    # An unknown key often explains the other complaints, so it comes first.
+    problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
+    return _translate(cast("dict[str, Any]", problems[0]), origins)
+
+
+def _translate(problem: Mapping[str, Any], origins: Origins) -> ConfigError:
+    path = [str(part) for part in problem["loc"]]
+    dotted = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        return _unknown_key(path, origins.of(dotted))
+    if problem["type"] == REFUSED:
+        context = cast("dict[str, str]", problem["ctx"])
+        dotted = ".".join([*path, *filter(None, [context["key"]])])
+        return ConfigError(
+            f"{context['message']} ({dotted}, in {origins.of(dotted)})",
+            given=context["given"] or None,
+            expected=context["expected"] or None,
+            remedy=context["remedy"] or None,
+        )
+    if problem["type"] == "missing":
+        # Only [data] has no default.
+        return ConfigError(
+            f"{dotted} is missing in {origins.of(dotted)}",
+            given="no [data]",
+            expected="a table [data]",
+            remedy='set data.source = "demo", or data.file and data.site, or data.files',
+        )
+    return ConfigError(
+        f"{dotted} has a value that cannot be used, in {origins.of(dotted)}",
+        given=_as_toml(problem["input"]),
+        expected=_allowed(path, problem),
+        remedy="`hushtune config new` prints every key with its meaning",
+    )
+
+
+def _as_toml(value: object) -> str:
+    """A value as the user wrote it: true, not True."""
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except TypeError:
+        return str(value)
+
+
+def _allowed(path: Sequence[str], problem: Mapping[str, Any]) -> str:
+    if problem["type"] in ("model_type", "mapping_type", "dict_type"):
+        return f"a table [{'.'.join(path)}]"
+    message = str(problem["msg"])
+    return message.removeprefix(_EXPECTED)
+
+
+def _unknown_key(path: Sequence[str], place: str) -> UnknownKeyError:
+    given = ".".join(path)
+    near = nearest_key(given)
+    return UnknownKeyError(
+        f"there is no setting {given} (in {place})",
+        given=given,
+        expected=f"perhaps {near}" if near else "a key that `hushtune config new` lists",
+        remedy=f"write {near}" if near else "remove it",
+    )
+
+
+def nearest_key(given: str) -> str | None:
+    """The dotted key that was probably meant: by place, then by name alone, then by spelling.
+
+    >>> nearest_key("train.lerning_rate"), nearest_key("epsilon"), nearest_key("zzzz")
+    ('train.learning_rate', 'privacy.epsilon', None)
+    """
+    keys = known_keys()
+    section, _, name = given.rpartition(".")
+    siblings = {key.rpartition(".")[2]: key for key in keys if key.rpartition(".")[0] == section}
+    elsewhere = [key for key in keys if key.rpartition(".")[2] == name]
+    sections = [*RunConfig.model_fields, *keys]
+    for found in (
+        [siblings[close] for close in difflib.get_close_matches(name, siblings, n=1, cutoff=0.7)],
+        elsewhere,
+        difflib.get_close_matches(given, sections, n=1, cutoff=0.6),
+    ):
+        if found:
+            return found[0]
+    return None
+
+
+def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+    """All dotted keys of a configuration, in the order of the template."""
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys += known_keys(inner, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def takes_text(path: Sequence[str]) -> bool:
+    """Whether a setting is free text, so that a column called 2024 needs no quotes in --set.
+
+    >>> takes_text(["data", "text"]), takes_text(["train", "rounds"])
+    (True, False)
+    """
+    annotation: Any = RunConfig
+    for part in path:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            field = annotation.model_fields.get(part)
+            annotation = None if field is None else field.annotation
+        else:  # below a table that is itself a value, such as data.files
+            annotation = next(
+                (get_args(option)[1] for option in _options(annotation) if _is_table(option)), None
+            )
+    return any(option in (str, Path) for option in _options(annotation))
+
+
+def _is_table(annotation: Any) -> bool:
+    return get_origin(annotation) is Mapping
+
+
+def _options(annotation: Any) -> list[Any]:
+    """The alternatives of a type, without their constraints."""
+    if get_origin(annotation) is Annotated:
+        return _options(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [option for part in get_args(annotation) for option in _options(part)]
+    return [annotation]

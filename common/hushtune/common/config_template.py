@@ -1,0 +1,64 @@
+"""A configuration as documentation: a commented TOML file, and a JSON schema for editors."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from typing import Any, cast
+
+import tomli_w
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from hushtune.common.config import RunConfig
+
+_WIDTH = 98
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of a configuration; editors check and complete TOML by it."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **RunConfig.model_json_schema(),
+    }
+
+
+def template() -> str:
+    """A commented TOML file with every key, what it means and its default.
+
+    Keys without a default stand commented out with an example. Only [data] has to be filled in.
+    """
+    lines = [
+        "# The settings of a hushtune run. A key that is left out has the value shown here;",
+        "# one behind a # has no value. Only [data] has to be filled in: give it one source.",
+        "",
+    ]
+    for name, field in RunConfig.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            lines += ["", *_comment(section.__doc__), f"[{name}]"]
+            for key, inner in section.model_fields.items():
+                lines += [*_comment(inner.description), _assignment(key, inner)]
+        else:
+            lines += [*_comment(field.description), _assignment(name, field)]
+    return "\n".join(lines) + "\n"
+
+
+def _comment(text: str | None) -> list[str]:
+    words = " ".join((text or "").split())
+    return [f"# {line}" for line in textwrap.wrap(words, _WIDTH)]
+
+
+def _assignment(key: str, field: FieldInfo) -> str:
+    default: Any = field.get_default(call_default_factory=True)
+    if default is None:
+        return f"# {_toml(key, (field.examples or ['...'])[0])}"
+    return _toml(key, default)
+
+
+def _toml(key: str, value: Any) -> str:
+    """One line of TOML; a table is written inline, so that it can stay among its section's keys."""
+    if isinstance(value, Mapping):
+        pairs = cast("Mapping[str, Any]", value).items()
+        return f"{key} = {{{', '.join(_toml(name, inner) for name, inner in pairs)}}}"
+    return tomli_w.dumps({key: value}).strip()

@@ -1,0 +1,235 @@
+"""RoundOrder and ClientUpdate as Flower records; the only file with wire keys.
+
+A message carries one JSON text and, where there is one, an adapter as a single Flower ``Array``
+whose bytes are safetensors: Flower chunks large arrays by itself, and nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from hushtune.common.adapter import AdapterState
+from hushtune.common.errors import HushtuneError, MessageError
+from hushtune.common.privacy.ledger import LedgerEntry
+from hushtune.common.privacy.plan import PrivacyPlan
+
+_BODY, _TEXT = "hushtune", "json"
+_ADAPTER, _STATE, _SAFETENSORS = "adapter", "state", "safetensors"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LocalTraining:
+    """How a site trains in one round; nothing in here can change what privacy costs."""
+
+    learning_rate: float
+    optimizer: str
+    schedule: str
+    weight_decay: float
+    first_step: int
+    schedule_steps: int
+    microbatch: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundOrder:
+    """What the server asks of one site in one round.
+
+    ``adapter`` is the complete global state, ``trainable`` the tensors to train and to send back,
+    ``plan`` the site's plan over the whole run, of which this round takes ``local_steps`` steps.
+    """
+
+    run: str
+    round: int
+    site: str
+    adapter: AdapterState
+    trainable: tuple[str, ...]
+    plan: PrivacyPlan
+    local_steps: int
+    num_examples: int
+    training: LocalTraining
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientUpdate:
+    """One site's answer: the change of the tensors that it trained."""
+
+    run: str
+    round: int
+    site: str
+    delta: AdapterState
+    num_examples: int
+    charge: LedgerEntry | None
+    noise: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """A site's answer when it did not train: the error's stable code and its reason."""
+
+    run: str
+    round: int
+    site: str
+    code: str
+    reason: str
+
+
+def _pack(body: Mapping[str, Any], adapter: AdapterState | None) -> RecordDict:
+    record = RecordDict({_BODY: ConfigRecord({_TEXT: json.dumps(body, sort_keys=True)})})
+    if adapter is not None:
+        data = adapter.to_bytes()
+        array = Array(dtype="uint8", shape=(len(data),), stype=_SAFETENSORS, data=data)
+        record[_ADAPTER] = ArrayRecord({_STATE: array})
+    return record
+
+
+def _unpack_body(content: RecordDict) -> dict[str, Any]:
+    try:
+        body = json.loads(str(content.config_records[_BODY][_TEXT]))
+    except (KeyError, ValueError) as error:
+        raise MessageError("a message is not one of hushtune's", given=str(error)) from error
+    if not isinstance(body, dict):
+        raise MessageError("a message's body is not an object", given=type(body).__name__)
+    return body
+
+
+def _unpack_adapter(content: RecordDict) -> AdapterState:
+    try:
+        array = content.array_records[_ADAPTER][_STATE]
+    except KeyError as error:
+        raise MessageError("a message carries no adapter", given=str(error)) from error
+    if array.stype != _SAFETENSORS:
+        raise MessageError(
+            "an adapter is encoded in an unknown way", given=array.stype, expected=_SAFETENSORS
+        )
+    return AdapterState.from_bytes(array.data)
+
+
+def encode_order(order: RoundOrder) -> RecordDict:
+    """Flower records for an order."""
+    body = {
+        "run": order.run,
+        "round": order.round,
+        "site": order.site,
+        "trainable": list(order.trainable),
+        "plan": order.plan.to_dict(),
+        "local_steps": order.local_steps,
+        "num_examples": order.num_examples,
+        "training": asdict(order.training),
+    }
+    return _pack(body, order.adapter)
+
+
+def decode_order(content: RecordDict) -> RoundOrder:
+    """Inverse of ``encode_order``; raises MessageError for anything else."""
+    body = _unpack_body(content)
+    adapter = _unpack_adapter(content)
+    try:
+        order = RoundOrder(
+            run=_text(body, "run"),
+            round=_count(body, "round"),
+            site=_text(body, "site"),
+            adapter=adapter,
+            trainable=tuple(map(str, body["trainable"])),
+            plan=PrivacyPlan.from_dict(body["plan"]),
+            local_steps=_count(body, "local_steps"),
+            num_examples=_count(body, "num_examples"),
+            training=LocalTraining(**body["training"]),
+        )
+    except HushtuneError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise MessageError("an order is damaged", given=str(error)) from error
+    missing = [key for key in adapter.spec.keys() if key not in adapter.tensors]
+    unknown = [key for key in order.trainable if key not in adapter.tensors]
+    if missing or unknown or not order.trainable:
+        raise MessageError(
+            "an order does not carry the adapter that it speaks of",
+            given=", ".join(missing + unknown) or "nothing to train",
+        )
+    return order
+
+
+def encode_update(update: ClientUpdate) -> RecordDict:
+    """Flower records for an update; equal updates give equal records."""
+    body = {
+        "run": update.run,
+        "round": update.round,
+        "site": update.site,
+        "num_examples": update.num_examples,
+        "charge": update.charge.to_dict() if update.charge else None,
+        "noise": update.noise,
+    }
+    return _pack(body, update.delta)
+
+
+def encode_refusal(refusal: Refusal) -> RecordDict:
+    """Flower records for a refusal."""
+    return _pack({**asdict(refusal), "refused": True}, None)
+
+
+def decode_reply(content: RecordDict) -> ClientUpdate | Refusal:
+    """Inverse of ``encode_update`` and ``encode_refusal``; raises MessageError for anything else."""
+    body = _unpack_body(content)
+    try:
+        if body.get("refused"):
+            names = ("run", "site", "code", "reason")
+            texts = {name: _text(body, name) for name in names}
+            return Refusal(round=_count(body, "round"), **texts)
+        charge = body["charge"]
+        return ClientUpdate(
+            run=_text(body, "run"),
+            round=_count(body, "round"),
+            site=_text(body, "site"),
+            delta=_unpack_adapter(content),
+            num_examples=_count(body, "num_examples"),
+            charge=None if charge is None else LedgerEntry.from_dict(charge),
+            noise=_text(body, "noise"),
+        )
+    except HushtuneError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise MessageError("a reply is damaged", given=str(error)) from error
+
+
+def _text(body: Mapping[str, Any], key: str) -> str:
+    value = body[key]
+    if not isinstance(value, str):
+        raise MessageError(f"{key} of a message must be a text", given=repr(value)[:100])
+    return value
+
+
+def _count(body: Mapping[str, Any], key: str) -> int:
+    value = body[key]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise MessageError(f"{key} of a message must be a count", given=repr(value)[:100])
+    return value
+
+
+def encode_hello() -> RecordDict:
+    """The question with which a server learns which site a node is."""
+    return _pack({"ask": "site"}, None)
+
+
+def decode_hello(content: RecordDict) -> None:
+    """Check that a question is the one of ``encode_hello``."""
+    if _unpack_body(content).get("ask") != "site":
+        raise MessageError("a site was asked something that it does not answer")
+
+
+def encode_site(site: str) -> RecordDict:
+    """A site's answer to ``encode_hello``."""
+    return _pack({"site": site}, None)
+
+
+def decode_site(content: RecordDict) -> str:
+    """Inverse of ``encode_site``."""
+    body = _unpack_body(content)
+    if "site" not in body:
+        raise MessageError("a node did not say which site it is")
+    return _text(body, "site")

@@ -1,0 +1,170 @@
+"""The adapted model: a frozen pretrained base, LoRA in its top blocks, and a head.
+
+One such model is loaded once in a process; adapters are swapped in it (``hushtune.common.lora``).
+The base stays in evaluation mode, so its output for a row never changes and can be kept: training
+may start from tokens, from the hidden states that enter the first adapted block, or, while every
+factor B is zero, from the pooled features (``Level``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from hushtune.common.errors import UnsupportedModelError
+
+Inputs = Mapping[str, Tensor]
+
+
+class Level(StrEnum):
+    """Where a forward pass starts; each gives the same logits where it is allowed."""
+
+    TOKENS = "tokens"
+    HIDDEN = "hidden"
+    FEATURES = "features"
+
+
+class _PassThrough(nn.Module):
+    """Stands in for a block whose output is known."""
+
+    def forward(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+        return hidden_states
+
+
+class AdaptedModel(nn.Module):
+    """Base + LoRA + head; ``forward(inputs) -> logits (b, num_labels)``.
+
+    ``inputs`` holds what the base's own forward takes (``input_ids`` and ``attention_mask``, or
+    ``pixel_values``), and may hold ``hidden (b, t, d)``, the states that enter the first adapted
+    block, or ``features (b, d)``, what the mean-pooled head reads.
+
+    ``head_kind`` is ``mean`` (mean of the token states, scaled to norm ``feature_scale``, then a
+    linear layer) or ``own`` (the family's own classification head, a part of ``base``).
+    """
+
+    def __init__(
+        self,
+        base: PeftModel,
+        *,
+        blocks: nn.ModuleList,
+        first_adapted: int,
+        num_labels: int,
+        hidden_size: int,
+        feature_scale: float,
+        head_kind: str,
+        fingerprint: str,
+    ) -> None:
+        super().__init__()
+        self.base = base
+        self.head = nn.Linear(hidden_size, num_labels) if head_kind == "mean" else None
+        self.first_adapted = first_adapted
+        self.num_labels = num_labels
+        self.feature_scale = feature_scale
+        self.fingerprint = fingerprint
+        self._blocks = [blocks]  # in a list, so that it is not registered a second time
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The base's transformer blocks."""
+        return self._blocks[0]
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Logits of a batch."""
+        if "features" in inputs:
+            if self.head is None:
+                raise UnsupportedModelError("a model with its family's own head has no features")
+            return self.head(inputs["features"])
+        if "hidden" not in inputs:
+            return self._logits(inputs)
+        rest = {key: value for key, value in inputs.items() if key != "hidden"}
+        with self._starting_at(inputs["hidden"]):
+            return self._logits(rest)
+
+    def _logits(self, inputs: Inputs) -> Tensor:
+        output = self.base(**inputs)
+        if self.head is None:
+            return output.logits
+        return self.head(self._pool(output.last_hidden_state, inputs.get("attention_mask")))
+
+    def _pool(self, states: Tensor, mask: Tensor | None) -> Tensor:
+        # states: (b, t, d); mask: (b, t), absent where every position is real (images)
+        if mask is None:
+            pooled = states.mean(1)
+        else:
+            weights = mask.unsqueeze(-1).to(states.dtype)
+            pooled = (states * weights).sum(1) / weights.sum(1).clamp_min(1.0)
+        return nn.functional.normalize(pooled, dim=-1) * self.feature_scale
+
+    @torch.no_grad()
+    def frozen_activations(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+        """``hidden (b, t, d)`` and ``features (b, d)`` of the base alone.
+
+        The installed adapter must be without effect (every B zero); the caller sees to that.
+        peft's own ``disable_adapter`` would be the way, but it sets ``requires_grad`` anew.
+        """
+        seen: list[Tensor] = []
+        hook = self.blocks[self.first_adapted].register_forward_pre_hook(
+            lambda _module, args, kwargs: seen.append(_hidden_argument(args, kwargs)),
+            with_kwargs=True,
+        )
+        try:
+            output = self.base(**inputs)
+        finally:
+            hook.remove()
+        if self.head is None:
+            return seen[0], None
+        return seen[0], self._pool(output.last_hidden_state, inputs.get("attention_mask"))
+
+    @contextmanager
+    def _starting_at(self, hidden: Tensor) -> Iterator[None]:
+        """Run the base's own forward, with known states in place of the lower blocks' work.
+
+        The base still builds its masks and positions itself, which keeps this free of knowledge
+        about any family.
+        """
+        kept = [self.blocks[index] for index in range(self.first_adapted)]
+        hook = self.blocks[self.first_adapted].register_forward_pre_hook(
+            lambda _module, args, kwargs: _with_hidden(args, kwargs, hidden), with_kwargs=True
+        )
+        for index in range(self.first_adapted):
+            self.blocks[index] = _PassThrough()
+        try:
+            yield
+        finally:
+            hook.remove()
+            for index, block in enumerate(kept):
+                self.blocks[index] = block
+
+    def frozen_mode(self) -> None:
+        """Evaluation mode everywhere: no dropout, nothing that depends on the batch."""
+        self.eval()
+
+    def training_mode(self) -> None:
+        """Evaluation mode for the base; training mode for what is trained and adapter dropout.
+
+        Opacus' hooks record only modules in training mode, and the frozen base must give the same
+        output each time.
+        """
+        self.eval()
+        for name, module in self.named_modules():
+            owns_trained = any(p.requires_grad for p in module.parameters(recurse=False))
+            if owns_trained or ".lora_dropout" in name:
+                module.train()
+
+
+def _hidden_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def _with_hidden(
+    args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if args:
+        return (hidden, *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": hidden}

@@ -1,0 +1,80 @@
+"""From a configuration to each site's privacy plan; public numbers only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hushtune.common.config import DEFAULT_SAMPLING_PROBABILITY, RunConfig
+from hushtune.common.errors import HushtuneError
+from hushtune.common.privacy.plan import PrivacyPlan, Relation, Trust, Unit, make_plan
+
+POOLED = "pooled"
+"""Name of the one site that holds everybody's rows, in the pooled baselines."""
+
+
+def site_plans(config: RunConfig) -> dict[str, PrivacyPlan]:
+    """The plan of every site over the whole run, by name; raises PlanError where there is none.
+
+    A site that takes part in fewer rounds than all spends less than its plan says, never more.
+    """
+    train = config.train
+    probability = train.sampling_probability
+    if train.batch_size is None and probability is None:
+        probability = DEFAULT_SAMPLING_PROBABILITY
+    plans: dict[str, PrivacyPlan] = {}
+    for site, size in sorted(config.data.public_sizes.items()):
+        try:
+            plans[site] = make_plan(
+                epsilon=config.privacy.epsilon,
+                delta=config.privacy.delta,
+                public_size=size,
+                batch_size=train.batch_size,
+                sampling_probability=probability,
+                steps=train.rounds * train.local_steps,
+                clip_norm=config.privacy.clip_norm,
+                unit=Unit(config.privacy.unit),
+                relation=Relation(config.privacy.relation),
+                trust=Trust(config.privacy.trust),
+            )
+        except HushtuneError as error:
+            message = f"site {site}: {error.message}"
+            raise type(error)(
+                message, given=error.given, expected=error.expected, remedy=error.remedy
+            ) from None
+    return plans
+
+
+def alone(config: RunConfig, site: str) -> RunConfig:
+    """The same run with one site only."""
+    return _with_sizes(config, {site: config.data.public_sizes[site]})
+
+
+def pooled(config: RunConfig) -> RunConfig:
+    """The same run with all rows at one place, and the sites' expected batches in one."""
+    sizes = config.data.public_sizes
+    total = sum(sizes.values())
+    batch = sum(plan.denominator for plan in site_plans(config).values())
+    joined = _with_sizes(config, {POOLED: total})
+    train = joined.train.model_copy(
+        update={"batch_size": None, "sampling_probability": min(1.0, batch / total)}
+    )
+    return joined.model_copy(update={"train": train})
+
+
+def not_private(config: RunConfig) -> RunConfig:
+    """The same run without privacy."""
+    return config.model_copy(
+        update={"privacy": config.privacy.model_copy(update={"trust": Trust.OFF.value})}
+    )
+
+
+def head_only(config: RunConfig) -> RunConfig:
+    """The same run with the head alone trained, on frozen features."""
+    train = config.train.model_copy(update={"warmup_rounds": config.train.rounds})
+    return config.model_copy(update={"train": train})
+
+
+def _with_sizes(config: RunConfig, sizes: Mapping[str, int]) -> RunConfig:
+    simulation = config.simulation.model_copy(update={"sites_per_round": 0, "quorum": 1})
+    data = config.data.model_copy(update={"public_sizes": dict(sizes)})
+    return config.model_copy(update={"data": data, "simulation": simulation})

@@ -1,0 +1,83 @@
+"""One charge of the privacy ledger, and the hash that chains it to the one before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hushtune.common.errors import HushtuneError, MessageError
+from hushtune.common.privacy.plan import DpSgdEvent
+
+GENESIS = "0" * 64
+"""What stands for the hash before the first charge."""
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerEntry:
+    """One charge; `hash` covers all other fields, `previous` chains it to the one before.
+
+    The clock is left out: it would add nothing to the order, and what time it was is not certain.
+    """
+
+    sequence: int
+    dataset: str
+    run: str
+    round: int
+    event: DpSgdEvent
+    previous: str
+    hash: str
+
+    @classmethod
+    def after(
+        cls,
+        sequence: int,
+        previous: str,
+        *,
+        dataset: str,
+        run: str,
+        round: int,
+        event: DpSgdEvent,
+    ) -> LedgerEntry:
+        """The charge that follows the one with this number and hash (0 and GENESIS for none)."""
+        entry = cls(sequence + 1, dataset, run, round, event, previous, "")
+        return replace(entry, hash=entry.content_hash())
+
+    def content_hash(self) -> str:
+        """SHA-256 of the canonical JSON of all fields but `hash`, in hexadecimal."""
+        content = {key: value for key, value in self.to_dict().items() if key != "hash"}
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {
+            "sequence": self.sequence,
+            "dataset": self.dataset,
+            "run": self.run,
+            "round": self.round,
+            "event": self.event.to_dict(),
+            "previous": self.previous,
+            "hash": self.hash,
+        }
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> LedgerEntry:
+        """Inverse of `to_dict`; MessageError for anything else, a wrong hash included."""
+        try:
+            entry = cls(
+                sequence=int(raw["sequence"]),
+                dataset=str(raw["dataset"]),
+                run=str(raw["run"]),
+                round=int(raw["round"]),
+                event=DpSgdEvent.from_dict(raw["event"]),
+                previous=str(raw["previous"]),
+                hash=str(raw["hash"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, HushtuneError) as error:
+            raise MessageError("a charge is damaged", given=str(error)) from error
+        if entry.hash != entry.content_hash():
+            raise MessageError("a charge's hash does not fit its content", given=entry.hash)
+        return entry

@@ -1,0 +1,102 @@
+"""The files of a privacy ledger: made private from the start, and a head that betrays a rollback.
+
+The head file holds the number and the hash of the last charge. It is written after the charge is
+durable, so that it may lag behind its ledger after a crash but never runs ahead of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sqlite3
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hushtune.common.errors import DiskFullError, LedgerError
+from hushtune.common.privacy.ledger_entry import GENESIS
+
+_REMEDY = "restore the file from a copy that is not older than the last run"
+
+
+def create_private(path: Path) -> None:
+    """Make an empty file that only its owner can read, if there is none; never readable between.
+
+    SQLite gives its journal the mode of the database.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+
+
+def check_private(path: Path) -> None:
+    """Raise LedgerError where others than the owner can read or write the file."""
+    mode = path.stat().st_mode & 0o777
+    if mode & 0o077:
+        raise LedgerError(
+            "the privacy ledger can be read by others",
+            given=f"{path} with mode {mode:o}",
+            expected="mode 600",
+            remedy=f"chmod 600 {path}",
+        )
+
+
+def head_path(path: Path) -> Path:
+    """Where the head of the ledger at `path` is kept."""
+    return path.with_name(path.name + ".head")
+
+
+def read_head(path: Path) -> tuple[int, str]:
+    """Number and hash of the last charge that the head file knows; (0, GENESIS) without one."""
+    try:
+        text = head_path(path).read_text(encoding="ascii", errors="replace")
+    except FileNotFoundError:
+        return 0, GENESIS
+    found = re.fullmatch(r"([1-9][0-9]*) ([0-9a-f]{64})\n", text)
+    if found is None:
+        raise LedgerError(
+            "the head of the privacy ledger is damaged",
+            given=str(head_path(path)),
+            remedy=_REMEDY,
+        )
+    return int(found[1]), found[2]
+
+
+def write_head(path: Path, sequence: int, head: str) -> None:
+    """Replace the head durably and in one piece; mode 0600."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="ascii") as file:
+            file.write(f"{sequence} {head}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(head_path(path))
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Generator[None]:
+    """Turn what SQLite and the system say into DiskFullError or LedgerError."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        if "disk is full" in str(error) or getattr(error, "errno", None) == errno.ENOSPC:
+            raise DiskFullError(
+                "the privacy ledger could not be written: the disk is full, so nothing was "
+                "released",
+                given=str(path),
+                remedy="free some space and run again with --resume",
+            ) from error
+        raise LedgerError(
+            "the privacy ledger could not be used, so nothing was released",
+            given=f"{path}: {error}",
+            remedy=_REMEDY,
+        ) from error

@@ -1,0 +1,58 @@
+"""What every kind of supervision offers to training and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hushtune.common.adapter import AdapterState
+from hushtune.common.model import AdaptedModel, Level
+
+Rows = NDArray[np.int64]
+Metrics = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Model inputs and targets of ``b`` examples; every tensor has ``b`` rows."""
+
+    inputs: Mapping[str, Tensor]
+    labels: Tensor  # (b,)
+
+
+class Task(Protocol):
+    """Data, model, loss and metrics of one kind of supervision, over rows named by index.
+
+    A loss is one number an example, ``(b,)``, and depends on that example alone: a mean over the
+    batch, or over its tokens, would let one example change the others' gradients.
+    """
+
+    @property
+    def model(self) -> AdaptedModel:
+        """The process's one model."""
+        ...
+
+    def level(self, state: AdapterState, trainable: tuple[str, ...] = ()) -> Level:
+        """The cheapest start of a forward pass that is exact for this adapter."""
+        ...
+
+    def microbatches(self, rows: Rows, size: int) -> list[Rows]:
+        """Split rows into pieces of at most ``size`` rows of like cost."""
+        ...
+
+    def batch(self, rows: Rows, level: Level) -> Batch:
+        """Inputs and targets of some rows."""
+        ...
+
+    def example_losses(self, batch: Batch) -> Tensor:
+        """One loss an example, ``(b,)``."""
+        ...
+
+    def metrics(self, state: AdapterState, rows: Rows) -> Metrics:
+        """Figures of an adapter on some rows; installs the adapter."""
+        ...

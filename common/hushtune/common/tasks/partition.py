@@ -1,0 +1,129 @@
+"""Deal one data set to K sites: at random, by skewed labels, by skewed sizes, or in shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hushtune.common.errors import TooFewRowsError
+from hushtune.common.seeds import rng
+from hushtune.common.tasks.base import Rows
+
+if TYPE_CHECKING:
+    from hushtune.common.tasks.data import LabelledText
+
+_ATTEMPTS = 100
+_MIN_ROWS = 10
+
+
+def partition(
+    labels: Rows, *, how: str, sites: int, alpha: float, shards_per_site: int, seed: int
+) -> list[Rows]:
+    """Every index of ``labels`` at exactly one of ``sites`` sites; sorted within each.
+
+    ``iid``: at random, equal sizes. ``dirichlet``: each label's shares over sites are drawn from
+    Dirichlet(alpha) (Hsu et al. 1909.06335). ``quantity``: sizes from Dirichlet(alpha), labels at
+    random. ``shards``: rows sorted by label, cut into ``sites * shards_per_site`` pieces, dealt
+    (McMahan et al. 1602.05629). Skewed draws are repeated until each site has 10 rows.
+    """
+    least = min(_MIN_ROWS, len(labels) // (2 * sites))
+    if least < 1:
+        raise TooFewRowsError(
+            "there are too few rows for that many sites",
+            given=f"{len(labels)} rows, data.sites = {sites}",
+            expected=f"data.sites <= {len(labels) // 2}",
+        )
+    ways = {"iid": _iid, "dirichlet": _dirichlet, "quantity": _quantity, "shards": _shards}
+    for attempt in range(_ATTEMPTS):
+        random = rng(seed, "partition", how, attempt)
+        if how == "shards":
+            parts = _shards(labels, sites * shards_per_site, alpha, random)
+            order = random.permutation(len(parts))
+            parts = [
+                np.concatenate([parts[i] for i in order[k * shards_per_site :][:shards_per_site]])
+                for k in range(sites)
+            ]
+        else:
+            parts = ways[how](labels, sites, alpha, random)
+        if min(len(part) for part in parts) >= least:
+            return [np.sort(part).astype(np.int64) for part in parts]
+    raise TooFewRowsError(
+        "the draw leaves a site almost without rows",
+        given=f"{len(labels)} rows, data.sites = {sites}, data.alpha = {alpha}",
+        remedy="raise data.alpha, or lower data.sites",
+    )
+
+
+def _iid(labels: Rows, sites: int, alpha: float, random: np.random.Generator) -> list[Rows]:
+    del alpha
+    return np.array_split(random.permutation(len(labels)), sites)
+
+
+def _dirichlet(labels: Rows, sites: int, alpha: float, random: np.random.Generator) -> list[Rows]:
+    parts: list[list[Rows]] = [[] for _ in range(sites)]
+    for label in np.unique(labels):
+        mine = random.permutation(np.flatnonzero(labels == label))
+        for part, piece in zip(parts, _cut(mine, sites, alpha, random), strict=True):
+            part.append(piece)
+    return [np.concatenate(part) for part in parts]
+
+
+def _quantity(labels: Rows, sites: int, alpha: float, random: np.random.Generator) -> list[Rows]:
+    return _cut(random.permutation(len(labels)), sites, alpha, random)
+
+
+def _shards(labels: Rows, pieces: int, alpha: float, random: np.random.Generator) -> list[Rows]:
+    del alpha
+    shuffled = random.permutation(len(labels))
+    return np.array_split(shuffled[np.argsort(labels[shuffled], kind="stable")], pieces)
+
+
+def _cut(rows: Rows, pieces: int, alpha: float, random: np.random.Generator) -> list[Rows]:
+    shares = random.dirichlet(np.full(pieces, alpha))
+    return np.split(rows, (np.cumsum(shares)[:-1] * len(rows)).round().astype(np.int64))
+
+
+def table(data: LabelledText) -> list[Mapping[str, str | int]]:
+    """Who has what: for each site its rows by use and by label."""
+    rows: list[Mapping[str, str | int]] = []
+    for site, split in data.sites.items():
+        everything = np.concatenate([split.train, split.validation, split.test])
+        counts = np.bincount(data.labels[everything], minlength=len(data.label_names))
+        rows.append(
+            {
+                "site": site,
+                "train": len(split.train),
+                "validation": len(split.validation),
+                "test": len(split.test),
+                **{name: int(n) for name, n in zip(data.label_names, counts, strict=True)},
+            }
+        )
+    return rows
+
+
+def plot(data: LabelledText, path: Path) -> None:
+    """Draw who has what as stacked bars, one bar a site."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = table(data)
+    sites: Sequence[str] = [str(row["site"]) for row in rows]
+    figure, axes = pyplot.subplots(figsize=(7, 0.6 + 0.45 * len(sites)), layout="constrained")
+    left = np.zeros(len(sites))
+    colours = pyplot.get_cmap("cividis")(np.linspace(0.1, 0.9, len(data.label_names)))
+    for name, colour in zip(data.label_names, colours, strict=True):
+        width = np.array([int(row[name]) for row in rows])
+        axes.barh(sites, width, left=left, label=name, color=colour)
+        left += width
+    axes.invert_yaxis()
+    axes.set_xlabel("rows")
+    if len(data.label_names) <= 12:
+        axes.legend(title="label", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

@@ -1,0 +1,197 @@
+"""One record as it was read: its cells checked, its text decoded, its place known.
+
+Rows are numbered as an editor numbers lines (the header of a CSV is row 1; a record that spans
+lines has the number of its first line); rows of Parquet files and data sets count from 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from hushtune.common.errors import (
+    BadValueError,
+    DataError,
+    EmptyDataError,
+    EncodingError,
+    MissingColumnError,
+    MissingFileError,
+    UnsupportedDataError,
+)
+
+_INTEGRAL: Final = re.compile(r"[+-]?\d+\.0*")
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Names of the columns to read; without ``site`` the rows' site is None."""
+
+    text: str
+    label: str
+    site: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns that a file must have."""
+        return (self.text, self.label, *(() if self.site is None else (self.site,)))
+
+
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """One record as read; None is a missing value, ``place`` is ``file:row``."""
+
+    text: str | None
+    label: str | None
+    site: str | None
+    place: str
+
+
+def check_file(path: Path) -> None:
+    """MissingFileError unless ``path`` is a file; the nearest name in its folder is proposed."""
+    if path.is_file():
+        return
+    if path.is_dir():
+        raise UnsupportedDataError("this is a folder, not a file", file=path)
+    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, siblings, n=1)
+    raise MissingFileError(
+        "there is no such data file",
+        file=path,
+        remedy=f"did you mean {path.parent / near[0]}?" if near else "check the path",
+    )
+
+
+def check_columns(found: Sequence[str], columns: Columns, *, file: str) -> None:
+    """Every wanted column is there exactly once; else an error that proposes the nearest name."""
+    for name in columns.names:
+        count = found.count(name)
+        if count > 1:
+            raise BadValueError(
+                f"{count} columns have the same name, so which to read is not clear",
+                file=file,
+                row=1,
+                column=name,
+                remedy="rename all but one of them",
+            )
+        if count == 0:
+            folded = {other.casefold(): other for other in found}
+            near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
+            raise MissingColumnError(
+                f"there is no column {name!r}"
+                + (f"; did you mean {folded[near[0]]!r}?" if near else ""),
+                file=file,
+                column=name,
+                given=", ".join(found) or "no columns",
+                remedy="set data.text, data.label and data.site to names of columns of the file",
+            )
+
+
+def to_row(cells: Mapping[str, object], columns: Columns, *, file: str, row: int) -> RawRow:
+    """A row from raw cells; BadValueError for a cell that is no text, class or site name."""
+    text = cells.get(columns.text)
+    if isinstance(text, int | float) and not _is_nan(text):
+        raise BadValueError(
+            "the text is a number",
+            file=file,
+            row=row,
+            column=columns.text,
+            given=text,
+            expected="text",
+            remedy="set data.text to the column with the sentences",
+        )
+    read: dict[str, str | None] = {}
+    for name in columns.names:
+        try:
+            read[name] = _cell(cells.get(name))
+        except ValueError as error:
+            raise BadValueError(
+                str(error), file=file, row=row, column=name, given=repr(cells.get(name))[:80]
+            ) from None
+    label = read[columns.label]
+    if label is not None and _INTEGRAL.fullmatch(label):
+        label = str(
+            int(label.split(".")[0])
+        )  # "1.0": whole numbers, written out by a tool with NaNs
+    site = None if columns.site is None else read[columns.site]
+    return RawRow(read[columns.text], label, site, f"{file}:{row}")
+
+
+def refuse_all_missing(rows: Iterator[RawRow], *, file: str, columns: Columns) -> Iterator[RawRow]:
+    """The rows as they are; at their end, an error if there were none or a column had nothing."""
+    num_rows = num_texts = num_labels = 0
+    for row in rows:
+        num_rows += 1
+        num_texts += row.text is not None
+        num_labels += row.label is not None
+        yield row
+    if num_rows == 0:
+        raise EmptyDataError("the file has no rows", file=file)
+    for name, count in ((columns.text, num_texts), (columns.label, num_labels)):
+        if count == 0:
+            raise BadValueError(
+                f"every one of the {num_rows} rows lacks a value (empty or NaN)",
+                file=file,
+                column=name,
+                remedy="name another column, or fill this one",
+            )
+
+
+def decoded_lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file with their line ends, without a byte order mark.
+
+    Raises:
+        EncodingError: names the row and the byte (both from 1) of the first bad one.
+    """
+    with path.open("rb") as stream:
+        mark = stream.read(3)
+        if mark[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise _encoding_error(path, 1, "a UTF-16 byte order mark", "UTF-16")
+        stream.seek(3 if mark == b"\xef\xbb\xbf" else 0)
+        for number, raw in enumerate(stream, start=1):
+            if b"\x00" in raw:
+                what = f"a zero byte at byte {raw.index(0) + 1} of the row"
+                raise _encoding_error(path, number, what, "UTF-16")
+            try:
+                yield raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                what = f"byte 0x{raw[error.start]:02x} at byte {error.start + 1} of the row"
+                raise _encoding_error(path, number, what, "WINDOWS-1252") from None
+
+
+def _cell(value: object) -> str | None:
+    """A cell as text; None if it is missing; ValueError if it can be neither."""
+    if value is None or _is_nan(value):
+        return None
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        if math.isinf(value):
+            raise ValueError("the value is infinite")
+        return str(int(value)) if value.is_integer() else repr(value)
+    if isinstance(value, str):
+        text = value.strip()
+        return None if text.casefold() in ("", "nan") else text
+    raise ValueError(f"the value is a {type(value).__name__}, not text or a whole number")
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _encoding_error(path: Path, row: int, what: str, guess: str) -> DataError:
+    return EncodingError(
+        "the file is not UTF-8 throughout",
+        file=path,
+        row=row,
+        given=what,
+        remedy=f"find out its encoding and convert it, e.g. "
+        f"iconv -f {guess} -t UTF-8 {path.name} > utf8-{path.name}; if only some rows differ, "
+        "mend those rows",
+    )

@@ -1,0 +1,172 @@
+"""Text classification: one label a text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from sklearn.metrics import f1_score
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from hushtune.common import lora
+from hushtune.common.adapter import AdapterState, b_key
+from hushtune.common.model import AdaptedModel, Level
+from hushtune.common.tasks.activations import Activations, TokenRows, by_length
+from hushtune.common.tasks.base import Batch, Metrics, Rows
+
+EVALUATION_BATCH = 64
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, max_tokens: int
+) -> TokenRows:
+    """Token ids of every text, cut to ``max_tokens``; an empty result is padded to one token."""
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
+    pad_id = tokenizer.pad_token_id
+    if pad_id is None:
+        pad_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
+    rows = [np.asarray(ids or [pad_id], dtype=np.int32) for ids in encoded]  # pyright: ignore[reportArgumentType]
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+    return TokenRows(torch.from_numpy(np.concatenate(rows)), offsets, int(pad_id))
+
+
+class TextClassification:
+    """Cross-entropy, accuracy and macro-F1 of one adapted model over one table of rows."""
+
+    def __init__(
+        self,
+        model: AdaptedModel,
+        tokens: TokenRows,
+        labels: Rows,
+        *,
+        class_weights: Sequence[float] | None = None,
+        cache_megabytes: int = 0,
+        on_fill: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """``class_weights``: one public number a label. ``on_fill(done, total)`` hears progress."""
+        self._model = model
+        self._tokens = tokens
+        self._labels = torch.from_numpy(labels)
+        weights = [1.0] * model.num_labels if class_weights is None else list(class_weights)
+        self._weights = torch.tensor(weights, dtype=torch.float32)
+        self._budget = cache_megabytes * 2**20
+        self._on_fill = on_fill
+        self._kept: Activations | None = None
+
+    @property
+    def model(self) -> AdaptedModel:
+        """The process's one model."""
+        return self._model
+
+    @property
+    def tokens(self) -> TokenRows:
+        """The rows' tokens."""
+        return self._tokens
+
+    def level(self, state: AdapterState, trainable: tuple[str, ...] = ()) -> Level:
+        """See ``Task.level``: features need every B to be zero, and to stay so."""
+        kept = self._activations()
+        still = all(key.startswith("head.") for key in trainable) and not any(
+            bool(state.tensors[b_key(module)].any()) for module in state.spec.targets
+        )
+        if kept.features is not None and still:
+            return Level.FEATURES
+        return Level.TOKENS if kept.hidden is None else Level.HIDDEN
+
+    def microbatches(self, rows: Rows, size: int) -> list[Rows]:
+        """See ``Task.microbatches``."""
+        return by_length(self._tokens, rows, size)
+
+    def batch(self, rows: Rows, level: Level) -> Batch:
+        """See ``Task.batch``."""
+        device = self._weights.device if not rows.size else self._device()
+        labels = self._labels[torch.from_numpy(rows)].to(device)
+        if level is Level.FEATURES:
+            kept = self._activations().features
+            if kept is None:
+                raise ValueError("features were not kept")
+            return Batch({"features": kept[torch.from_numpy(rows)].to(device)}, labels)
+        inputs = self._tokens.inputs(rows)
+        if level is Level.HIDDEN:
+            inputs["hidden"] = self._activations().padded_hidden(self._tokens, rows)
+        return Batch({key: value.to(device) for key, value in inputs.items()}, labels)
+
+    def example_losses(self, batch: Batch) -> Tensor:
+        """Cross-entropy of each example times its label's weight, ``(b,)``."""
+        logits = self._model(batch.inputs)
+        losses = nn.functional.cross_entropy(logits, batch.labels, reduction="none")
+        return losses * self._weights.to(losses.device)[batch.labels]
+
+    @torch.no_grad()
+    def logits(self, state: AdapterState, rows: Rows) -> Tensor:
+        """Logits of some rows, ``(len(rows), num_labels)``, in their order."""
+        lora.install(self._model, state)
+        self._model.frozen_mode()
+        level = self.level(state)
+        out = torch.empty(len(rows), self._model.num_labels)
+        places = {int(row): place for place, row in enumerate(rows)}
+        for piece in self.microbatches(rows, EVALUATION_BATCH):
+            where = torch.tensor([places[int(row)] for row in piece])
+            out[where] = self._model(self.batch(piece, level).inputs).float().cpu()
+        return out
+
+    def metrics(self, state: AdapterState, rows: Rows) -> Metrics:
+        """Mean loss (unweighted), accuracy and macro-F1."""
+        return scores(self.logits(state, rows), self._labels[torch.from_numpy(rows)])
+
+    def _device(self) -> torch.device:
+        return next(self._model.parameters()).device
+
+    def _activations(self) -> Activations:
+        if self._kept is None:
+            self._kept = self._fill()
+        return self._kept
+
+    @torch.no_grad()
+    def _fill(self) -> Activations:
+        """One pass of the frozen model over all rows, with the adapter put aside."""
+        count, total = len(self._tokens.lengths), len(self._tokens.ids)
+        width = int(self._model.base.config.hidden_size)
+        fits = (total + count) * width * 4 <= self._budget
+        if not fits and count * width * 4 > self._budget:
+            return Activations(None, None)
+        has_features = self._model.head is not None
+        if not fits and not has_features:
+            return Activations(None, None)
+        aside = lora.extract(self._model)
+        lora.install(self._model, lora.initial_state(self._model, seed=0))
+        self._model.frozen_mode()
+        hidden = torch.empty(total, width) if fits else None
+        features = torch.empty(count, width) if has_features else None
+        done = 0
+        for rows in self.microbatches(np.arange(count, dtype=np.int64), EVALUATION_BATCH):
+            inputs = {key: value.to(self._device()) for key, value in self._tokens.inputs(rows).items()}
+            states, pooled = self._model.frozen_activations(inputs)
+            if hidden is not None:
+                for place, row in enumerate(rows):
+                    start, end = self._tokens.offsets[row], self._tokens.offsets[row + 1]
+                    hidden[start:end] = states[place, : end - start]
+            if features is not None and pooled is not None:
+                features[torch.from_numpy(rows)] = pooled.cpu()
+            done += len(rows)
+            if self._on_fill is not None:
+                self._on_fill(done, count)
+        lora.install(self._model, aside)
+        return Activations(hidden, features)
+
+
+def scores(logits: Tensor, labels: Tensor) -> Metrics:
+    """Mean cross-entropy, accuracy and macro-F1 over the labels that occur."""
+    predicted = logits.argmax(1)
+    return {
+        "loss": float(nn.functional.cross_entropy(logits, labels)),
+        "accuracy": float((predicted == labels).float().mean()),
+        "macro_f1": float(f1_score(labels.numpy(), predicted.numpy(), average="macro")),
+    }
+
+
+def weights_of(names: Sequence[str], given: Mapping[str, float]) -> list[float] | None:
+    """Class weights in the order of the labels; 1 where none is given."""
+    return [given.get(name, 1.0) for name in names] if given else None

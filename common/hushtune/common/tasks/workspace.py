@@ -1,0 +1,192 @@
+"""A process's one copy of model, data and activations, shared by all sites and baselines."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from hushtune.common import lora
+from hushtune.common.adapter import AdapterState
+from hushtune.common.config import ModelConfig, RunConfig
+from hushtune.common.config_io import config_hash
+from hushtune.common.errors import ConfigError, DataError, MissingWeightsError, ModelError
+from hushtune.common.planning import POOLED
+from hushtune.common.tasks.assets import resolve_model
+from hushtune.common.tasks.base import Rows
+from hushtune.common.tasks.data import LabelledText, load_data
+from hushtune.common.tasks.text_classification import TextClassification, tokenize, weights_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Progress = Callable[[str, int, int], None]
+"""Hears (what, done, total) while something long is prepared."""
+
+
+class Workspace:
+    """Everything that runs over the same data, model and adapter settings share."""
+
+    def __init__(self, config: RunConfig, data: LabelledText, progress: Progress | None) -> None:
+        self.data = data
+        self.base_name = str(resolve_model(config.model.name))
+        self.tokenizer = load_tokenizer(self.base_name)
+        tokens = tokenize(self.tokenizer, data.texts, max_tokens=config.model.max_tokens)
+        base = load_base(self.base_name, config.model, data.label_names)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = lora.attach(
+            base.to(device),  # before adapters and hooks: they must be made where they will live
+            model=config.model,
+            adapter=config.adapter,
+            num_labels=len(data.label_names),
+            seed=config.seed,
+        ).to(device)
+        self.initial_state: AdapterState = lora.initial_state(model, seed=config.seed)
+        self.task = TextClassification(
+            model,
+            tokens,
+            data.labels,
+            class_weights=weights_of(data.label_names, config.data.class_weights),
+            cache_megabytes=config.train.cache_megabytes,
+            on_fill=None if progress is None else lambda i, n: progress("frozen features", i, n),
+        )
+
+    def warm(self) -> None:
+        """Fill the activations now, so that no round pays for them."""
+        self.task.level(self.initial_state)
+
+    def train_rows(self, site: str) -> Rows:
+        """Training rows of a site, or of all sites together."""
+        return self._rows(site, "train")
+
+    def rows(self, site: str, part: str) -> Rows:
+        """Rows of one part (train, validation, test) of a site, or of all sites together."""
+        return self._rows(site, part)
+
+    def dataset_id(self, site: str) -> str:
+        """What a ledger knows a site's training rows by."""
+        return self.data.fingerprint(site) if site != POOLED else POOLED
+
+    def _rows(self, site: str, part: str) -> Rows:
+        splits = self.data.sites
+        chosen = [splits[site]] if site != POOLED else list(splits.values())
+        return np.concatenate([getattr(split, part) for split in chosen])
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies beside a model."""
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            "the model's tokenizer cannot be loaded",
+            given=name,
+            expected="tokenizer.json or the family's vocabulary files in the model's folder",
+            remedy=str(error)[:200],
+        ) from error
+
+
+def load_base(name: str, model: ModelConfig, labels: tuple[str, ...]) -> PreTrainedModel:
+    """A pretrained base in float32; safetensors only, and never code from the model's folder."""
+    options: Mapping[str, object] = {
+        "trust_remote_code": False,
+        "use_safetensors": True,
+        "dtype": torch.float32,
+    }
+    try:
+        if model.head == "mean":
+            base = AutoModel.from_pretrained(name, **options)
+        else:
+            config = AutoConfig.from_pretrained(
+                name,
+                trust_remote_code=False,
+                id2label=dict(enumerate(labels)),
+                label2id={label: index for index, label in enumerate(labels)},
+            )
+            base = AutoModelForSequenceClassification.from_pretrained(
+                name, config=config, ignore_mismatched_sizes=True, **options
+            )
+    except (OSError, ValueError) as error:
+        raise MissingWeightsError(
+            "the model cannot be loaded",
+            given=name,
+            expected="a folder with config.json and *.safetensors, or an id of the model hub",
+            remedy=str(error).strip().splitlines()[0][:300],
+        ) from error
+    return base
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """A configuration with every site's public size in it.
+
+    Sizes that are not declared are taken from the data here, once; the statement says so. From
+    then on nothing depends on how many rows a site really has.
+    """
+    if config.data.public_sizes:
+        return config
+    data = _data(config)
+    if POOLED in data.sites:
+        raise DataError(
+            f"a site cannot be called {POOLED!r}: the pooled baseline is", remedy="rename the site"
+        )
+    sizes = {site: len(split.train) for site, split in data.sites.items()}
+    return config.model_copy(
+        update={"data": config.data.model_copy(update={"public_sizes": sizes})}
+    )
+
+
+_workspaces: dict[str, Workspace] = {}
+_tables: dict[str, LabelledText] = {}
+
+
+def open_workspace(config: RunConfig, progress: Progress | None = None) -> Workspace:
+    """The process's workspace for a configuration; made when first asked for, then kept."""
+    data = _data(config)
+    unknown = set(config.data.public_sizes) - set(data.sites) - {POOLED}
+    if unknown:
+        raise ConfigError(
+            "data.public_sizes names a site that the data do not have",
+            given=", ".join(sorted(unknown)),
+            expected=", ".join(data.sites),
+        )
+    key = _key(config)
+    if key not in _workspaces:
+        _workspaces.clear()  # one model in memory at a time
+        gc.collect()
+        _workspaces[key] = Workspace(config, data, progress)
+    return _workspaces[key]
+
+
+def _data(config: RunConfig) -> LabelledText:
+    key = config_hash(_stripped(config))
+    if key not in _tables:
+        _tables.clear()
+        _tables[key] = load_data(config.data, seed=config.seed)
+    return _tables[key]
+
+
+def _stripped(config: RunConfig) -> RunConfig:
+    """A configuration reduced to what the table of rows depends on."""
+    data = config.data.model_copy(update={"public_sizes": {}, "class_weights": {}})
+    return RunConfig(data=data, seed=config.seed)
+
+
+def _key(config: RunConfig) -> str:
+    """What model, rows and activations depend on."""
+    data = config.data.model_copy(update={"public_sizes": {}})
+    cache = config.train.cache_megabytes
+    kept = RunConfig(data=data, seed=config.seed, model=config.model, adapter=config.adapter)
+    return f"{config_hash(kept)}-{cache}-{os.getpid()}"
+

@@ -1,0 +1,102 @@
+"""Server optimisers on the pseudo-gradient ``-mean delta`` (Reddi et al., 2003.00295).
+
+Each is a pair of pure functions. An update may be partial (the head alone in the warm-up, then
+more): tensors that it lacks stay as they are, and a moment begins when its tensor first appears.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hushtune.common.adapter import AdapterState
+from hushtune.common.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class AggState:
+    """The server's memory between rounds: rounds joined so far, and moments by name."""
+
+    step: int
+    moments: Mapping[str, AdapterState]
+
+
+@dataclass(frozen=True)
+class ServerOptimizer:
+    """``init(state) -> memory``; ``apply(memory, state, mean delta) -> (memory, new state)``."""
+
+    init: Callable[[AdapterState], AggState]
+    apply: Callable[[AggState, AdapterState, AdapterState], tuple[AggState, AdapterState]]
+
+
+def sgd(learning_rate: float) -> ServerOptimizer:
+    """``x <- x + learning_rate * delta``; with 1 this is plain averaging (FedAvg)."""
+    _require("learning_rate", learning_rate, learning_rate > 0)
+
+    def init(state: AdapterState) -> AggState:
+        del state
+        return AggState(step=0, moments={})
+
+    def apply(
+        memory: AggState, state: AdapterState, delta: AdapterState
+    ) -> tuple[AggState, AdapterState]:
+        moved = state.select(delta.keys) + learning_rate * delta
+        return AggState(memory.step + 1, memory.moments), state.merge(moved)
+
+    return ServerOptimizer(init, apply)
+
+
+def adam(
+    learning_rate: float, *, betas: tuple[float, float] = (0.9, 0.99), epsilon: float = 1e-3
+) -> ServerOptimizer:
+    """FedAdam, algorithm 2 of 2003.00295; ``epsilon`` is the paper's degree of adaptivity tau.
+
+    ``m <- b1 m + (1 - b1) delta``, ``v <- b2 v + (1 - b2) delta^2``,
+    ``x <- x + learning_rate * m / (sqrt(v) + epsilon)``, from ``m = 0`` and ``v = epsilon^2``,
+    without bias correction, as in the paper.
+    """
+    first, second = betas
+    _require("learning_rate", learning_rate, learning_rate > 0)
+    _require("epsilon", epsilon, epsilon > 0)
+    _require("betas", betas, 0 <= first < 1 and 0 <= second < 1)
+
+    def init(state: AdapterState) -> AggState:
+        nothing = state.select(())
+        return AggState(step=0, moments={"first": nothing, "second": nothing})
+
+    def apply(
+        memory: AggState, state: AdapterState, delta: AdapterState
+    ) -> tuple[AggState, AdapterState]:
+        old_first = _begun(memory.moments["first"], delta, start=0.0)
+        old_second = _begun(memory.moments["second"], delta, start=epsilon**2)
+        new_first = first * old_first + (1 - first) * delta
+        new_second = second * old_second + (1 - second) * delta.map(torch.square)
+
+        def direction(mean: Tensor, square: Tensor) -> Tensor:
+            return mean / (square.sqrt() + epsilon)
+
+        step = learning_rate * new_first.zip_with(new_second, direction)
+        moments = {
+            "first": memory.moments["first"].merge(new_first),
+            "second": memory.moments["second"].merge(new_second),
+        }
+        moved = state.select(delta.keys) + step
+        return AggState(memory.step + 1, moments), state.merge(moved)
+
+    return ServerOptimizer(init, apply)
+
+
+def _begun(moment: AdapterState, delta: AdapterState, *, start: float) -> AdapterState:
+    """The moment over the tensors of ``delta``, those that are new to it filled with ``start``."""
+    fresh = delta.map(lambda tensor: torch.full_like(tensor, start))
+    return fresh.merge(moment.select(key for key in delta.keys if key in moment.tensors))
+
+
+def _require(name: str, given: object, holds: bool) -> None:
+    numbers = given if isinstance(given, tuple) else (given,)
+    if not holds or not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+        raise ConfigError(f"{name} of the server's optimiser is out of range", given=given)

@@ -1,0 +1,77 @@
+"""The Flower ServerApp: configuration -> strategy -> run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from hushtune.common import lora
+from hushtune.common.adapter import AdapterState
+from hushtune.common.config_io import config_hash, dump_toml
+from hushtune.common.planning import site_plans
+from hushtune.common.run_context import RunContext, read_run_config
+from hushtune.common.tasks.workspace import open_workspace
+from hushtune.server.aggregation.aggregator import make_aggregator
+from hushtune.server.checkpoint import load
+from hushtune.server.strategy import FederatedStrategy, FederationResult, RoundResult
+
+_app = ServerApp()
+app = _app
+
+OnRound = Callable[[RoundResult], Mapping[str, Any]]
+
+
+def federate(
+    run: RunContext,
+    grid: Grid,
+    *,
+    initial: AdapterState,
+    on_round: OnRound | None = None,
+    resume: bool = False,
+) -> FederationResult:
+    """Run a federation over a grid, from its last checkpoint if asked to resume.
+
+    The run's name follows from its configuration: in a simulation the sites' batches are drawn
+    from the seed and this name, so that a run can be repeated.
+    """
+    config = run.config
+    folder = checkpoint_folder(run.out)
+    identity = config_hash(config)
+    strategy = FederatedStrategy(
+        run=identity[:16],
+        config=config,
+        config_hash=identity,
+        plans=site_plans(config),
+        sizes=config.data.public_sizes,
+        aggregator=make_aggregator(config.aggregation),
+        checkpoint_dir=folder,
+        on_round=on_round,
+    )
+    checkpoint = load(folder, config_hash=identity) if resume else None
+    return strategy.run(grid, initial, resume=checkpoint)
+
+
+def checkpoint_folder(out: Path) -> Path:
+    """Where a run keeps its checkpoint."""
+    return out / "checkpoint"
+
+
+@_app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the federation of a Flower run configuration and save its adapter.
+
+    Evaluation, baselines and the report belong to ``hushtune simulate``; this is what
+    ``flwr run .`` does with the same apps.
+    """
+    run = read_run_config(context.run_config)
+    run.out.mkdir(parents=True, exist_ok=True)
+    (run.out / "config.toml").write_text(dump_toml(run.config), encoding="utf-8")
+    workspace = open_workspace(run.config)
+    result = federate(run, grid, initial=workspace.initial_state)
+    lora.save_adapter(
+        workspace.task.model, result.state, run.out / "adapter", base_name=workspace.base_name
+    )

@@ -1,0 +1,182 @@
+"""A run between two rounds, on disk: one file that is there whole or not at all.
+
+The file is safetensors (nothing is unpickled) with the rest as JSON in its metadata and a sha256
+over both, so that a damaged file is noticed wherever the damage is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from hushtune.common.adapter import AdapterSpec, AdapterState
+from hushtune.common.errors import CheckpointError, HushtuneError
+from hushtune.common.files import write_bytes
+from hushtune.common.privacy.ledger_entry import LedgerEntry
+from hushtune.server.aggregation.optimizers import AggState
+
+FILE = "latest.hushtune"
+FORMAT = 1
+_STATE, _MOMENT = "state", "agg"
+
+Row = dict[str, Any]
+"""A JSON object."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """All that a run needs to go on after ``round`` (0 = nothing done yet).
+
+    ``history`` has one row a round; ``charges`` the ledger entries (``LedgerEntry.to_dict``) that
+    each site has shown, ``refusals`` the rounds that each site refused, with code and reason.
+    """
+
+    run: str
+    round: int
+    config_hash: str
+    state: AdapterState
+    agg: AggState
+    history: tuple[Row, ...]
+    charges: Mapping[str, tuple[Row, ...]]
+    refusals: Mapping[str, tuple[Row, ...]]
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Replace the folder's checkpoint atomically and durably; returns its path.
+
+    Raises DiskFullError, which leaves the old one in place.
+    """
+    path = folder / FILE
+    write_bytes(path, _to_bytes(checkpoint))
+    return path
+
+
+def exists(folder: Path) -> bool:
+    """Whether the folder has a checkpoint, good or not."""
+    return (folder / FILE).is_file()
+
+
+def load(folder: Path, *, config_hash: str | None = None) -> Checkpoint:
+    """Read and check the folder's checkpoint.
+
+    Raises CheckpointError where there is none, where it is damaged or of another format, and where
+    it belongs to another configuration than ``config_hash`` (if given).
+    """
+    path = folder / FILE
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            "there is no checkpoint to read",
+            given=str(path),
+            remedy="start the run anew, without --resume",
+        ) from error
+    checkpoint = _from_bytes(data, path)
+    if config_hash is not None and checkpoint.config_hash != config_hash:
+        raise CheckpointError(
+            f"the checkpoint {path} belongs to another configuration",
+            given=f"configuration {checkpoint.config_hash}",
+            expected=f"configuration {config_hash}",
+            remedy="resume with the configuration it was made with, or take a new folder",
+        )
+    return checkpoint
+
+
+def _to_bytes(checkpoint: Checkpoint) -> bytes:
+    tensors = {f"{_STATE}/{key}": tensor for key, tensor in checkpoint.state.tensors.items()}
+    for name, moment in checkpoint.agg.moments.items():
+        tensors |= {f"{_MOMENT}/{name}/{key}": tensor for key, tensor in moment.tensors.items()}
+    body = json.dumps(
+        {
+            "format": FORMAT,
+            "run": checkpoint.run,
+            "round": checkpoint.round,
+            "config_hash": checkpoint.config_hash,
+            "spec": checkpoint.state.spec.to_dict(),
+            "step": checkpoint.agg.step,
+            "moments": sorted(checkpoint.agg.moments),
+            "history": list(checkpoint.history),
+            "charges": {site: list(rows) for site, rows in checkpoint.charges.items()},
+            "refusals": {site: list(rows) for site, rows in checkpoint.refusals.items()},
+        },
+        sort_keys=True,
+    )
+    # Copied, because safetensors refuses tensors that share memory, as a state and a moment may.
+    copies = {key: tensor.contiguous().clone() for key, tensor in tensors.items()}
+    return safetensors.torch.save(copies, {"body": body, "sha256": _digest(body, copies)})
+
+
+def _digest(body: str, tensors: Mapping[str, Tensor]) -> str:
+    total = hashlib.sha256(body.encode())
+    total.update(safetensors.torch.save(dict(tensors)))
+    return total.hexdigest()
+
+
+def _from_bytes(data: bytes, path: Path) -> Checkpoint:
+    try:
+        tensors = safetensors.torch.load(data)
+        size = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + size])["__metadata__"]
+        text = str(metadata["body"])
+        if metadata["sha256"] != _digest(text, tensors):
+            raise CheckpointError("the checkpoint's sha256 does not fit its content")
+        body: dict[str, Any] = json.loads(text)
+        if body["format"] != FORMAT:
+            raise CheckpointError("the checkpoint has another format", given=body["format"])
+        return _from_parts(body, tensors)
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+        safetensors.SafetensorError,
+        HushtuneError,
+    ) as error:
+        raise CheckpointError(
+            f"the checkpoint {path} is damaged",
+            given=(error.message if isinstance(error, HushtuneError) else str(error))[:300],
+            remedy="start the run anew in a new folder",
+        ) from error
+
+
+def _from_parts(body: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Checkpoint:
+    spec = AdapterSpec.from_dict(body["spec"])
+
+    def part(prefix: str) -> AdapterState:
+        start = prefix + "/"
+        chosen = {k.removeprefix(start): t for k, t in tensors.items() if k.startswith(start)}
+        return AdapterState(spec, chosen)
+
+    state = part(_STATE)
+    if state.keys != spec.keys() or not state.is_finite():
+        raise CheckpointError("the adapter in it is not whole")
+    charges = _rows_by_site(body["charges"])
+    for rows in charges.values():
+        for row in rows:
+            LedgerEntry.from_dict(row)
+    history = tuple(cast("list[Row]", body["history"]))
+    if [row["round"] for row in history] != list(range(1, int(body["round"]) + 1)):
+        raise CheckpointError("its history does not fit its round")
+    return Checkpoint(
+        run=str(body["run"]),
+        round=int(body["round"]),
+        config_hash=str(body["config_hash"]),
+        state=state,
+        agg=AggState(int(body["step"]), {n: part(f"{_MOMENT}/{n}") for n in body["moments"]}),
+        history=history,
+        charges=charges,
+        refusals=_rows_by_site(body["refusals"]),
+    )
+
+
+def _rows_by_site(raw: Mapping[str, list[Row]]) -> dict[str, tuple[Row, ...]]:
+    return {str(site): tuple(rows) for site, rows in sorted(raw.items())}

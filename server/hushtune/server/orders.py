@@ -1,0 +1,78 @@
+"""What the server asks in a round: of whom, in which phase, with which steps of the schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from hushtune.common import seeds
+from hushtune.common.adapter import AdapterState
+from hushtune.common.config import RunConfig
+from hushtune.common.messages import LocalTraining, RoundOrder
+from hushtune.common.privacy.plan import PrivacyPlan
+from hushtune.server.aggregation.lora_rules import RULES, trainable_keys
+
+
+def is_warmup(config: RunConfig, round: int) -> bool:
+    """Whether round ``round`` (from 1) trains the head only."""
+    return round <= config.train.warmup_rounds
+
+
+def chosen_sites(config: RunConfig, sites: Collection[str], *, round: int) -> tuple[str, ...]:
+    """The sites of a round by name, sorted: all, or a seeded sample without replacement.
+
+    Drawn from all sites of the run, whoever is there, so that an absence changes no later draw.
+    """
+    names = sorted(sites)
+    count = config.simulation.sites_per_round
+    if count in (0, len(names)):
+        return tuple(names)
+    random = seeds.rng(config.seed, "sites", round)
+    drawn = random.choice(len(names), size=count, replace=False)
+    return tuple(names[place] for place in sorted(drawn.tolist()))
+
+
+def local_training(config: RunConfig, *, round: int) -> LocalTraining:
+    """How sites train in a round; the schedule spans the steps of the round's phase."""
+    train = config.train
+    warmup = is_warmup(config, round)
+    before = 0 if warmup else train.warmup_rounds
+    phase_rounds = train.warmup_rounds if warmup else train.rounds - train.warmup_rounds
+    return LocalTraining(
+        learning_rate=train.warmup_learning_rate if warmup else train.learning_rate,
+        optimizer=train.optimizer,
+        schedule=train.schedule,
+        weight_decay=train.weight_decay,
+        first_step=(round - 1 - before) * train.local_steps,
+        schedule_steps=phase_rounds * train.local_steps,
+        microbatch=train.microbatch,
+        seed=config.seed,
+    )
+
+
+def make_orders(
+    state: AdapterState,
+    *,
+    run: str,
+    round: int,
+    config: RunConfig,
+    plans: Mapping[str, PrivacyPlan],
+    sizes: Mapping[str, int],
+) -> dict[str, RoundOrder]:
+    """The order for each site of a round, by name, sorted."""
+    rule = RULES[config.aggregation.rule]
+    trainable = trainable_keys(rule, state.spec, warmup=is_warmup(config, round))
+    training = local_training(config, round=round)
+    return {
+        site: RoundOrder(
+            run=run,
+            round=round,
+            site=site,
+            adapter=state,
+            trainable=trainable,
+            plan=plans[site],
+            local_steps=config.train.local_steps,
+            num_examples=sizes[site],
+            training=training,
+        )
+        for site in chosen_sites(config, plans, round=round)
+    }

@@ -1,0 +1,131 @@
+"""From a round's Flower replies to the updates that may be used and the reasons for all others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import Message, RecordDict
+
+from hushtune.common.errors import HushtuneError, UpdateRejectedError
+from hushtune.common.messages import ClientUpdate, Refusal, RoundOrder, decode_reply
+from hushtune.common.privacy.accountant import LEAST_NOISE_MULTIPLIER
+from hushtune.common.privacy.ledger_entry import LedgerEntry
+from hushtune.server.aggregation.check import check_update
+
+log = logging.getLogger(__name__)
+
+_LONGEST_REASON = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replies:
+    """What came back in a round, each by site name, sorted.
+
+    ``rejected`` gives the reason for every site that was asked and whose update is not used.
+    ``charges`` are all that were shown, those of rejected updates included: the site has spent
+    them. ``refusals`` are rows with round, code and reason.
+    """
+
+    accepted: tuple[ClientUpdate, ...]
+    rejected: Mapping[str, str]
+    charges: Mapping[str, LedgerEntry]
+    refusals: Mapping[str, Mapping[str, Any]]
+    num_bytes: int
+
+
+def read_replies(
+    messages: Iterable[Message],
+    *,
+    orders: Mapping[str, RoundOrder],
+    nodes: Mapping[str, int],
+    max_norm: float,
+) -> Replies:
+    """Decode and check the replies of the sites that got ``orders``.
+
+    A site is known by the node that answered, never by what the answer says. Of two replies of one
+    node the first counts; replies of nodes that were not asked are left out.
+    """
+    sites = {nodes[site]: site for site in orders if site in nodes}
+    accepted: dict[str, ClientUpdate] = {}
+    rejected: dict[str, str] = {}
+    charges: dict[str, LedgerEntry] = {}
+    refusals: dict[str, Mapping[str, Any]] = {}
+    num_bytes = 0
+    for message in messages:
+        site = sites.pop(message.metadata.src_node_id, None)
+        if site is None:
+            log.warning("an unasked reply of node %s is ignored", message.metadata.src_node_id)
+            continue
+        order = orders[site]
+        num_bytes += content_bytes(message.content) if message.has_content() else 0
+        reply = _decode(message)
+        if isinstance(reply, ClientUpdate):
+            if reply.charge is not None and _countable(reply.charge, order):
+                charges[site] = reply.charge
+            objection = _objection(reply, order, max_norm)
+            if objection is None:
+                accepted[site] = reply
+            else:
+                rejected[site] = objection
+        elif isinstance(reply, Refusal):
+            code, reason = _short(reply.code), _short(reply.reason)
+            refusals[site] = {"round": order.round, "code": code, "reason": reason}
+            rejected[site] = f"refused, {code}: {reason}"
+        else:
+            rejected[site] = reply
+    for site in orders:
+        if site not in accepted and site not in rejected:
+            rejected[site] = "no answer" if site in nodes else "not connected"
+    return Replies(
+        accepted=tuple(accepted[site] for site in sorted(accepted)),
+        rejected=dict(sorted(rejected.items())),
+        charges=dict(sorted(charges.items())),
+        refusals=dict(sorted(refusals.items())),
+        num_bytes=num_bytes,
+    )
+
+
+def content_bytes(content: RecordDict) -> int:
+    """Bytes of a message's records."""
+    records = (*content.array_records.values(), *content.config_records.values())
+    return sum(record.count_bytes() for record in records)
+
+
+def _decode(message: Message) -> ClientUpdate | Refusal | str:
+    """The reply, or why it is none."""
+    if message.has_error():
+        return _short(f"failed: {message.error.reason}")
+    try:
+        return decode_reply(message.content)
+    except HushtuneError as error:
+        return _short(f"rejected, message: {error.message}")
+
+
+def _objection(update: ClientUpdate, order: RoundOrder, max_norm: float) -> str | None:
+    try:
+        check_update(update, order=order, max_norm=max_norm)
+    except UpdateRejectedError as error:
+        return _short(f"rejected, {error.reason}: {error.given}")
+    return None
+
+
+def _countable(charge: LedgerEntry, order: RoundOrder) -> bool:
+    """Whether a shown charge belongs to this run and can be put to the accountant.
+
+    A charge of another event than the one ordered is counted too, since the site has spent it; but
+    not one that no plan could hold, which would only serve to exhaust the server's memory.
+    """
+    return (
+        order.plan.is_private
+        and charge.run == order.run
+        and charge.event.noise_multiplier >= LEAST_NOISE_MULTIPLIER
+        and charge.event.steps <= order.plan.steps
+    )
+
+
+def _short(text: str) -> str:
+    """What a site says is shown and kept, but it must not fill the server's disk."""
+    return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + "..."

@@ -1,0 +1,378 @@
+"""The one strategy: a plain loop over rounds that any aggregator fits, with resume and quorum.
+
+A round is ``checkpoint -> orders -> replies -> next checkpoint``; nothing is kept anywhere else, so
+a run that goes on from its checkpoint is the run that was never stopped. Nothing depends on the
+clock, on the order of arrival or on global random state.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn, final
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from hushtune.common.adapter import AdapterState
+from hushtune.common.config import RunConfig
+from hushtune.common.errors import (
+    CheckpointError,
+    ConfigError,
+    FederationError,
+    MessageError,
+    QuorumError,
+)
+from hushtune.common.messages import encode_order
+from hushtune.common.privacy.plan import PrivacyPlan
+from hushtune.server import checkpoint as storage
+from hushtune.server.aggregation.aggregator import Aggregator
+from hushtune.server.checkpoint import Checkpoint, Row
+from hushtune.server.orders import is_warmup, make_orders
+from hushtune.server.replies import Replies, content_bytes, read_replies
+from hushtune.server.roll_call import RollCall, call_roll
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundResult:
+    """A round that is over: the new global state, and the round's row of the history so far."""
+
+    round: int
+    state: AdapterState
+    row: Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederationResult:
+    """A federation that is over.
+
+    ``history`` has a row a round; ``charges`` the ledger entries that each site has shown, those of
+    rejected updates included; ``refusals`` for each site the rounds that it refused, with code and
+    reason (a site is asked again in every round); ``seconds`` the time of this call by activity.
+    """
+
+    state: AdapterState
+    history: tuple[Row, ...]
+    charges: Mapping[str, tuple[Row, ...]]
+    refusals: Mapping[str, tuple[Row, ...]]
+    seconds: Mapping[str, float]
+
+
+OnRound = Callable[[RoundResult], Mapping[str, Any]]
+
+
+@final
+class FederatedStrategy(Strategy):
+    """Federates one run over a Flower grid.
+
+    Args:
+        run: the run's name, the same when it is resumed.
+        config: what to do; its hash is ``config_hash``.
+        plans: the privacy plan of each site; its keys are the sites of the run.
+        sizes: the declared public number of training examples of each site.
+        aggregator: joins the updates of a round.
+        checkpoint_dir: where the checkpoint is kept; None keeps none.
+        on_round: called after each round, before its checkpoint; what it returns joins the row.
+        timeout: seconds that sites have to answer a round; those that do not are left out of it.
+        connect_timeout: seconds to wait for all sites to be there before the first round.
+    """
+
+    def __init__(
+        self,
+        *,
+        run: str,
+        config: RunConfig,
+        config_hash: str,
+        plans: Mapping[str, PrivacyPlan],
+        sizes: Mapping[str, int],
+        aggregator: Aggregator,
+        checkpoint_dir: Path | None = None,
+        on_round: OnRound | None = None,
+        timeout: float = 3600.0,
+        connect_timeout: float = 120.0,
+    ) -> None:
+        _check_sites(config, plans, sizes)
+        self._run = run
+        self._config = config
+        self._config_hash = config_hash
+        self._plans = {site: plans[site] for site in sorted(plans)}
+        self._sizes = sizes
+        self._aggregator = aggregator
+        self._folder = checkpoint_dir
+        self._on_round = on_round
+        self._timeout = timeout
+        self._connect_timeout = connect_timeout
+
+    def run(
+        self, grid: Grid, initial: AdapterState, *, resume: Checkpoint | None = None
+    ) -> FederationResult:
+        """All rounds, or those after ``resume``, from the complete state ``initial``.
+
+        Raises QuorumError where too few sites give a usable update, CheckpointError where
+        ``resume`` is of another run, and FederationError; KeyboardInterrupt passes through. In each
+        case the checkpoint of the last complete round (0 before the first) stays.
+        """
+        began = time.perf_counter()
+        now = self._fresh(initial) if resume is None else self._checked(resume, initial)
+        saving = self._save(now) if resume is None else 0.0
+        seconds = {"training": 0.0, "aggregation": 0.0, "evaluation": 0.0, "checkpoint": saving}
+        if now.round < self._config.train.rounds:
+            roll = call_roll(
+                grid,
+                self._plans,
+                quorum=self._config.simulation.quorum,
+                connect_timeout=self._connect_timeout,
+                answer_timeout=self._timeout,
+            )
+            for _ in range(now.round, self._config.train.rounds):
+                now = self._round(now, grid, roll, saving)
+                evaluating = time.perf_counter()
+                now = self._told(now)
+                seconds["evaluation"] += time.perf_counter() - evaluating
+                saving = self._save(now)
+                seconds["checkpoint"] += saving
+                for name in ("training", "aggregation"):
+                    seconds[name] += now.history[-1]["seconds"][name]
+        for site, rows in now.refusals.items():
+            log.warning("site %s refused %d rounds: %s", site, len(rows), rows[-1]["reason"])
+        seconds["total"] = time.perf_counter() - began
+        return FederationResult(
+            state=now.state,
+            history=now.history,
+            charges=now.charges,
+            refusals=now.refusals,
+            seconds=seconds,
+        )
+
+    # ------------------------------------------------------------------------- one round ----
+
+    def _round(self, now: Checkpoint, grid: Grid, roll: RollCall, saving: float) -> Checkpoint:
+        """One exchange with the sites, joined into the next checkpoint; not saved yet."""
+        began = time.perf_counter()
+        number = now.round + 1
+        orders = make_orders(
+            now.state,
+            run=self._run,
+            round=number,
+            config=self._config,
+            plans=self._plans,
+            sizes=self._sizes,
+        )
+        messages = [
+            Message(
+                encode_order(order),
+                dst_node_id=roll.nodes[site],
+                message_type="train",
+                group_id=str(order.round),
+            )
+            for site, order in orders.items()
+            if site in roll.nodes
+        ]
+        answers = list(grid.send_and_receive(messages, timeout=self._timeout)) if messages else []
+        trained = time.perf_counter()
+        replies = read_replies(
+            answers,
+            orders=orders,
+            nodes=roll.nodes,
+            max_norm=self._config.aggregation.max_update_norm,
+        )
+        self._require_quorum(number, replies, roll)
+        memory, state = self._aggregator.apply(now.agg, now.state, replies.accepted)
+        if not state.is_finite():
+            raise FederationError(
+                f"the global adapter is not finite after round {number}",
+                remedy="lower the learning rates or aggregation.max_update_norm",
+            )
+        charges = appended_charges(now.charges, replies.charges)
+        row: Row = {
+            "round": number,
+            "phase": "warmup" if is_warmup(self._config, number) else "adapter",
+            "accepted": [update.site for update in replies.accepted],
+            "rejected": dict(replies.rejected),
+            "update_norm": (state - now.state).norm(),
+            "bytes_down": sum(content_bytes(message.content) for message in messages),
+            "bytes_up": replies.num_bytes,
+            "epsilon": spent(self._plans, charges),
+            "noise": {update.site: update.noise[:200] for update in replies.accepted},
+            "seconds": {
+                "training": trained - began,
+                "aggregation": time.perf_counter() - trained,
+                "checkpoint": saving,  # of the save before this row, which cannot hold its own
+            },
+        }
+        for site, reason in replies.rejected.items():
+            log.warning("round %d goes on without %s: %s", number, site, reason)
+        return replace(
+            now,
+            round=number,
+            state=state,
+            agg=memory,
+            history=(*now.history, row),
+            charges=charges,
+            refusals=appended(now.refusals, replies.refusals),
+        )
+
+    def _require_quorum(self, number: int, replies: Replies, roll: RollCall) -> None:
+        quorum = self._config.simulation.quorum
+        if len(replies.accepted) >= quorum:
+            return
+        reasons = {site: roll.missing.get(site, why) for site, why in replies.rejected.items()}
+        raise QuorumError(
+            f"too few usable updates in round {number}\n"
+            + "\n".join(f"  {site}: {reason}" for site, reason in reasons.items()),
+            given=f"{len(replies.accepted)} usable",
+            expected=f"at least {quorum} (simulation.quorum)",
+            remedy="mend the sites and run again with --resume",
+        )
+
+    # ------------------------------------------------------------------------ checkpoints ----
+
+    def _fresh(self, initial: AdapterState) -> Checkpoint:
+        if initial.keys != initial.spec.keys():
+            raise FederationError("a federation starts from a complete adapter")
+        return Checkpoint(
+            run=self._run,
+            round=0,
+            config_hash=self._config_hash,
+            state=initial,
+            agg=self._aggregator.init(initial),
+            history=(),
+            charges={},
+            refusals={},
+        )
+
+    def _checked(self, resume: Checkpoint, initial: AdapterState) -> Checkpoint:
+        pairs = {
+            "configuration": (resume.config_hash, self._config_hash),
+            "run": (resume.run, self._run),
+            "adapter": (resume.state.spec, initial.spec),
+        }
+        for name, (given, expected) in pairs.items():
+            if given != expected:
+                raise CheckpointError(
+                    f"the checkpoint is of another {name}", given=given, expected=expected
+                )
+        return resume
+
+    def _told(self, now: Checkpoint) -> Checkpoint:
+        """The checkpoint with what ``on_round`` adds to the last row."""
+        if self._on_round is None:
+            return now
+        row = now.history[-1]
+        extra = self._on_round(RoundResult(round=now.round, state=now.state, row=row))
+        return replace(now, history=(*now.history[:-1], {**row, **extra}))
+
+    def _save(self, now: Checkpoint) -> float:
+        began = time.perf_counter()
+        if self._folder is not None:
+            storage.save(self._folder, now)
+        return time.perf_counter() - began
+
+    # ------------------------------------------------------------- Flower's own interface ----
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 0,
+        timeout: float = 0.0,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """``run`` behind Flower's signature, on the arrays of ``to_arrays``.
+
+        The run's configuration says how to train, for how long, and who evaluates: anything else
+        given here raises ConfigError, since ignoring it would mislead.
+        """
+        given = {
+            "num_rounds": num_rounds not in (0, self._config.train.rounds),
+            "timeout": timeout not in (0.0, self._timeout),
+            "train_config": train_config is not None,
+            "evaluate_config": evaluate_config is not None,
+            "evaluate_fn": evaluate_fn is not None,
+        }
+        if any(given.values()):
+            raise ConfigError(
+                "the run's configuration decides this, not the call of start()",
+                given=", ".join(name for name, set_here in given.items() if set_here),
+                remedy="set it in the configuration, or where the strategy is made",
+            )
+        return Result(arrays=to_arrays(self.run(grid, from_arrays(initial_arrays)).state))
+
+    def summary(self) -> None:
+        """Log what will happen."""
+        train, sites = self._config.train, ", ".join(self._plans)
+        log.info("run %s: %d rounds at %s", self._run, train.rounds, sites)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Closed: Flower's loop has no place for a checkpoint, a plan or a quorum; see ``run``."""
+        _closed("configure_train")
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Closed: updates cannot be checked without the orders they answer; see ``run``."""
+        _closed("aggregate_train")
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """No messages: a site's metrics are releases that no plan covers; none leaves a site."""
+        return []
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Nothing, as no site is asked to evaluate."""
+        return None
+
+
+def to_arrays(state: AdapterState) -> ArrayRecord:
+    """A state as Flower arrays, for ``start``."""
+    data = state.to_bytes()
+    array = Array(dtype="uint8", shape=(len(data),), stype="safetensors", data=data)
+    return ArrayRecord({"adapter": array})
+
+
+def from_arrays(arrays: ArrayRecord) -> AdapterState:
+    """Inverse of ``to_arrays``; raises MessageError for anything else."""
+    if "adapter" not in arrays:
+        raise MessageError("these arrays hold no adapter", given=", ".join(arrays)[:200])
+    return AdapterState.from_bytes(arrays["adapter"].data)
+
+
+def _closed(hook: str) -> NoReturn:
+    raise FederationError(
+        f"{hook} is closed: rounds are driven by FederatedStrategy.run",
+        remedy="call run(), or Flower's start(), which calls it",
+    )
+
+
+def _check_sites(
+    config: RunConfig, plans: Mapping[str, PrivacyPlan], sizes: Mapping[str, int]
+) -> None:
+    simulation = config.simulation
+    if not plans or set(plans) != set(sizes):
+        raise ConfigError(
+            "each site needs a plan and a public size",
+            given=f"plans of {', '.join(sorted(plans))}; sizes of {', '.join(sorted(sizes))}",
+        )
+    for key, given in (
+        ("quorum", simulation.quorum),
+        ("sites_per_round", simulation.sites_per_round),
+    ):
+        if given > len(plans):
+            raise ConfigError(
+                f"simulation.{key} is larger than the number of sites",
+                given=given,
+                expected=f"at most {len(plans)}",
+            )

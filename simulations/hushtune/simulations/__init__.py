@@ -1,0 +1,27 @@
+"""Studies on one machine: run a federation of simulated sites, compare it, show it.
+
+``run(config, out)`` does what ``hushtune simulate`` does; ``presets`` has the ready configurations.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hushtune.common import presets
+    from hushtune.simulations.run import run
+
+__all__ = ["presets", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    # Lazily: the command line must answer --help before torch is loaded.
+    if name == "presets":
+        from hushtune.common import presets
+
+        return presets
+    if name == "run":
+        from hushtune.simulations.run import run
+
+        return run
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,81 @@
+"""What a federated private model is compared with, on the same rows, recipe and budget."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from hushtune.common.adapter import AdapterState
+from hushtune.common.config import RunConfig
+from hushtune.common.files import write_text
+from hushtune.common.planning import POOLED, alone, head_only, not_private, pooled
+from hushtune.common.run_context import RunContext
+from hushtune.common.tasks.workspace import Workspace
+from hushtune.simulations.observer import Observer
+
+Accuracies = Mapping[str, float]
+"""Accuracy on each site's test rows, and on all of them under ``POOLED``."""
+Federate = Callable[[RunContext], AdapterState]
+
+
+def trained_baselines(config: RunConfig) -> dict[str, RunConfig]:
+    """The runs to compare with, by name; the privacy of each is the federated run's."""
+    sites = sorted(config.data.public_sizes)
+    return {
+        "head_private": head_only(config),
+        **{f"alone_private/{site}": alone(config, site) for site in sites},
+        "pooled_private": pooled(config),
+        "pooled": not_private(pooled(config)),
+    }
+
+
+def compare(
+    config: RunConfig,
+    *,
+    workspace: Workspace,
+    federate: Federate,
+    kept: Path,
+    observer: Observer,
+) -> dict[str, Accuracies]:
+    """Accuracies of every baseline; those that ``kept`` (a JSON file) has are not run again."""
+    table: dict[str, Accuracies] = {
+        "majority": _majority(workspace, config),
+        "untrained": accuracies(workspace, config, workspace.initial_state),
+    }
+    done: dict[str, dict[str, float]] = (
+        json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+    )
+    runs = trained_baselines(config)
+    for place, (name, baseline) in enumerate(runs.items()):
+        observer.comparing(name, place, len(runs))
+        if name not in done:
+            # A baseline is its own study of the same rows: its ledger is not the run's.
+            with tempfile.TemporaryDirectory(prefix="hushtune-") as folder:
+                state = federate(RunContext(baseline, Path(folder)))
+            done[name] = dict(accuracies(workspace, config, state))
+            write_text(kept, json.dumps(done, indent=1))
+        table[name] = done[name]
+    observer.comparing("", len(runs), len(runs))
+    return table
+
+
+def accuracies(workspace: Workspace, config: RunConfig, state: AdapterState) -> Accuracies:
+    """Accuracy of one adapter on every site's test rows and on all of them together."""
+    return {
+        name: workspace.task.metrics(state, workspace.rows(name, "test"))["accuracy"]
+        for name in [*sorted(config.data.public_sizes), POOLED]
+    }
+
+
+def _majority(workspace: Workspace, config: RunConfig) -> Accuracies:
+    """Always the label that most training rows of all sites have."""
+    labels = workspace.data.labels
+    frequent = np.bincount(labels[workspace.rows(POOLED, "train")]).argmax()
+    return {
+        name: float((labels[workspace.rows(name, "test")] == frequent).mean())
+        for name in [*sorted(config.data.public_sizes), POOLED]
+    }

@@ -1,0 +1,225 @@
+"""The command ``hushtune``. Heavy libraries are imported by the commands that need them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from hushtune.common.errors import HushtuneError, InterruptedRunError
+
+app = typer.Typer(
+    name="hushtune",
+    help="Federated, differentially private fine-tuning of LoRA adapters.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+data_app = typer.Typer(help="Look at data before a run.", no_args_is_help=True)
+config_app = typer.Typer(help="Write and describe configurations.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(config_app, name="config")
+
+USER_ERROR, BUG, INTERRUPTED = 2, 1, 130
+
+Preset = Annotated[str | None, typer.Option("--preset", help="a ready configuration: demo, tiny")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="a TOML file")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="change one setting")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="the last line printed is JSON")]
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path | None, typer.Option(help="the run's folder")] = None,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the run in --out")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would happen")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a federation of simulated sites and compare it with what each site could do alone."""
+    console = Console(stderr=as_json)
+    settings = _settings(preset, config, set_)
+    if dry_run:
+        from hushtune.simulations.estimate import estimate
+        from hushtune.simulations.show import show_estimate
+
+        with console.status("looking at data and model"):
+            figures = estimate(settings)
+        show_estimate(console, figures)
+        _print_json(figures, as_json)
+        return
+    if out is None:
+        raise typer.BadParameter("a run needs a folder: --out DIR")
+    from hushtune.simulations.run import run
+    from hushtune.simulations.show import ProgressView, show_summary
+
+    with ProgressView(console) as view:
+        summary = run(settings, out, resume=resume, overwrite=overwrite, observer=view)
+    show_summary(console, summary)
+    _print_json(summary, as_json)
+
+
+@app.command()
+def predict(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a run's folder or an adapter's")],
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT...")],
+    as_json: AsJson = False,
+) -> None:
+    """Label texts with a trained model."""
+    from hushtune.simulations.saved import load
+    from hushtune.simulations.show import show_predictions
+
+    console = Console(stderr=as_json)
+    answers = load(folder).predict(texts)
+    show_predictions(console, answers)
+    _print_json(answers, as_json)
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a run's folder or an adapter's")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR2", help="a new folder")],
+    merged: Annotated[
+        bool, typer.Option("--merged", help="one model that loads without hushtune and peft")
+    ] = False,
+) -> None:
+    """Copy a trained adapter out of a run, or merge it into its base model."""
+    from hushtune.simulations.saved import export as export_model
+
+    path = export_model(folder, to, merged=merged)
+    Console().print(f"written to {path}", highlight=False)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """What is installed, which accelerator, what is missing and the command that mends it."""
+    from hushtune.simulations.doctor import examine
+    from hushtune.simulations.show import show_doctor
+
+    report = examine()
+    show_doctor(Console(stderr=as_json), report)
+    _print_json(report, as_json)
+    if not report["ok"]:
+        raise typer.Exit(BUG)
+
+
+@data_app.command("preview")
+def data_preview(
+    file: Annotated[Path, typer.Argument(metavar="FILE")],
+    text: Annotated[str, typer.Option(help="the column with the text")] = "text",
+    label: Annotated[str, typer.Option(help="the column with the label")] = "label",
+    site: Annotated[str | None, typer.Option(help="the column with the site")] = None,
+    model: Annotated[str, typer.Option(help="whose tokenizer")] = "demo",
+    rows: Annotated[int, typer.Option(min=1, help="how many")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Show rows as they will be read, and as tokens."""
+    from hushtune.simulations.show import show_preview
+    from hushtune.simulations.tokens import preview_file
+
+    found = preview_file(file, text=text, label=label, site=site, model=model, rows=rows)
+    show_preview(Console(stderr=as_json), found)
+    _print_json(found, as_json)
+
+
+@config_app.command("new")
+def config_new() -> None:
+    """Print a commented configuration with every key and its default."""
+    from hushtune.common.config_io import template
+
+    typer.echo(template(), nl=False)
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the configuration's JSON schema."""
+    from hushtune.common.config_io import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+@config_app.command("show")
+def config_show(preset: Preset = None, config: ConfigFile = None, set_: Overrides = None) -> None:
+    """Print the complete configuration that a preset, a file and --set amount to."""
+    from hushtune.common.config_io import dump_toml
+
+    typer.echo(dump_toml(_settings(preset, config, set_)), nl=False)
+
+
+def _settings(preset: str | None, config: Path | None, overrides: list[str] | None) -> Any:
+    from hushtune.common.config_io import load_config
+    from hushtune.common.errors import ConfigError
+    from hushtune.common.presets import PRESETS
+
+    if preset is not None and config is not None:
+        raise ConfigError(
+            "a run has either a preset or a configuration file",
+            given=f"--preset {preset} --config {config}",
+            remedy=f"hushtune config show --preset {preset} > run.toml, and change that",
+        )
+    return load_config(config, preset=preset, presets=PRESETS, overrides=overrides or [])
+
+
+def _print_json(value: object, wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(json.dumps(value, sort_keys=True, default=str) + "\n")
+
+
+def _quiet() -> None:
+    """Nothing calls home, nothing is fetched at run time but named assets, and libraries are
+    silent but for errors."""
+    from hushtune.common.environment import QUIET
+
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+
+
+def main() -> None:
+    """Run the command; the exit status is 0 only on success."""
+    _quiet()
+    errors = Console(stderr=True)
+    try:
+        app(standalone_mode=False)
+    except HushtuneError as error:
+        errors.print(f"[bold red]{error.code}[/] ", end="")
+        errors.print(str(error), markup=False, highlight=False)
+        errors.print(f"  more: docs/errors.md, {error.code}", style="dim", highlight=False)
+        sys.exit(INTERRUPTED if isinstance(error, InterruptedRunError) else USER_ERROR)
+    except typer.Abort:
+        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt:
+        errors.print("interrupted; --resume goes on from the last finished round")
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        _exit_with(error, errors)
+
+
+def _exit_with(error: Exception, errors: Console) -> None:
+    """Usage errors in their own words; anything else is a fault of ours, and no stack trace."""
+    show = getattr(error, "show", None)
+    if callable(show):  # click's
+        show()
+        sys.exit(USER_ERROR)
+    if os.environ.get("HUSHTUNE_DEBUG"):
+        raise error
+    kind = type(error).__name__
+    errors.print(f"[bold red]HT000[/] an unforeseen error: {kind}", highlight=False)
+    errors.print(f"  given: {error}", markup=False, highlight=False)
+    errors.print("  do: run again with HUSHTUNE_DEBUG=1 and report the stack trace")
+    sys.exit(BUG)
+
+
+if __name__ == "__main__":
+    main()

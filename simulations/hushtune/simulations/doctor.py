@@ -1,0 +1,77 @@
+"""What is installed, which accelerator there is, what is missing and how to mend it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from hushtune.common.tasks.assets import cache_folder
+
+CORE = ("torch", "flwr", "transformers", "peft", "opacus", "dp-accounting", "numpy", "safetensors")
+EXTRAS = {
+    "matplotlib": ("plots", "curve.png"),
+    "pyarrow": ("data", "Parquet files"),
+    "datasets": ("data", "the datasets library"),
+    "ray": ("ray", "Flower's own simulation"),
+    "sentence-transformers": ("export", "loading a merged export; not needed to write one"),
+}
+
+
+def examine() -> dict[str, Any]:
+    """Checks with ``what, found, ok, optional, mend``; ``ok`` if nothing that is needed lacks."""
+    checks = [_python(), *map(_package, CORE), _accelerator(), _cores(), _cache()]
+    checks += [_extra(name) for name in EXTRAS]
+    return {"ok": all(check["ok"] or check["optional"] for check in checks), "checks": checks}
+
+
+def _check(what: str, found: str, ok: bool, mend: str = "", *, optional: bool = False) -> Any:
+    return {"what": what, "found": found, "ok": ok, "optional": optional,
+            "mend": "" if ok else mend}
+
+
+def _python() -> Any:
+    found = platform.python_version()
+    ok = (3, 11) <= tuple(map(int, found.split(".")[:2])) <= (3, 13)
+    return _check("Python", found, ok, "install Python 3.11, 3.12 or 3.13 and run make setup")
+
+
+def _package(name: str) -> Any:
+    try:
+        return _check(name, version(name), True)
+    except PackageNotFoundError:
+        return _check(name, "not installed", False, "pip install hushtune")
+
+
+def _extra(name: str) -> Any:
+    extra, use = EXTRAS[name]
+    try:
+        return _check(name, version(name), True, optional=True)
+    except PackageNotFoundError:
+        found = f"not installed ({use})"
+        return _check(name, found, False, f"pip install 'hushtune[{extra}]'", optional=True)
+
+
+def _accelerator() -> Any:
+    import torch
+
+    if torch.cuda.is_available():
+        return _check("accelerator", torch.cuda.get_device_name(0), True)
+    mend = "TORCH_INDEX=<index with CUDA wheels> make setup, on a machine with an NVIDIA GPU"
+    has_gpu = shutil.which("nvidia-smi") is not None
+    found = "a GPU that this build of torch cannot use" if has_gpu else "none: the CPU is used"
+    return _check("accelerator", found, not has_gpu, mend, optional=True)
+
+
+def _cores() -> Any:
+    return _check("CPU cores", str(os.cpu_count()), True)
+
+
+def _cache() -> Any:
+    folder = cache_folder()
+    there = [path.name for path in sorted((folder / "assets").glob("*-*"))]
+    free = shutil.disk_usage(folder if folder.exists() else folder.anchor).free / 2**30
+    found = f"{folder}: {', '.join(there) or 'empty'}; {free:.0f} GiB free"
+    return _check("assets", found, free > 1, "free some disk space, or set HUSHTUNE_CACHE")

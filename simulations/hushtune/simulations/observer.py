@@ -1,0 +1,42 @@
+"""Who hears how a run is going."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+
+class Observer(Protocol):
+    """Hears of progress; must not change anything."""
+
+    def preparing(self, what: str, done: int, total: int) -> None:
+        """Something long before the first round."""
+        ...
+
+    def started(self, rounds: int, done: int) -> None:
+        """The rounds begin, ``done`` of them behind us."""
+        ...
+
+    def round_done(self, row: Mapping[str, Any]) -> None:
+        """A round is over; ``row`` is its line in metrics.jsonl."""
+        ...
+
+    def comparing(self, name: str, done: int, total: int) -> None:
+        """A baseline begins; all are over when ``done == total``."""
+        ...
+
+
+class Silent:
+    """An observer that says nothing."""
+
+    def preparing(self, what: str, done: int, total: int) -> None:
+        """See Observer."""
+
+    def started(self, rounds: int, done: int) -> None:
+        """See Observer."""
+
+    def round_done(self, row: Mapping[str, Any]) -> None:
+        """See Observer."""
+
+    def comparing(self, name: str, done: int, total: int) -> None:
+        """See Observer."""

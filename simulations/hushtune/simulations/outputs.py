@@ -1,0 +1,127 @@
+"""What a finished run leaves in its folder; the keys of summary.json are a contract."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from hushtune.common.config import RunConfig
+from hushtune.common.config_io import config_hash
+from hushtune.common.files import write_text
+from hushtune.common.planning import POOLED
+from hushtune.common.privacy.statement import render_markdown
+from hushtune.common.run_context import RunContext
+from hushtune.common.tasks.workspace import Workspace
+from hushtune.server.app import checkpoint_folder
+from hushtune.server.checkpoint import load
+from hushtune.server.strategy import FederationResult
+from hushtune.simulations import saved
+from hushtune.simulations.card import model_card
+from hushtune.simulations.privacy_report import privacy_of
+
+Table = Mapping[str, Mapping[str, float]]
+METRIC = "accuracy"
+
+
+def write_all(
+    context: RunContext,
+    workspace: Workspace,
+    result: FederationResult,
+    table: Table,
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """Write statement, adapter, plot and, last, the summary; return the summary."""
+    privacy = privacy_of(context, result)
+    write_text(context.out / "privacy.json", json.dumps(privacy, indent=2, sort_keys=True) + "\n")
+    write_text(context.out / "privacy.md", render_markdown(privacy))
+    summary = summarise(context, workspace, result, table, seconds, privacy)
+    saved.save(
+        workspace,
+        result.state,
+        context.out / "adapter",
+        card=model_card(context.config, workspace, summary, privacy),
+        model=context.config.model,
+        adapter=context.config.adapter,
+    )
+    if find_spec("matplotlib") is not None:
+        from hushtune.simulations.plots import plot_run
+
+        plot_run(result.history, summary, context.out / "curve.png")
+    else:
+        summary["missing"] = "curve.png: pip install 'hushtune[plots]'"
+    write_text(context.out / "summary.json", json.dumps(summary, indent=2, sort_keys=True) + "\n")
+    return summary
+
+
+def summarise(
+    context: RunContext,
+    workspace: Workspace,
+    result: FederationResult,
+    table: Table,
+    seconds: Mapping[str, float],
+    privacy: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The figures of a run. Under ``sites`` they are on the site's own test rows, elsewhere on
+    all sites' test rows together."""
+    names = sorted(context.config.data.public_sizes)
+    own = {name: table.get(f"alone_private/{name}") for name in names}
+    alone = [row[POOLED] for row in own.values() if row is not None]
+    baselines = {
+        name: table[name][POOLED] for name in table if name != "federated" and "/" not in name
+    }
+    if alone:
+        baselines["alone_private"] = sum(alone) / len(alone)
+    test = {name: len(workspace.rows(name, "test")) for name in names}
+    return {
+        "metric": METRIC,
+        "higher_is_better": True,
+        "value": table["federated"][POOLED],
+        "macro_f1": workspace.task.metrics(result.state, workspace.rows(POOLED, "test"))["macro_f1"],
+        "sites": {
+            name: {
+                "value": table["federated"][name],
+                "alone_private": None if row is None else row[name],
+                "epsilon": privacy["sites"][name]["epsilon"],
+                "delta": privacy["sites"][name]["delta"],
+                "train_rows": len(workspace.rows(name, "train")),
+                "test_rows": test[name],
+            }
+            for name, row in own.items()
+        },
+        "baselines": baselines,
+        "table": {name: dict(row) for name, row in table.items()},
+        "rounds": len(result.history),
+        "trust": privacy["trust"],
+        "refusals": result.refusals,
+        "seconds": dict(seconds),
+        "seed": context.config.seed,
+        "config_hash": config_hash(context.config),
+        "adapter_digest": result.state.digest(),
+        "out": str(context.out),
+        "data_notes": workspace.data.report.lines(),
+    }
+
+
+def checkpointed_round(context: RunContext) -> int:
+    """The last round that the checkpoint has; 0 without one."""
+    checkpoint = load(checkpoint_folder(context.out), config_hash=config_hash(context.config))
+    return 0 if checkpoint is None else checkpoint.round
+
+
+def difference(stored: RunConfig, asked: RunConfig) -> str:
+    """The first settings in which two configurations differ."""
+    left, right = stored.model_dump(mode="json"), asked.model_dump(mode="json")
+    changed = [
+        f"{section}.{key}: {value!r} there, {right[section][key]!r} asked"
+        for section in left
+        if isinstance(left[section], dict)
+        for key, value in left[section].items()
+        if value != right[section][key]
+    ]
+    if stored.seed != asked.seed:
+        changed.insert(0, f"seed: {stored.seed} there, {asked.seed} asked")
+    return "; ".join(changed[:3])
+
+

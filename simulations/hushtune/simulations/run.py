@@ -1,0 +1,211 @@
+"""One simulated study: federate, compare, save, show."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.serverapp import Grid
+
+from hushtune.client.app import app as client_app
+from hushtune.common.adapter import AdapterState
+from hushtune.common.config import RunConfig
+from hushtune.common.config_io import dump_toml, loads_config
+from hushtune.common.errors import CheckpointError, OutputExistsError
+from hushtune.common.files import write_text
+from hushtune.common.planning import POOLED, site_plans
+from hushtune.common.run_context import RunContext, run_config
+from hushtune.common.tasks.workspace import Workspace, open_workspace, resolve
+from hushtune.server.app import checkpoint_folder, federate
+from hushtune.server.strategy import FederationResult, RoundResult
+from hushtune.simulations import engine, outputs
+from hushtune.simulations.baselines import accuracies, compare
+from hushtune.simulations.observer import Observer, Silent
+
+CONFIG, SUMMARY, METRICS = "config.toml", "summary.json", "metrics.jsonl"
+
+
+def run(
+    config: RunConfig,
+    out: Path | str,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """Run one study into the folder ``out`` and return its summary (``summary.json``).
+
+    ``resume`` goes on from the folder's last checkpoint, bit for bit but for privacy noise;
+    ``overwrite`` replaces a run that is there. Raises HushtuneErrors; whatever is wrong with data,
+    model or plan is found before anything is written.
+    """
+    began = time.perf_counter()
+    observer = observer or Silent()
+    config = resolve(config)
+    site_plans(config)
+    context = RunContext(config, Path(out).resolve())
+    _check_folder(context, resume=resume, overwrite=overwrite)
+    workspace = open_workspace(config, observer.preparing)
+    _prepare_folder(context, overwrite=overwrite)
+    workspace.warm()
+    prepared = time.perf_counter()
+
+    judge = _Judge(context, workspace, observer)
+    result = run_federation(context, workspace, judge=judge, resume=resume)
+    federated = time.perf_counter()
+    table: dict[str, Mapping[str, float]] = {}
+    if config.simulation.baselines:
+        table = compare(
+            config,
+            workspace=workspace,
+            federate=lambda other: run_federation(other, workspace).state,
+            kept=checkpoint_folder(context.out) / "baselines.json",
+            observer=observer,
+        )
+    table["federated"] = accuracies(workspace, config, result.state)
+    ended = time.perf_counter()
+    training = sum(row["seconds"]["training"] for row in result.history[judge.already :])
+    seconds = {
+        "total": ended - began,
+        "preparation": prepared - began,
+        "training": training,
+        "evaluation": judge.seconds,
+        "orchestration": federated - prepared - training - judge.seconds,
+        "baselines": ended - federated,
+    }
+    return outputs.write_all(context, workspace, result, table, seconds)
+
+
+def run_federation(
+    context: RunContext,
+    workspace: Workspace,
+    *,
+    judge: _Judge | None = None,
+    resume: bool = False,
+) -> FederationResult:
+    """The federation of a run, on the engine that its configuration names."""
+    results: list[FederationResult] = []
+
+    def serve(grid: Grid) -> None:
+        results.append(
+            federate(
+                context, grid, initial=workspace.initial_state, on_round=judge, resume=resume
+            )
+        )
+
+    if judge is not None:
+        judge.begin(resume)
+    start = (
+        engine.run_on_flower
+        if context.config.simulation.engine == "flower"
+        else engine.run_in_process
+    )
+    start(
+        serve,
+        client_app,
+        num_sites=len(context.config.data.public_sizes),
+        run_config=run_config(context.config, context.out),
+    )
+    return results[0]
+
+
+class _Judge:
+    """Evaluates the global model after each round and keeps metrics.jsonl.
+
+    These figures are the researcher's, who holds all sites' rows in a simulation; no site sends
+    them. They are taken on validation rows, or on test rows where there are none, and nothing is
+    chosen by them.
+    """
+
+    def __init__(self, context: RunContext, workspace: Workspace, observer: Observer) -> None:
+        self._context = context
+        self._workspace = workspace
+        self._observer = observer
+        self._part = "validation" if len(workspace.rows(POOLED, "validation")) else "test"
+        self.seconds = 0.0
+        self.already = 0
+
+    def begin(self, resume: bool) -> None:
+        """Before the first round: keep the lines of the rounds that the checkpoint has."""
+        path = self._context.out / METRICS
+        lines: list[str] = []
+        if resume and path.is_file():
+            reached = outputs.checkpointed_round(self._context)
+            rows = path.read_text(encoding="utf-8").splitlines()
+            lines = [line for line in rows if json.loads(line)["round"] <= reached]
+        write_text(path, "".join(line + "\n" for line in lines))
+        self.already = len(lines)
+        self._observer.started(self._context.config.train.rounds, self.already)
+
+    def __call__(self, outcome: RoundResult) -> Mapping[str, Any]:
+        extra: dict[str, Any] = {}
+        rounds, every = self._context.config.train.rounds, self._context.config.simulation
+        if outcome.round % every.evaluate_every == 0 or outcome.round == rounds:
+            began = time.perf_counter()
+            extra = self._evaluate(outcome.state)
+            self.seconds += time.perf_counter() - began
+        row = {**outcome.row, **extra}
+        with (self._context.out / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, sort_keys=True) + "\n")
+        self._observer.round_done(row)
+        return extra
+
+    def _evaluate(self, state: AdapterState) -> dict[str, Any]:
+        task, rows = self._workspace.task, self._workspace.rows
+        names = sorted(self._context.config.data.public_sizes)
+        sites = {
+            name: dict(task.metrics(state, rows(name, self._part)))
+            for name in names
+            if len(rows(name, self._part))
+        }
+        return {
+            **task.metrics(state, rows(POOLED, self._part)),
+            "sites": sites,
+            "evaluated_on": self._part,
+            "seen_by": "the researcher only: no site sends these figures",
+        }
+
+
+def _check_folder(context: RunContext, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that holds something else, before anything long or anything written."""
+    out = context.out
+    if out.exists() and not out.is_dir():
+        raise OutputExistsError("the output is not a folder", given=str(out))
+    ours = (out / CONFIG).is_file()
+    if resume:
+        if not ours:
+            raise CheckpointError(
+                "there is no run to resume", given=str(out), remedy="leave --resume out"
+            )
+        stored = loads_config((out / CONFIG).read_text(encoding="utf-8"))
+        if stored != context.config:
+            raise CheckpointError(
+                "the folder's run has another configuration, so it cannot go on as this one",
+                given=outputs.difference(stored, context.config),
+                remedy=f"hushtune simulate --config {out / CONFIG} --out {out} --resume",
+            )
+        return
+    if out.is_dir() and any(out.iterdir()):
+        if overwrite and ours:
+            return
+        raise OutputExistsError(
+            "the output folder is not empty",
+            given=str(out),
+            expected="a new folder",
+            remedy="--resume goes on with the run in it, --overwrite replaces it"
+            if ours
+            else "name another folder: this one holds something that is no run",
+        )
+
+
+def _prepare_folder(context: RunContext, *, overwrite: bool) -> None:
+    out = context.out
+    if overwrite and (out / CONFIG).is_file():
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / CONFIG).is_file():
+        write_text(out / CONFIG, dump_toml(context.config))

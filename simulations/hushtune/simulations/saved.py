@@ -1,0 +1,216 @@
+"""A trained adapter on disk: save it, load it, predict with it, export it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors.torch
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hushtune.common import lora
+from hushtune.common.adapter import AdapterState, head_key
+from hushtune.common.config import AdapterConfig, ModelConfig
+from hushtune.common.errors import CheckpointError, MissingFileError, OutputExistsError
+from hushtune.common.model import AdaptedModel
+from hushtune.common.tasks.assets import resolve_model
+from hushtune.common.tasks.text_classification import EVALUATION_BATCH, tokenize
+from hushtune.common.tasks.workspace import Workspace, load_base, load_tokenizer
+
+DESCRIPTION = "hushtune.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedModel:
+    """What is needed beside peft's files to use an adapter."""
+
+    labels: tuple[str, ...]
+    model: Mapping[str, Any]
+    adapter: Mapping[str, Any]
+    fingerprint: str
+
+
+def save(workspace: Workspace, state: AdapterState, folder: Path, *, card: str, model: ModelConfig,
+         adapter: AdapterConfig) -> None:
+    """Write an adapter in peft's format, its head, tokenizer, model card and description."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # A named base stays a name: the folder is then of use on another machine.
+    base_name = model.name if model.name not in ("demo", "minilm") else workspace.base_name
+    lora.save_adapter(workspace.task.model, state, folder, base_name=base_name)
+    workspace.tokenizer.save_pretrained(str(folder))
+    description = SavedModel(
+        labels=workspace.data.label_names,
+        model=model.model_dump(mode="json"),
+        adapter=adapter.model_dump(mode="json"),
+        fingerprint=workspace.task.model.fingerprint,
+    )
+    text = json.dumps(asdict(description), indent=2, sort_keys=True)
+    (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained model that is ready to answer."""
+
+    model: AdaptedModel
+    tokenizer: PreTrainedTokenizerBase
+    labels: tuple[str, ...]
+    settings: ModelConfig
+
+    @torch.no_grad()
+    def logits(self, texts: Sequence[str]) -> Tensor:
+        """``(len(texts), num_labels)``."""
+        rows = tokenize(self.tokenizer, texts, max_tokens=self.settings.max_tokens)
+        pieces: list[Tensor] = []
+        for start in range(0, len(texts), EVALUATION_BATCH):
+            chosen = torch.arange(start, min(start + EVALUATION_BATCH, len(texts))).numpy()
+            pieces.append(self.model(rows.inputs(chosen)))
+        return torch.cat(pieces)
+
+    def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+        """For each text its label and every label's probability."""
+        probabilities = self.logits(texts).softmax(1)
+        return [
+            {
+                "text": text,
+                "label": self.labels[int(row.argmax())],
+                "probabilities": {
+                    name: round(float(p), 6) for name, p in zip(self.labels, row, strict=True)
+                },
+            }
+            for text, row in zip(texts, probabilities, strict=True)
+        ]
+
+
+def adapter_folder(folder: Path) -> Path:
+    """The adapter in a run's folder, or the folder itself; raises MissingFileError."""
+    for candidate in (folder / "adapter", folder):
+        if (candidate / DESCRIPTION).is_file():
+            return candidate
+    raise MissingFileError(
+        "no trained adapter is there",
+        given=str(folder),
+        expected=f"a run's folder, or one that holds {DESCRIPTION} and adapter_model.safetensors",
+        remedy="hushtune simulate --preset demo --out DIR makes one",
+    )
+
+
+def load(folder: Path) -> Predictor:
+    """Load a saved adapter onto its base; raises CheckpointError if the base is another one."""
+    folder = adapter_folder(folder)
+    raw = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    labels = tuple(map(str, raw["labels"]))
+    settings = ModelConfig.model_validate(raw["model"])
+    base = load_base(str(resolve_model(settings.name)), settings, labels)
+    model = lora.attach(
+        base,
+        model=settings,
+        adapter=AdapterConfig.model_validate(raw["adapter"]),
+        num_labels=len(labels),
+        seed=0,
+    )
+    if model.fingerprint != raw["fingerprint"]:
+        raise CheckpointError(
+            "the base model is not the one that the adapter was trained on",
+            given=model.fingerprint,
+            expected=str(raw["fingerprint"]),
+            remedy=f"get the weights of {settings.name} that were used in training",
+        )
+    lora.install(model, _read_state(model, folder))
+    model.frozen_mode()
+    return Predictor(model, load_tokenizer(str(folder)), labels, settings)
+
+
+def _read_state(model: AdaptedModel, folder: Path) -> AdapterState:
+    """The adapter's tensors from peft's file and the head's."""
+    stored = safetensors.torch.load_file(folder / "adapter_model.safetensors")
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in stored.items():
+        short = name.removeprefix("base_model.model.")
+        for suffix in (".lora_A", ".lora_B"):
+            short = short.replace(f"{suffix}.weight", suffix)
+        is_factor = short.endswith((".lora_A", ".lora_B"))
+        tensors[short if is_factor else head_key(short)] = tensor.float()
+    if model.head is not None:
+        head = safetensors.torch.load_file(folder / lora.HEAD_FILE)
+        tensors |= {head_key(name): tensor.float() for name, tensor in head.items()}
+    state = AdapterState(lora.spec(model), tensors)
+    missing = set(state.spec.keys()) - set(state.keys)
+    if missing or not state.is_finite():
+        raise CheckpointError(
+            "the adapter is not whole",
+            given=f"{folder} without {min(missing)}" if missing else "a value that is not finite",
+        )
+    return state
+
+
+def export(folder: Path, to: Path, *, merged: bool) -> Path:
+    """Copy an adapter to a folder of its own, or merge it into its base.
+
+    A merged model with the family's own head is a plain transformers folder; one with the
+    mean-pooled head is a sentence-transformers folder whose ``encode`` gives the logits. Written
+    to a temporary folder and moved into place whole.
+    """
+    source = adapter_folder(folder)
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise OutputExistsError(
+            "the folder to export to is not empty", given=str(to), remedy="name a new folder"
+        )
+    partial = to.with_name(to.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    if merged:
+        _write_merged(load(source), source, partial)
+    else:
+        shutil.copytree(source, partial, dirs_exist_ok=True)
+    if to.exists():
+        to.rmdir()
+    partial.rename(to)
+    return to
+
+
+def _write_merged(trained: Predictor, source: Path, folder: Path) -> None:
+    base = cast(PreTrainedModel, cast(PeftModel, trained.model.base).merge_and_unload())
+    names = dict(enumerate(trained.labels))
+    base.config.id2label = names
+    base.config.label2id = {name: index for index, name in names.items()}
+    base.save_pretrained(str(folder), safe_serialization=True)
+    trained.tokenizer.save_pretrained(str(folder))
+    shutil.copy(source / "README.md", folder / "README.md")
+    if trained.model.head is None:
+        return
+    width, scale = trained.model.head.in_features, trained.settings.feature_scale
+    _write_json(folder / "sentence_bert_config.json", {
+        "max_seq_length": trained.settings.max_tokens, "do_lower_case": False})
+    _write_json(folder / "1_Pooling" / "config.json", {
+        "word_embedding_dimension": width, "pooling_mode_mean_tokens": True})
+    (folder / "2_Normalize").mkdir()
+    _write_json(folder / "3_Dense" / "config.json", {
+        "in_features": width, "out_features": len(trained.labels), "bias": True,
+        "activation_function": "torch.nn.modules.linear.Identity"})
+    dense = {
+        "linear.weight": (trained.model.head.weight.detach() * scale).contiguous(),
+        "linear.bias": trained.model.head.bias.detach().clone(),
+    }
+    safetensors.torch.save_file(dense, folder / "3_Dense" / "model.safetensors")
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"),
+             ("3_Dense", "Dense")]
+    _write_json(folder / "modules.json", [
+        {"idx": index, "name": str(index), "path": path,
+         "type": f"sentence_transformers.models.{kind}"}
+        for index, (path, kind) in enumerate(kinds)])
+    _write_json(folder / "config_sentence_transformers.json", {
+        "similarity_fn_name": "cosine", "labels": list(trained.labels)})
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

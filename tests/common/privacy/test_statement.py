@@ -1,0 +1,193 @@
+"""The statement: every key of the contract, the right sentence, and no false promise."""
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from hushtune.common.errors import PlanError
+from hushtune.common.privacy import accountant
+from hushtune.common.privacy.noise import NoiseSource
+from hushtune.common.privacy.plan import PrivacyPlan, Relation, Trust, Unit, make_plan
+from hushtune.common.privacy.statement import SiteStatement, render_markdown, statement
+
+
+def plan(**changes: Any) -> PrivacyPlan:
+    arguments: dict[str, Any] = {
+        "epsilon": 3.0,
+        "delta": 1e-5,
+        "public_size": 4000,
+        "batch_size": None,
+        "sampling_probability": 0.13,
+        "steps": 36,
+        "clip_norm": 1.0,
+        "unit": Unit.EXAMPLE,
+        "relation": Relation.ADD_OR_REMOVE_ONE,
+        "trust": Trust.SITE,
+    }
+    return make_plan(**(arguments | changes))
+
+
+def site(plan: PrivacyPlan, *, rounds: int = 12, **changes: Any) -> SiteStatement:
+    source = NoiseSource()
+    events = [plan.event(3)] * rounds if plan.is_private else []
+    return dataclasses.replace(
+        SiteStatement(
+            plan=plan,
+            spent=events,
+            public_size=4000,
+            public_size_source="declared",
+            first_round=1,
+            last_round=rounds,
+            noise_secure=source.secure,
+            noise_source=source.description,
+            ledger_head="ab" * 32,
+        ),
+        **changes,
+    )
+
+
+@pytest.fixture(scope="module")
+def content() -> dict[str, Any]:
+    sites = {
+        "north": site(plan(), refusals=("round 12: budget",), num_resent=2),
+        "south": site(plan(sampling_probability=0.2), rounds=6, first_round=2, last_round=7),
+    }
+    return statement(sites=sites)
+
+
+def test_every_key_of_the_contract_is_there(content: dict[str, Any]) -> None:
+    assert {"trust", "unit", "relation", "accountant", "sites"} <= set(content)
+    assert content["trust"] == "site"
+    assert content["unit"] == "example"
+    assert content["relation"] == "add_or_remove_one"
+    assert content["accountant"] == accountant.ACCOUNTANT
+    keys = {
+        "epsilon",
+        "delta",
+        "sampling_probability",
+        "noise_multiplier",
+        "steps",
+        "clip_norm",
+        "denominator",
+    }
+    for told in content["sites"].values():
+        assert keys <= set(told)
+    assert json.loads(json.dumps(content, allow_nan=False)) == content
+
+
+def test_what_was_spent_is_told_and_not_what_was_planned(content: dict[str, Any]) -> None:
+    north, south = content["sites"]["north"], content["sites"]["south"]
+    made = plan(sampling_probability=0.2)
+    assert 2.97 < north["epsilon"] <= 3.0
+    assert north["steps"] == north["planned"]["steps"] == 36
+    assert south["steps"] == 18
+    expected = accountant.epsilon([made.event(18)], delta=1e-5, relation=made.relation)
+    assert south["epsilon"] == expected < 2.5
+    assert south["planned"]["epsilon"] == 3.0
+
+
+def test_epsilon_is_told_in_other_ways(content: dict[str, Any]) -> None:
+    north = content["sites"]["north"]
+    both = north["epsilon_by_relation"]
+    assert both["add_or_remove_one"] == north["epsilon"] < both["replace_one"]
+    assert north["epsilon"] < north["epsilon_rdp"]
+    curve = [(at["delta"], at["epsilon"]) for at in north["curve"]]
+    assert curve == sorted(curve, reverse=True, key=lambda at: at[0])
+    assert [e for _, e in curve] == sorted(e for _, e in curve)
+    assert (1e-5, north["epsilon"]) in curve
+    groups = list(north["epsilon_by_records"].values())
+    assert groups == sorted(groups)
+    assert groups[0] == north["epsilon"]
+    assert groups[1] > 1.5 * groups[0]
+
+
+def test_the_lifetime_of_the_data_is_told() -> None:
+    made = plan()
+    told = statement(sites={"a": site(made, lifetime=[made.event(36)] * 2)})["sites"]["a"]
+    assert told["epsilon_lifetime"] > told["epsilon"] + 1
+
+
+@pytest.mark.parametrize(
+    ("relation", "words"),
+    [
+        (Relation.ADD_OR_REMOVE_ONE, "adding or removing one record at site north"),
+        (Relation.REPLACE_ONE, "replacing one record at site north"),
+    ],
+)
+def test_the_sentence_is_filled_in(relation: Relation, words: str) -> None:
+    made = plan(relation=relation)
+    content = statement(sites={"north": site(made, rounds=5, first_round=2, last_round=6)})
+    told = content["sites"]["north"]
+    assert words in told["sentence"]
+    assert "rounds 2 to 6" in told["sentence"]
+    assert "1e-05)-DP" in told["sentence"]
+    promised = float(told["sentence"].rsplit("is (", 1)[1].split(",")[0])
+    assert told["epsilon"] <= promised <= told["epsilon"] + 1.01e-4
+    assert told["epsilon"] == told["epsilon_by_relation"][relation]
+    assert told["sentence"] in render_markdown(content)
+
+
+def test_a_group_is_named_as_the_unit() -> None:
+    told = statement(sites={"a": site(plan(unit=Unit.GROUP))})
+    assert "one group of records" in told["sites"]["a"]["sentence"]
+
+
+def test_the_page_has_each_site_s_numbers(content: dict[str, Any]) -> None:
+    page = render_markdown(content)
+    assert "NO PRIVACY" not in page
+    for name, told in content["sites"].items():
+        section = page.split(f"## Site {name}\n")[1].split("\n## ")[0]
+        assert f"| noise multiplier | {told['noise_multiplier']:.6g} |" in section
+        assert f"| denominator | {told['denominator']:g} |" in section
+        assert f"{told['steps']} of 36" in section
+        assert "4000 (declared)" in section
+        assert told["ledger_head"] in section
+        assert "ChaCha20" in section
+    assert "round 12: budget" in page.split("## Site south")[0]
+    assert "What is not covered" in page
+    assert accountant.ACCOUNTANT in page
+
+
+def test_off_says_loudly_that_there_is_no_privacy() -> None:
+    content = statement(sites={"north": site(plan(trust=Trust.OFF))})
+    told = content["sites"]["north"]
+    assert content["trust"] == "off"
+    assert content["guarantee"] is False
+    assert told["epsilon"] is None
+    assert told["noise_multiplier"] == 0.0
+    assert told["clip_norm"] is None
+    assert told["sentence"].startswith("NO PRIVACY")
+    json.dumps(content, allow_nan=False)
+    page = render_markdown(content)
+    assert page.count("NO PRIVACY") == 2
+    assert "-DP" not in page.replace("DP-SGD", "")
+    assert "covered" not in page
+
+
+def test_reproducible_noise_voids_the_promise() -> None:
+    source = NoiseSource.insecure(3)
+    bad = site(plan(), noise_secure=source.secure, noise_source=source.description)
+    content = statement(sites={"north": site(plan()), "south": bad})
+    assert content["guarantee"] is False
+    assert content["sites"]["south"]["epsilon"] is None
+    assert content["sites"]["north"]["epsilon"] is not None
+    page = render_markdown(content)
+    assert page.index("NO PRIVACY") < page.index("## Site north")
+    assert "INSECURE" in page
+
+
+def test_a_site_that_refused_everything_released_nothing() -> None:
+    told = statement(sites={"a": site(plan(), rounds=0, first_round=0)})["sites"]["a"]
+    assert told["epsilon"] == 0.0
+    assert told["steps"] == 0
+    assert "released nothing" in told["sentence"]
+
+
+def test_mixed_or_missing_sites_are_refused() -> None:
+    mixed = {"a": site(plan()), "b": site(plan(relation=Relation.REPLACE_ONE))}
+    with pytest.raises(PlanError, match="one trust model"):
+        statement(sites=mixed)
+    with pytest.raises(PlanError, match="no sites"):
+        statement(sites={})

@@ -1,0 +1,261 @@
+"""Rows are cleaned, counted and split, and no test row of any site trains anywhere."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hushtune.common.config import DataConfig
+from hushtune.common.errors import (
+    BadValueError,
+    DataError,
+    EmptyDataError,
+    LabelError,
+    MissingColumnError,
+    TooFewRowsError,
+)
+from hushtune.common.tasks.data import LabelledText, Split, load_data, split_rows
+
+Pairs = Sequence[tuple[str, str]]
+
+
+def many(word: str, count: int = 20, labels: Sequence[str] = ("no", "yes")) -> Pairs:
+    """``count`` rows with distinct texts, their labels in turn."""
+    return [(f"{word} {i}", labels[i % len(labels)]) for i in range(count)]
+
+
+def loaded(
+    folder: Path, by_site: Mapping[str, Pairs], /, *, seed: int = 0, **settings: Any
+) -> LabelledText:
+    files = {}
+    for site, rows in by_site.items():
+        files[site] = folder / f"{site}.csv"
+        lines = [f'"{text}",{label}' for text, label in rows]
+        files[site].write_text("text,label\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    return load_data(DataConfig(files=files, **settings), seed=seed)
+
+
+def parts(split: Split) -> list[list[int]]:
+    return [part.tolist() for part in (split.train, split.validation, split.test)]
+
+
+def all_rows(data: LabelledText) -> list[int]:
+    return [row for split in data.sites.values() for part in parts(split) for row in part]
+
+
+def texts(data: LabelledText, rows: Sequence[int]) -> set[str]:
+    return {" ".join(data.texts[row].split()) for row in rows}
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    labels=st.lists(st.integers(0, 3), min_size=10, max_size=120),
+    validation=st.sampled_from([0.0, 0.05, 0.1, 0.3]),
+    test=st.sampled_from([0.2, 0.35, 0.5]),
+    seed=st.integers(0, 2**32),
+)
+def test_split_uses_every_row_once_and_keeps_the_labels_shares(
+    labels: list[int], validation: float, test: float, seed: int
+) -> None:
+    table = np.array(labels, dtype=np.int64)
+    rows = np.arange(len(labels), dtype=np.int64)
+
+    def split() -> Split:
+        random = np.random.default_rng(seed)
+        return split_rows(rows, table, validation=validation, test=test, random=random)
+
+    try:
+        dealt = split()
+    except TooFewRowsError:
+        assert len(labels) < 4 * len(set(labels)) or len(labels) <= 12
+        return
+    assert sorted(row for part in parts(dealt) for row in part) == rows.tolist()
+    assert parts(dealt) == parts(split())
+    for label, count in Counter(labels).items():
+        here = [int((table[part] == label).sum()) for part in (dealt.train, dealt.test)]
+        assert here[0] >= 1  # every label of a site trains there
+        assert abs(here[1] - count * test) <= 4
+    if validation == 0:
+        assert len(dealt.validation) == 0
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    sites=st.lists(
+        st.lists(st.tuples(st.integers(0, 40), st.sampled_from("ny")), max_size=30),
+        min_size=1,
+        max_size=3,
+    ),
+    inconsistent=st.sampled_from(["drop", "keep"]),
+    seed=st.integers(0, 1000),
+)
+def test_no_test_row_of_any_site_trains_anywhere(
+    tmp_path_factory: pytest.TempPathFactory,
+    sites: list[list[tuple[int, str]]],
+    inconsistent: str,
+    seed: int,
+) -> None:
+    """Whatever is repeated or contradicted, within a site or between sites, and however spaced."""
+    folder = tmp_path_factory.mktemp("sites")
+    pairs = {
+        f"s{number}": [
+            *many(f"own {number}", labels="ny"),
+            *((f"shared {' ' * (i % 3)} {word}", y) for i, (word, y) in enumerate(rows)),
+        ]
+        for number, rows in enumerate(sites)
+    }
+    data = loaded(folder, pairs, seed=seed, inconsistent=inconsistent)
+    rows = all_rows(data)
+    assert sorted(rows) == list(range(len(data.texts)))
+    trained = [row for split in data.sites.values() for row in split.train.tolist()]
+    tested = [row for split in data.sites.values() for row in split.test.tolist()]
+    assert not texts(data, trained) & texts(data, tested)
+    # Everything that was read is kept or counted.
+    assert data.report.read == len(rows) + sum(data.report.dropped.values())
+    again = loaded(folder, pairs, seed=seed, inconsistent=inconsistent)
+    assert [parts(split) for split in again.sites.values()] == [
+        parts(split) for split in data.sites.values()
+    ]
+
+
+def test_a_text_at_two_sites_stays_at_the_first_by_name(tmp_path: Path) -> None:
+    data = loaded(
+        tmp_path,
+        {"south": [*many("s"), ("both", "yes")], "north": [*many("n"), ("both", "yes")]},
+    )
+    assert list(data.sites) == ["north", "south"]
+    north = [row for part in parts(data.sites["north"]) for row in part]
+    assert "both" in texts(data, north)
+    assert sum(text == "both" for text in data.texts) == 1
+    assert sum(data.report.dropped.values()) == 1
+    assert [place for places in data.report.examples.values() for place in places] == [
+        f"{tmp_path / 'south.csv'}:22"
+    ]
+
+
+def test_contradictions_are_dropped_kept_or_refused(tmp_path: Path) -> None:
+    rows = {"one": [*many("a"), ("odd", "yes"), ("odd", "no"), ("odd", "yes")]}
+    assert "odd" not in loaded(tmp_path, rows).texts
+    kept = loaded(tmp_path, rows, inconsistent="keep")
+    assert "odd" in kept.texts
+    with pytest.raises(LabelError) as caught:
+        loaded(tmp_path, rows, inconsistent="error")
+    assert f"{tmp_path / 'one.csv'}:22" in str(caught.value)
+    assert f"{tmp_path / 'one.csv'}:23" in str(caught.value)
+
+
+def test_rows_without_text_or_label_are_counted_with_places(tmp_path: Path) -> None:
+    data = loaded(tmp_path, {"one": [*many("a"), ("", "yes"), ("b", ""), ("c", "NaN")]})
+    assert len(data.texts) == 20
+    assert sorted(data.report.dropped.values()) == [1, 2]
+    assert any(f"{tmp_path / 'one.csv'}:22" in line for line in data.report.lines())
+
+
+def test_whole_number_labels_and_names(tmp_path: Path) -> None:
+    rows = [*many("a", labels=("1", "2.0")), *many("b", labels=("1.0", "2"))]
+    data = loaded(tmp_path, {"one": rows})
+    assert data.label_names == ("1", "2")
+    assert Counter(data.labels.tolist()) == {0: 20, 1: 20}
+
+
+def test_site_column(tmp_path: Path) -> None:
+    path = tmp_path / "all.csv"
+    lines = [f"{t},{y},{s}" for s in ("north", "south") for t, y in many(s)]
+    path.write_text("review,rating,hospital\n" + "\n".join(lines))
+    config = DataConfig(file=path, site="hospital", text="review", label="rating")
+    assert list(load_data(config, seed=0).sites) == ["north", "south"]
+    with pytest.raises(MissingColumnError, match="did you mean 'hospital'"):
+        load_data(config.model_copy(update={"site": "hospitals"}), seed=0)
+
+
+def test_row_without_a_site_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "all.csv"
+    lines = [f"{t},{y},{s}" for s in ("north", "south") for t, y in many(s, 10)]
+    path.write_text("text,label,site\n" + "\n".join([*lines, "c,no,"]))
+    with pytest.raises(DataError) as caught:
+        load_data(DataConfig(file=path, site="site"), seed=0)
+    assert f"{path}:22" in str(caught.value)
+
+
+def test_one_file_with_other_columns_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\nx,yes\n")
+    (tmp_path / "b.csv").write_text("review,label\ny,no\n")
+    config = DataConfig(files={"a": tmp_path / "a.csv", "b": tmp_path / "b.csv"})
+    with pytest.raises(MissingColumnError) as caught:
+        load_data(config, seed=0)
+    assert str(tmp_path / "b.csv") in str(caught.value)
+
+
+def test_label_at_one_site_only(tmp_path: Path) -> None:
+    sites = {"north": many("n"), "south": [*many("s"), ("x", "maybe"), ("y", "maybe")]}
+    with pytest.raises(LabelError) as caught:
+        loaded(tmp_path, sites)
+    assert "maybe" in str(caught.value)
+    assert "south" in str(caught.value)
+    only = {"south": sites["south"]}  # a single site is a federation of its own
+    assert loaded(tmp_path, only).label_names == ("maybe", "no", "yes")
+    dealt = loaded(tmp_path, sites, partition="iid", sites=2)
+    assert len(dealt.sites) == 2
+
+
+def test_label_that_occurs_once(tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match="'maybe' occurs once") as caught:
+        loaded(tmp_path, {"one": [*many("a"), ("x", "maybe")]})
+    assert f"{tmp_path / 'one.csv'}:22" in str(caught.value)
+
+
+def test_one_label_only(tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match="one label only"):
+        loaded(tmp_path, {"one": many("a", labels=("yes",))})
+
+
+def test_nothing_left(tmp_path: Path) -> None:
+    with pytest.raises((EmptyDataError, BadValueError)):
+        loaded(tmp_path, {"one": [("", "yes"), ("a", "")]})
+
+
+def test_site_too_small_to_test(tmp_path: Path) -> None:
+    with pytest.raises(TooFewRowsError, match="'south'"):
+        loaded(tmp_path, {"north": many("n"), "south": many("s", 2)})
+
+
+def test_subsample_is_seeded_and_bounded(tmp_path: Path) -> None:
+    sites = {"north": many("n", 60), "south": many("s", 12)}
+    data = loaded(tmp_path, sites, max_rows_per_site=20)
+    sizes = [sum(len(part) for part in parts(split)) for split in data.sites.values()]
+    assert sizes == [20, 12]
+    other = loaded(tmp_path, sites, max_rows_per_site=20, seed=1)
+    assert parts(other.sites["north"]) != parts(data.sites["north"])
+
+
+def test_fingerprint_knows_training_rows_whatever_their_order(tmp_path: Path) -> None:
+    sites = {"north": many("n"), "south": many("s")}
+    data = loaded(tmp_path, sites)
+    marks = {data.fingerprint(site) for site in data.sites}
+    assert len(marks) == 2
+    assert all(len(bytes.fromhex(mark)) == 32 for mark in marks)
+    assert loaded(tmp_path, sites).fingerprint("north") == data.fingerprint("north")
+    assert loaded(tmp_path, sites, seed=3).fingerprint("north") != data.fingerprint("north")
+
+
+def test_demo_data(tmp_path: Path) -> None:
+    config = DataConfig(source="demo", validation_fraction=0.0, test_fraction=0.2)
+    data = load_data(config, seed=0)
+    assert list(data.sites) == ["amazon", "movie", "nyt", "tweets"]
+    assert data.label_names == ("negative", "positive")
+    assert data.report.read == 19_459
+    assert len(data.texts) == 19_459 - sum(data.report.dropped.values()) > 19_300
+    num_train = sum(len(split.train) for split in data.sites.values())
+    assert abs(num_train - 0.8 * len(data.texts)) < 3
+    assert 0.52 < float((data.labels == 1).mean()) < 0.54
+    assert not any("&amp;" in text for text in data.texts)
+    for split in data.sites.values():  # the same shares of labels in training and test
+        shares = [float((data.labels[part] == 1).mean()) for part in (split.train, split.test)]
+        assert abs(shares[0] - shares[1]) < 0.002
