@@ -59,6 +59,11 @@ class ModelConfig(Section):
     max_tokens: Annotated[int, Field(ge=4)] = Field(
         default=128, description="longer texts are cut to this many tokens"
     )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="of the frozen base's products; auto = bfloat16 on CPUs that are twice as fast "
+        "with it; clipping, noise and adapters are float32 always",
+    )
     feature_scale: Positive = Field(
         default=10.0, description="norm of the features that the mean head reads"
     )
@@ -180,7 +185,7 @@ class TrainConfig(Section):
         default=0.0, description="decoupled, as in AdamW"
     )
     microbatch: Count = Field(
-        default=128, description="rows computed at once; cannot change results"
+        default=32, description="rows computed at once; cannot change results"
     )
     cache_megabytes: Annotated[int, Field(ge=0)] = Field(
         default=2048, description="memory for cached outputs of the frozen layers; 0 = no cache"

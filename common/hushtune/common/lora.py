@@ -186,6 +186,7 @@ def attach(
         hidden_size=hidden_size,
         feature_scale=model.feature_scale,
         head_kind=model.head,
+        precision="float32" if model.precision == "auto" else model.precision,
         fingerprint=identity,
     )
     adapted.requires_grad_(False)

@@ -58,6 +58,7 @@ class AdaptedModel(nn.Module):
         hidden_size: int,
         feature_scale: float,
         head_kind: str,
+        precision: str,
         fingerprint: str,
     ) -> None:
         super().__init__()
@@ -66,6 +67,7 @@ class AdaptedModel(nn.Module):
         self.first_adapted = first_adapted
         self.num_labels = num_labels
         self.feature_scale = feature_scale
+        self.precision = precision
         self.fingerprint = fingerprint
         self._blocks = [blocks]  # in a list, so that it is not registered a second time
 
@@ -87,12 +89,19 @@ class AdaptedModel(nn.Module):
             return self._logits(rest)
 
     def _logits(self, inputs: Inputs) -> Tensor:
-        output = self.base(**inputs)
+        output = self._run_base(inputs)
         if self.head is None:
-            return output.logits
+            return output.logits.float()
         return self.head(self._pool(output.last_hidden_state, inputs.get("attention_mask")))
 
+    def _run_base(self, inputs: Inputs) -> Any:
+        """The base's own forward; its products in bfloat16 if that is the precision."""
+        device = next(iter(inputs.values())).device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            return self.base(**inputs)
+
     def _pool(self, states: Tensor, mask: Tensor | None) -> Tensor:
+        states = states.float()
         # states: (b, t, d); mask: (b, t), absent where every position is real (images)
         if mask is None:
             pooled = states.mean(1)
@@ -114,7 +123,7 @@ class AdaptedModel(nn.Module):
             with_kwargs=True,
         )
         try:
-            output = self.base(**inputs)
+            output = self._run_base(inputs)
         finally:
             hook.remove()
         if self.head is None:

@@ -9,6 +9,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # Four real sites (movie reviews, news, tweets, product reviews), sentence polarity.
     "demo": {
         "data": {"source": "demo", "validation_fraction": 0.05, "test_fraction": 0.2},
+        "adapter": {"layers": 1},
+        "train": {"rounds": 10, "warmup_rounds": 8},
     },
     # The same in seconds, for a first look and for tests.
     "tiny": {

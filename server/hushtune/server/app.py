@@ -16,7 +16,7 @@ from hushtune.common.planning import site_plans
 from hushtune.common.run_context import RunContext, read_run_config
 from hushtune.common.tasks.workspace import open_workspace
 from hushtune.server.aggregation.aggregator import make_aggregator
-from hushtune.server.checkpoint import load
+from hushtune.server.checkpoint import exists, load
 from hushtune.server.strategy import FederatedStrategy, FederationResult, RoundResult
 
 _app = ServerApp()
@@ -51,7 +51,8 @@ def federate(
         checkpoint_dir=folder,
         on_round=on_round,
     )
-    checkpoint = load(folder, config_hash=identity) if resume else None
+    # A run that was stopped while it prepared has no checkpoint yet, and begins.
+    checkpoint = load(folder, config_hash=identity) if resume and exists(folder) else None
     return strategy.run(grid, initial, resume=checkpoint)
 
 

@@ -25,6 +25,7 @@ from hushtune.server.aggregation.optimizers import AggState
 
 FILE = "latest.hushtune"
 FORMAT = 1
+_METADATA = "hushtune"
 _STATE, _MOMENT = "state", "agg"
 
 Row = dict[str, Any]
@@ -111,7 +112,8 @@ def _to_bytes(checkpoint: Checkpoint) -> bytes:
     )
     # Copied, because safetensors refuses tensors that share memory, as a state and a moment may.
     copies = {key: tensor.contiguous().clone() for key, tensor in tensors.items()}
-    return safetensors.torch.save(copies, {"body": body, "sha256": _digest(body, copies)})
+    # One entry, because safetensors writes several in no fixed order: equal in, equal out.
+    return safetensors.torch.save(copies, {_METADATA: f"{_digest(body, copies)} {body}"})
 
 
 def _digest(body: str, tensors: Mapping[str, Tensor]) -> str:
@@ -124,9 +126,9 @@ def _from_bytes(data: bytes, path: Path) -> Checkpoint:
     try:
         tensors = safetensors.torch.load(data)
         size = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + size])["__metadata__"]
-        text = str(metadata["body"])
-        if metadata["sha256"] != _digest(text, tensors):
+        metadata = str(json.loads(data[8 : 8 + size])["__metadata__"][_METADATA])
+        digest, text = metadata.split(" ", 1)
+        if digest != _digest(text, tensors):
             raise CheckpointError("the checkpoint's sha256 does not fit its content")
         body: dict[str, Any] = json.loads(text)
         if body["format"] != FORMAT:

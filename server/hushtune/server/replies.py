@@ -97,7 +97,7 @@ def content_bytes(content: RecordDict) -> int:
 def _decode(message: Message) -> ClientUpdate | Refusal | str:
     """The reply, or why it is none."""
     if message.has_error():
-        return _short(f"failed: {message.error.reason}")
+        return _short(f"failed: {message.error.reason or 'without a reason'}")
     try:
         return decode_reply(message.content)
     except HushtuneError as error:

@@ -50,7 +50,7 @@ def call_roll(
         node = reply.metadata.src_node_id
         try:
             if reply.has_error():
-                raise MessageError(reply.error.reason)
+                raise MessageError(reply.error.reason or "failed without a reason")
             site = decode_site(reply.content)
         except MessageError as error:
             failures[node] = str(error)[:300]

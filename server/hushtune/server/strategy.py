@@ -20,21 +20,13 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
-from hushtune.common.errors import (
-    CheckpointError,
-    ConfigError,
-    FederationError,
-    MessageError,
-    QuorumError,
-)
-from hushtune.common.messages import encode_order
+from hushtune.common.errors import ConfigError, FederationError, MessageError
 from hushtune.common.privacy.plan import PrivacyPlan
 from hushtune.server import checkpoint as storage
 from hushtune.server.aggregation.aggregator import Aggregator
 from hushtune.server.checkpoint import Checkpoint, Row
-from hushtune.server.orders import is_warmup, make_orders
-from hushtune.server.replies import Replies, content_bytes, read_replies
-from hushtune.server.roll_call import RollCall, call_roll
+from hushtune.server.federation import Federation
+from hushtune.server.roll_call import call_roll
 
 log = logging.getLogger(__name__)
 
@@ -97,13 +89,14 @@ class FederatedStrategy(Strategy):
         timeout: float = 3600.0,
         connect_timeout: float = 120.0,
     ) -> None:
-        _check_sites(config, plans, sizes)
-        self._run = run
-        self._config = config
-        self._config_hash = config_hash
-        self._plans = {site: plans[site] for site in sorted(plans)}
-        self._sizes = sizes
-        self._aggregator = aggregator
+        self._federation = Federation(
+            run=run,
+            config=config,
+            config_hash=config_hash,
+            plans={site: plans[site] for site in sorted(plans)},
+            sizes=sizes,
+            aggregator=aggregator,
+        )
         self._folder = checkpoint_dir
         self._on_round = on_round
         self._timeout = timeout
@@ -119,19 +112,21 @@ class FederatedStrategy(Strategy):
         case the checkpoint of the last complete round (0 before the first) stays.
         """
         began = time.perf_counter()
-        now = self._fresh(initial) if resume is None else self._checked(resume, initial)
+        federation = self._federation
+        now = federation.fresh(initial) if resume is None else federation.checked(resume, initial)
         saving = self._save(now) if resume is None else 0.0
         seconds = {"training": 0.0, "aggregation": 0.0, "evaluation": 0.0, "checkpoint": saving}
-        if now.round < self._config.train.rounds:
+        rounds = federation.config.train.rounds
+        if now.round < rounds:
             roll = call_roll(
                 grid,
-                self._plans,
-                quorum=self._config.simulation.quorum,
+                federation.plans,
+                quorum=federation.config.simulation.quorum,
                 connect_timeout=self._connect_timeout,
                 answer_timeout=self._timeout,
             )
-            for _ in range(now.round, self._config.train.rounds):
-                now = self._round(now, grid, roll, saving)
+            for _ in range(now.round, rounds):
+                now = federation.next_round(now, grid, roll, timeout=self._timeout, saved_in=saving)
                 evaluating = time.perf_counter()
                 now = self._told(now)
                 seconds["evaluation"] += time.perf_counter() - evaluating
@@ -150,116 +145,6 @@ class FederatedStrategy(Strategy):
             seconds=seconds,
         )
 
-    # ------------------------------------------------------------------------- one round ----
-
-    def _round(self, now: Checkpoint, grid: Grid, roll: RollCall, saving: float) -> Checkpoint:
-        """One exchange with the sites, joined into the next checkpoint; not saved yet."""
-        began = time.perf_counter()
-        number = now.round + 1
-        orders = make_orders(
-            now.state,
-            run=self._run,
-            round=number,
-            config=self._config,
-            plans=self._plans,
-            sizes=self._sizes,
-        )
-        messages = [
-            Message(
-                encode_order(order),
-                dst_node_id=roll.nodes[site],
-                message_type="train",
-                group_id=str(order.round),
-            )
-            for site, order in orders.items()
-            if site in roll.nodes
-        ]
-        answers = list(grid.send_and_receive(messages, timeout=self._timeout)) if messages else []
-        trained = time.perf_counter()
-        replies = read_replies(
-            answers,
-            orders=orders,
-            nodes=roll.nodes,
-            max_norm=self._config.aggregation.max_update_norm,
-        )
-        self._require_quorum(number, replies, roll)
-        memory, state = self._aggregator.apply(now.agg, now.state, replies.accepted)
-        if not state.is_finite():
-            raise FederationError(
-                f"the global adapter is not finite after round {number}",
-                remedy="lower the learning rates or aggregation.max_update_norm",
-            )
-        charges = appended_charges(now.charges, replies.charges)
-        row: Row = {
-            "round": number,
-            "phase": "warmup" if is_warmup(self._config, number) else "adapter",
-            "accepted": [update.site for update in replies.accepted],
-            "rejected": dict(replies.rejected),
-            "update_norm": (state - now.state).norm(),
-            "bytes_down": sum(content_bytes(message.content) for message in messages),
-            "bytes_up": replies.num_bytes,
-            "epsilon": spent(self._plans, charges),
-            "noise": {update.site: update.noise[:200] for update in replies.accepted},
-            "seconds": {
-                "training": trained - began,
-                "aggregation": time.perf_counter() - trained,
-                "checkpoint": saving,  # of the save before this row, which cannot hold its own
-            },
-        }
-        for site, reason in replies.rejected.items():
-            log.warning("round %d goes on without %s: %s", number, site, reason)
-        return replace(
-            now,
-            round=number,
-            state=state,
-            agg=memory,
-            history=(*now.history, row),
-            charges=charges,
-            refusals=appended(now.refusals, replies.refusals),
-        )
-
-    def _require_quorum(self, number: int, replies: Replies, roll: RollCall) -> None:
-        quorum = self._config.simulation.quorum
-        if len(replies.accepted) >= quorum:
-            return
-        reasons = {site: roll.missing.get(site, why) for site, why in replies.rejected.items()}
-        raise QuorumError(
-            f"too few usable updates in round {number}\n"
-            + "\n".join(f"  {site}: {reason}" for site, reason in reasons.items()),
-            given=f"{len(replies.accepted)} usable",
-            expected=f"at least {quorum} (simulation.quorum)",
-            remedy="mend the sites and run again with --resume",
-        )
-
-    # ------------------------------------------------------------------------ checkpoints ----
-
-    def _fresh(self, initial: AdapterState) -> Checkpoint:
-        if initial.keys != initial.spec.keys():
-            raise FederationError("a federation starts from a complete adapter")
-        return Checkpoint(
-            run=self._run,
-            round=0,
-            config_hash=self._config_hash,
-            state=initial,
-            agg=self._aggregator.init(initial),
-            history=(),
-            charges={},
-            refusals={},
-        )
-
-    def _checked(self, resume: Checkpoint, initial: AdapterState) -> Checkpoint:
-        pairs = {
-            "configuration": (resume.config_hash, self._config_hash),
-            "run": (resume.run, self._run),
-            "adapter": (resume.state.spec, initial.spec),
-        }
-        for name, (given, expected) in pairs.items():
-            if given != expected:
-                raise CheckpointError(
-                    f"the checkpoint is of another {name}", given=given, expected=expected
-                )
-        return resume
-
     def _told(self, now: Checkpoint) -> Checkpoint:
         """The checkpoint with what ``on_round`` adds to the last row."""
         if self._on_round is None:
@@ -276,7 +161,7 @@ class FederatedStrategy(Strategy):
 
     # ------------------------------------------------------------- Flower's own interface ----
 
-    def start(
+    def start(  # noqa: PLR0917 (the signature is Flower's)
         self,
         grid: Grid,
         initial_arrays: ArrayRecord,
@@ -292,7 +177,7 @@ class FederatedStrategy(Strategy):
         given here raises ConfigError, since ignoring it would mislead.
         """
         given = {
-            "num_rounds": num_rounds not in (0, self._config.train.rounds),
+            "num_rounds": num_rounds not in (0, self._federation.config.train.rounds),
             "timeout": timeout not in (0.0, self._timeout),
             "train_config": train_config is not None,
             "evaluate_config": evaluate_config is not None,
@@ -308,8 +193,9 @@ class FederatedStrategy(Strategy):
 
     def summary(self) -> None:
         """Log what will happen."""
-        train, sites = self._config.train, ", ".join(self._plans)
-        log.info("run %s: %d rounds at %s", self._run, train.rounds, sites)
+        federation = self._federation
+        sites = ", ".join(federation.plans)
+        log.info("run %s: %d rounds at %s", federation.run, federation.config.train.rounds, sites)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -355,24 +241,3 @@ def _closed(hook: str) -> NoReturn:
         f"{hook} is closed: rounds are driven by FederatedStrategy.run",
         remedy="call run(), or Flower's start(), which calls it",
     )
-
-
-def _check_sites(
-    config: RunConfig, plans: Mapping[str, PrivacyPlan], sizes: Mapping[str, int]
-) -> None:
-    simulation = config.simulation
-    if not plans or set(plans) != set(sizes):
-        raise ConfigError(
-            "each site needs a plan and a public size",
-            given=f"plans of {', '.join(sorted(plans))}; sizes of {', '.join(sorted(sizes))}",
-        )
-    for key, given in (
-        ("quorum", simulation.quorum),
-        ("sites_per_round", simulation.sites_per_round),
-    ):
-        if given > len(plans):
-            raise ConfigError(
-                f"simulation.{key} is larger than the number of sites",
-                given=given,
-                expected=f"at most {len(plans)}",
-            )

@@ -14,6 +14,7 @@ from hushtune.common.config import RunConfig
 from hushtune.common.files import write_text
 from hushtune.common.planning import POOLED, alone, head_only, not_private, pooled
 from hushtune.common.run_context import RunContext
+from hushtune.common.tasks.base import Metrics
 from hushtune.common.tasks.workspace import Workspace
 from hushtune.simulations.observer import Observer
 
@@ -65,10 +66,17 @@ def compare(
 
 def accuracies(workspace: Workspace, config: RunConfig, state: AdapterState) -> Accuracies:
     """Accuracy of one adapter on every site's test rows and on all of them together."""
-    return {
-        name: workspace.task.metrics(state, workspace.rows(name, "test"))["accuracy"]
-        for name in [*sorted(config.data.public_sizes), POOLED]
-    }
+    figures = site_metrics(workspace, config, state, "test")
+    return {name: row["accuracy"] for name, row in figures.items()}
+
+
+def site_metrics(
+    workspace: Workspace, config: RunConfig, state: AdapterState, part: str
+) -> dict[str, Metrics]:
+    """Metrics on one part of every site's rows and of all of them, from one pass over the rows."""
+    names = [*sorted(config.data.public_sizes), POOLED]
+    rows = {name: workspace.rows(name, part) for name in names}
+    return workspace.task.metrics_by_group(state, {n: r for n, r in rows.items() if len(r)})
 
 
 def _majority(workspace: Workspace, config: RunConfig) -> Accuracies:

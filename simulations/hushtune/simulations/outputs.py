@@ -13,9 +13,10 @@ from hushtune.common.files import write_text
 from hushtune.common.planning import POOLED
 from hushtune.common.privacy.statement import render_markdown
 from hushtune.common.run_context import RunContext
+from hushtune.common.tasks.base import Metrics
 from hushtune.common.tasks.workspace import Workspace
 from hushtune.server.app import checkpoint_folder
-from hushtune.server.checkpoint import load
+from hushtune.server.checkpoint import exists, load
 from hushtune.server.strategy import FederationResult
 from hushtune.simulations import saved
 from hushtune.simulations.card import model_card
@@ -30,13 +31,14 @@ def write_all(
     workspace: Workspace,
     result: FederationResult,
     table: Table,
+    final: Metrics,
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """Write statement, adapter, plot and, last, the summary; return the summary."""
     privacy = privacy_of(context, result)
     write_text(context.out / "privacy.json", json.dumps(privacy, indent=2, sort_keys=True) + "\n")
     write_text(context.out / "privacy.md", render_markdown(privacy))
-    summary = summarise(context, workspace, result, table, seconds, privacy)
+    summary = summarise(context, workspace, result, table, final, seconds, privacy)
     saved.save(
         workspace,
         result.state,
@@ -60,6 +62,7 @@ def summarise(
     workspace: Workspace,
     result: FederationResult,
     table: Table,
+    final: Metrics,
     seconds: Mapping[str, float],
     privacy: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -78,7 +81,7 @@ def summarise(
         "metric": METRIC,
         "higher_is_better": True,
         "value": table["federated"][POOLED],
-        "macro_f1": workspace.task.metrics(result.state, workspace.rows(POOLED, "test"))["macro_f1"],
+        "macro_f1": final["macro_f1"],
         "sites": {
             name: {
                 "value": table["federated"][name],
@@ -94,7 +97,7 @@ def summarise(
         "table": {name: dict(row) for name, row in table.items()},
         "rounds": len(result.history),
         "trust": privacy["trust"],
-        "refusals": result.refusals,
+        "refusals": {site: [dict(r) for r in rows] for site, rows in result.refusals.items()},
         "seconds": dict(seconds),
         "seed": context.config.seed,
         "config_hash": config_hash(context.config),
@@ -106,8 +109,8 @@ def summarise(
 
 def checkpointed_round(context: RunContext) -> int:
     """The last round that the checkpoint has; 0 without one."""
-    checkpoint = load(checkpoint_folder(context.out), config_hash=config_hash(context.config))
-    return 0 if checkpoint is None else checkpoint.round
+    folder = checkpoint_folder(context.out)
+    return load(folder).round if exists(folder) else 0
 
 
 def difference(stored: RunConfig, asked: RunConfig) -> str:

@@ -23,7 +23,7 @@ from hushtune.common.tasks.workspace import Workspace, open_workspace, resolve
 from hushtune.server.app import checkpoint_folder, federate
 from hushtune.server.strategy import FederationResult, RoundResult
 from hushtune.simulations import engine, outputs
-from hushtune.simulations.baselines import accuracies, compare
+from hushtune.simulations.baselines import compare, site_metrics
 from hushtune.simulations.observer import Observer, Silent
 
 CONFIG, SUMMARY, METRICS = "config.toml", "summary.json", "metrics.jsonl"
@@ -66,7 +66,8 @@ def run(
             kept=checkpoint_folder(context.out) / "baselines.json",
             observer=observer,
         )
-    table["federated"] = accuracies(workspace, config, result.state)
+    final = site_metrics(workspace, config, result.state, "test")
+    table["federated"] = {name: row["accuracy"] for name, row in final.items()}
     ended = time.perf_counter()
     training = sum(row["seconds"]["training"] for row in result.history[judge.already :])
     seconds = {
@@ -77,7 +78,7 @@ def run(
         "orchestration": federated - prepared - training - judge.seconds,
         "baselines": ended - federated,
     }
-    return outputs.write_all(context, workspace, result, table, seconds)
+    return outputs.write_all(context, workspace, result, table, final[POOLED], seconds)
 
 
 def run_federation(
@@ -155,16 +156,10 @@ class _Judge:
         return extra
 
     def _evaluate(self, state: AdapterState) -> dict[str, Any]:
-        task, rows = self._workspace.task, self._workspace.rows
-        names = sorted(self._context.config.data.public_sizes)
-        sites = {
-            name: dict(task.metrics(state, rows(name, self._part)))
-            for name in names
-            if len(rows(name, self._part))
-        }
+        figures = site_metrics(self._workspace, self._context.config, state, self._part)
         return {
-            **task.metrics(state, rows(POOLED, self._part)),
-            "sites": sites,
+            **figures.pop(POOLED),
+            "sites": {name: dict(row) for name, row in figures.items()},
             "evaluated_on": self._part,
             "seen_by": "the researcher only: no site sends these figures",
         }

@@ -53,6 +53,8 @@ class Task(Protocol):
         """One loss an example, ``(b,)``."""
         ...
 
-    def metrics(self, state: AdapterState, rows: Rows) -> Metrics:
-        """Figures of an adapter on some rows; installs the adapter."""
+    def metrics_by_group(
+        self, state: AdapterState, groups: Mapping[str, Rows]
+    ) -> dict[str, Metrics]:
+        """Figures of an adapter on groups of rows, which may overlap; installs the adapter."""
         ...

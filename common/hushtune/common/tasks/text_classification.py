@@ -16,7 +16,7 @@ from hushtune.common.model import AdaptedModel, Level
 from hushtune.common.tasks.activations import Activations, TokenRows, by_length
 from hushtune.common.tasks.base import Batch, Metrics, Rows
 
-EVALUATION_BATCH = 64
+EVALUATION_BATCH = 32
 
 
 def tokenize(
@@ -43,15 +43,19 @@ class TextClassification:
         *,
         class_weights: Sequence[float] | None = None,
         cache_megabytes: int = 0,
+        rows_in_use: Rows | None = None,
         on_fill: Callable[[int, int], None] | None = None,
     ) -> None:
-        """``class_weights``: one public number a label. ``on_fill(done, total)`` hears progress."""
+        """``class_weights``: one public number a label. Activations are kept for ``rows_in_use``
+        (None: all rows); ``on_fill(done, total)`` hears how filling them goes."""
         self._model = model
         self._tokens = tokens
         self._labels = torch.from_numpy(labels)
         weights = [1.0] * model.num_labels if class_weights is None else list(class_weights)
         self._weights = torch.tensor(weights, dtype=torch.float32)
         self._budget = cache_megabytes * 2**20
+        everything = np.arange(len(labels), dtype=np.int64)
+        self._in_use = everything if rows_in_use is None else rows_in_use
         self._on_fill = on_fill
         self._kept: Activations | None = None
 
@@ -105,16 +109,26 @@ class TextClassification:
         lora.install(self._model, state)
         self._model.frozen_mode()
         level = self.level(state)
-        out = torch.empty(len(rows), self._model.num_labels)
-        places = {int(row): place for place, row in enumerate(rows)}
-        for piece in self.microbatches(rows, EVALUATION_BATCH):
-            where = torch.tensor([places[int(row)] for row in piece])
+        distinct, places = np.unique(rows, return_inverse=True)
+        out = torch.empty(len(distinct), self._model.num_labels)
+        for piece in self.microbatches(distinct, EVALUATION_BATCH):
+            where = torch.from_numpy(np.searchsorted(distinct, piece))
             out[where] = self._model(self.batch(piece, level).inputs).float().cpu()
-        return out
+        return out[torch.from_numpy(places)]
 
-    def metrics(self, state: AdapterState, rows: Rows) -> Metrics:
-        """Mean loss (unweighted), accuracy and macro-F1."""
-        return scores(self.logits(state, rows), self._labels[torch.from_numpy(rows)])
+    def metrics_by_group(
+        self, state: AdapterState, groups: Mapping[str, Rows]
+    ) -> dict[str, Metrics]:
+        """Mean loss (unweighted), accuracy and macro-F1 of each group, from one pass."""
+        rows = np.unique(np.concatenate(list(groups.values())))
+        logits, labels = self.logits(state, rows), self._labels
+        return {
+            name: scores(
+                logits[torch.from_numpy(np.searchsorted(rows, group))],
+                labels[torch.from_numpy(group)],
+            )
+            for name, group in groups.items()
+        }
 
     def _device(self) -> torch.device:
         return next(self._model.parameters()).device
@@ -141,8 +155,9 @@ class TextClassification:
         hidden = torch.empty(total, width) if fits else None
         features = torch.empty(count, width) if has_features else None
         done = 0
-        for rows in self.microbatches(np.arange(count, dtype=np.int64), EVALUATION_BATCH):
-            inputs = {key: value.to(self._device()) for key, value in self._tokens.inputs(rows).items()}
+        for rows in self.microbatches(self._in_use, EVALUATION_BATCH):
+            inputs = self._tokens.inputs(rows)
+            inputs = {key: value.to(self._device()) for key, value in inputs.items()}
             states, pooled = self._model.frozen_activations(inputs)
             if hidden is not None:
                 for place, row in enumerate(rows):
@@ -152,7 +167,7 @@ class TextClassification:
                 features[torch.from_numpy(rows)] = pooled.cpu()
             done += len(rows)
             if self._on_fill is not None:
-                self._on_fill(done, count)
+                self._on_fill(done, len(self._in_use))
         lora.install(self._model, aside)
         return Activations(hidden, features)
 

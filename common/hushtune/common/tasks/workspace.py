@@ -27,6 +27,7 @@ from hushtune.common.planning import POOLED
 from hushtune.common.tasks.assets import resolve_model
 from hushtune.common.tasks.base import Rows
 from hushtune.common.tasks.data import LabelledText, load_data
+from hushtune.common.tuning import keep_freed_memory, measured_precision
 from hushtune.common.tasks.text_classification import TextClassification, tokenize, weights_of
 
 if TYPE_CHECKING:
@@ -60,6 +61,9 @@ class Workspace:
             data.labels,
             class_weights=weights_of(data.label_names, config.data.class_weights),
             cache_megabytes=config.train.cache_megabytes,
+            rows_in_use=np.unique(
+                np.concatenate([self.rows(POOLED, p) for p in ("train", "validation", "test")])
+            ),
             on_fill=None if progress is None else lambda i, n: progress("frozen features", i, n),
         )
 
@@ -104,6 +108,8 @@ def load_base(name: str, model: ModelConfig, labels: tuple[str, ...]) -> PreTrai
         "trust_remote_code": False,
         "use_safetensors": True,
         "dtype": torch.float32,
+        # Fused attention on CPUs is several times slower than this one in bfloat16.
+        "attn_implementation": "eager",
     }
     try:
         if model.head == "mean":
@@ -129,11 +135,14 @@ def load_base(name: str, model: ModelConfig, labels: tuple[str, ...]) -> PreTrai
 
 
 def resolve(config: RunConfig) -> RunConfig:
-    """A configuration with every site's public size in it.
+    """A configuration with every site's public size and the precision in it.
 
     Sizes that are not declared are taken from the data here, once; the statement says so. From
     then on nothing depends on how many rows a site really has.
     """
+    if config.model.precision == "auto":
+        model = config.model.model_copy(update={"precision": measured_precision()})
+        config = config.model_copy(update={"model": model})
     if config.data.public_sizes:
         return config
     data = _data(config)
@@ -163,6 +172,7 @@ def open_workspace(config: RunConfig, progress: Progress | None = None) -> Works
         )
     key = _key(config)
     if key not in _workspaces:
+        keep_freed_memory()
         _workspaces.clear()  # one model in memory at a time
         gc.collect()
         _workspaces[key] = Workspace(config, data, progress)

@@ -29,9 +29,7 @@ class Aggregator:
     """Two pure functions; the updates given to ``apply`` have passed ``check_update``."""
 
     init: Callable[[AdapterState], AggState]
-    apply: Callable[
-        [AggState, AdapterState, Sequence[ClientUpdate]], tuple[AggState, AdapterState]
-    ]
+    apply: Callable[[AggState, AdapterState, Sequence[ClientUpdate]], tuple[AggState, AdapterState]]
 
 
 def compose(estimate: Estimate, optimizer: ServerOptimizer) -> Aggregator:

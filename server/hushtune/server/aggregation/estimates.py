@@ -75,7 +75,7 @@ def _shares(sites: Sequence[str], weights: Mapping[str, float]) -> list[float]:
                 given="none" if weight is None else str(weight),
                 expected="a finite number, 0 or more",
             )
-    total = math.fsum(weights[site] for site in sites)
+    total = sum(weights[site] for site in sites)
     if not 0 < total < math.inf:
         raise FederationError("the weights of a round's sites add up to nothing", given=str(total))
     return [weights[site] / total for site in sites]

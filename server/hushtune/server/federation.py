@@ -1,0 +1,178 @@
+"""A federation of one run, and the step from one round's checkpoint to the next one's."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from hushtune.common.adapter import AdapterState
+from hushtune.common.config import RunConfig
+from hushtune.common.errors import CheckpointError, ConfigError, FederationError, QuorumError
+from hushtune.common.messages import encode_order
+from hushtune.common.privacy.plan import PrivacyPlan
+from hushtune.server.aggregation.aggregator import Aggregator
+from hushtune.server.checkpoint import Checkpoint, Row
+from hushtune.server.orders import is_warmup, make_orders
+from hushtune.server.replies import Replies, content_bytes, read_replies
+from hushtune.server.roll_call import RollCall
+from hushtune.server.spending import appended, appended_charges, spent
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Federation:
+    """What stays the same through a run; ``plans`` and ``sizes`` have the run's sites as keys.
+
+    Raises ConfigError where they differ, or where a round asks for more sites than there are.
+    """
+
+    run: str
+    config: RunConfig
+    config_hash: str
+    plans: Mapping[str, PrivacyPlan]
+    sizes: Mapping[str, int]
+    aggregator: Aggregator
+
+    def __post_init__(self) -> None:
+        _check_sites(self.config, self.plans, self.sizes)
+
+    def fresh(self, initial: AdapterState) -> Checkpoint:
+        """The checkpoint before the first round; FederationError unless ``initial`` is whole."""
+        if initial.keys != initial.spec.keys():
+            raise FederationError("a federation starts from a complete adapter")
+        return Checkpoint(
+            run=self.run,
+            round=0,
+            config_hash=self.config_hash,
+            state=initial,
+            agg=self.aggregator.init(initial),
+            history=(),
+            charges={},
+            refusals={},
+        )
+
+    def checked(self, resume: Checkpoint, initial: AdapterState) -> Checkpoint:
+        """``resume`` itself; CheckpointError where it is of another run, setting or adapter."""
+        pairs = {
+            "configuration": (resume.config_hash, self.config_hash),
+            "run": (resume.run, self.run),
+            "adapter": (resume.state.spec, initial.spec),
+        }
+        for name, (given, expected) in pairs.items():
+            if given != expected:
+                raise CheckpointError(
+                    f"the checkpoint is of another {name}", given=given, expected=expected
+                )
+        return resume
+
+    def next_round(
+        self, now: Checkpoint, grid: Grid, roll: RollCall, *, timeout: float, saved_in: float
+    ) -> Checkpoint:
+        """One exchange with the sites, joined into the next checkpoint, which is not saved yet.
+
+        ``saved_in``: seconds that saving ``now`` took, for the new row. Raises QuorumError with
+        each site's reason, and FederationError where the new adapter is not finite.
+        """
+        began = time.perf_counter()
+        number = now.round + 1
+        orders = make_orders(
+            now.state,
+            run=self.run,
+            round=number,
+            config=self.config,
+            plans=self.plans,
+            sizes=self.sizes,
+        )
+        messages = [
+            Message(
+                encode_order(order),
+                dst_node_id=roll.nodes[site],
+                message_type="train",
+                group_id=str(number),
+            )
+            for site, order in orders.items()
+            if site in roll.nodes
+        ]
+        answers = list(grid.send_and_receive(messages, timeout=timeout)) if messages else []
+        trained = time.perf_counter()
+        replies = read_replies(
+            answers,
+            orders=orders,
+            nodes=roll.nodes,
+            max_norm=self.config.aggregation.max_update_norm,
+        )
+        self._require_quorum(number, replies, roll)
+        memory, state = self.aggregator.apply(now.agg, now.state, replies.accepted)
+        if not state.is_finite():
+            raise FederationError(
+                f"the global adapter is not finite after round {number}",
+                remedy="lower the learning rates or aggregation.max_update_norm",
+            )
+        charges = appended_charges(now.charges, replies.charges)
+        row: Row = {
+            "round": number,
+            "phase": "warmup" if is_warmup(self.config, number) else "adapter",
+            "accepted": [update.site for update in replies.accepted],
+            "rejected": dict(replies.rejected),
+            "update_norm": (state - now.state).norm(),
+            "bytes_down": sum(content_bytes(message.content) for message in messages),
+            "bytes_up": replies.num_bytes,
+            "epsilon": spent(self.plans, charges),
+            "noise": {update.site: update.noise[:200] for update in replies.accepted},
+            "seconds": {
+                "training": trained - began,
+                "aggregation": time.perf_counter() - trained,
+                "checkpoint": saved_in,  # of the save before: a row cannot hold its own
+            },
+        }
+        for site, reason in replies.rejected.items():
+            log.warning("round %d goes on without %s: %s", number, site, reason)
+        return replace(
+            now,
+            round=number,
+            state=state,
+            agg=memory,
+            history=(*now.history, row),
+            charges=charges,
+            refusals=appended(now.refusals, replies.refusals),
+        )
+
+    def _require_quorum(self, number: int, replies: Replies, roll: RollCall) -> None:
+        quorum = self.config.simulation.quorum
+        if len(replies.accepted) >= quorum:
+            return
+        reasons = {site: roll.missing.get(site, why) for site, why in replies.rejected.items()}
+        raise QuorumError(
+            f"too few usable updates in round {number}\n"
+            + "\n".join(f"  {site}: {reason}" for site, reason in reasons.items()),
+            given=f"{len(replies.accepted)} usable",
+            expected=f"at least {quorum} (simulation.quorum)",
+            remedy="mend the sites and run again with --resume",
+        )
+
+
+def _check_sites(
+    config: RunConfig, plans: Mapping[str, PrivacyPlan], sizes: Mapping[str, int]
+) -> None:
+    simulation = config.simulation
+    if not plans or set(plans) != set(sizes):
+        raise ConfigError(
+            "each site needs a plan and a public size",
+            given=f"plans of {', '.join(sorted(plans))}; sizes of {', '.join(sorted(sizes))}",
+        )
+    for key, given in (
+        ("quorum", simulation.quorum),
+        ("sites_per_round", simulation.sites_per_round),
+    ):
+        if given > len(plans):
+            raise ConfigError(
+                f"simulation.{key} is larger than the number of sites",
+                given=given,
+                expected=f"at most {len(plans)}",
+            )

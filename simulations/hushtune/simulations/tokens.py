@@ -1,0 +1,1 @@
+"""Rows as they are read and as tokens, for ``hushtune data preview``."""
