@@ -19,8 +19,7 @@ from hushtune.common.messages import (
     encode_site,
     encode_update,
 )
-from hushtune.common.privacy.ledger import Ledger
-from hushtune.common.privacy.ledger import LedgerEntry
+from hushtune.common.privacy.ledger import Ledger, LedgerEntry
 
 _app = ClientApp()
 app = _app

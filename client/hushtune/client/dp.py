@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -38,7 +38,7 @@ def poisson_batch(rows: Rows, probability: float, random: np.random.Generator) -
 
 
 @contextmanager
-def per_example_gradients(model: AdaptedModel) -> Iterator[None]:
+def per_example_gradients(model: AdaptedModel) -> Generator[None]:
     """Opacus' hooks on the trained modules: a backward pass leaves ``grad_sample (b, ...)``."""
     try:
         hooks = GradSampleHooks(model, loss_reduction="sum")

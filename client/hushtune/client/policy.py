@@ -41,7 +41,9 @@ class SitePolicy:
         self._same("neighbouring relation", plan.relation, self.limit.relation)
         if plan.delta > self.limit.delta:
             raise PolicyError(
-                "an order asks for a larger delta", given=plan.delta, expected=f"<= {self.limit.delta}"
+                "an order asks for a larger delta",
+                given=plan.delta,
+                expected=f"<= {self.limit.delta}",
             )
 
     def _same(self, what: str, given: object, expected: object) -> None:

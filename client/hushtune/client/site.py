@@ -26,7 +26,7 @@ from hushtune.common.tasks.workspace import open_workspace
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """One site of one run; ``rows`` are its training rows, ``public_size`` their declared number."""
+    """One site of one run: its training rows, and their declared number as ``public_size``."""
 
     name: str
     task: Task

@@ -1,4 +1,4 @@
-"""Local training in one round: install the global adapter, take private steps, return the change."""
+"""Local training in a round: install the global adapter, take private steps, return the change."""
 
 from __future__ import annotations
 

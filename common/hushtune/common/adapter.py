@@ -62,7 +62,7 @@ class AdapterSpec:
         """``alpha / r``, or ``alpha / sqrt(r)`` for rsLoRA (Kalajdzievski 2312.03732)."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
-    def keys(self) -> tuple[str, ...]:
+    def all_keys(self) -> tuple[str, ...]:
         """All tensor keys of a complete state, sorted."""
         factors = [key(module) for module in self.targets for key in (a_key, b_key)]
         return tuple(sorted([*factors, *map(head_key, self.head)]))
@@ -83,7 +83,7 @@ class AdapterSpec:
                 targets=tuple(map(str, raw["targets"])),
                 head=tuple(map(str, raw["head"])),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise MessageError("an adapter's description is damaged", given=str(error)) from error
 
 
@@ -95,7 +95,7 @@ class AdapterState:
     tensors: Mapping[str, Tensor]
 
     def __post_init__(self) -> None:
-        known = set(self.spec.keys())
+        known = set(self.spec.all_keys())
         unknown = sorted(set(self.tensors) - known)
         if unknown:
             raise MessageError(
@@ -108,7 +108,9 @@ class AdapterState:
                     given=f"{tensor.dtype} on {tensor.device}",
                     expected="torch.float32 on cpu",
                 )
-        object.__setattr__(self, "tensors", {key: self.tensors[key] for key in sorted(self.tensors)})
+        object.__setattr__(
+            self, "tensors", {key: self.tensors[key] for key in sorted(self.tensors)}
+        )
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -181,13 +183,22 @@ class AdapterState:
 
     @staticmethod
     def from_bytes(data: bytes) -> AdapterState:
-        """Inverse of ``to_bytes``; raises MessageError unless the bytes are a finite float32 state."""
+        """Inverse of ``to_bytes``; raises MessageError unless the bytes are a float32 state.
+
+        Its values may be anything: whether they are finite is checked where that can be answered.
+        """
         try:
             header_size = int.from_bytes(data[:8], "little")
             header = json.loads(data[8 : 8 + header_size])
             spec = AdapterSpec.from_dict(json.loads(header["__metadata__"]["spec"]))
             tensors = safetensors.torch.load(data)
-        except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            RecursionError,
+            safetensors.SafetensorError,
+        ) as error:
             raise MessageError("an adapter's bytes are damaged", given=str(error)[:200]) from error
         return AdapterState(spec, tensors)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -178,8 +179,14 @@ def attach(
         modules_to_save=list(own) or None,
         fan_in_fan_out=any(isinstance(base.get_submodule(name), Conv1D) for name in targets),
     )
+    with warnings.catch_warnings():
+        # peft asks for an attribute that transformers has renamed.
+        warnings.filterwarnings(
+            "ignore", message=".*is_gradient_checkpointing", category=FutureWarning
+        )
+        wrapped = cast(PeftModel, get_peft_model(base, lora))
     adapted = AdaptedModel(
-        cast(PeftModel, get_peft_model(base, lora)),
+        wrapped,
         blocks=blocks,
         first_adapted=first,
         num_labels=num_labels,

@@ -91,7 +91,7 @@ def _pack(body: Mapping[str, Any], adapter: AdapterState | None) -> RecordDict:
 def _unpack_body(content: RecordDict) -> dict[str, Any]:
     try:
         body = json.loads(str(content.config_records[_BODY][_TEXT]))
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise MessageError("a message is not one of hushtune's", given=str(error)) from error
     if not isinstance(body, dict):
         raise MessageError("a message's body is not an object", given=type(body).__name__)
@@ -145,7 +145,7 @@ def decode_order(content: RecordDict) -> RoundOrder:
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise MessageError("an order is damaged", given=str(error)) from error
-    missing = [key for key in adapter.spec.keys() if key not in adapter.tensors]
+    missing = [key for key in adapter.spec.all_keys() if key not in adapter.tensors]
     unknown = [key for key in order.trainable if key not in adapter.tensors]
     if missing or unknown or not order.trainable:
         raise MessageError(
@@ -174,7 +174,7 @@ def encode_refusal(refusal: Refusal) -> RecordDict:
 
 
 def decode_reply(content: RecordDict) -> ClientUpdate | Refusal:
-    """Inverse of ``encode_update`` and ``encode_refusal``; raises MessageError for anything else."""
+    """Inverse of ``encode_update`` and ``encode_refusal``; raises MessageError."""
     body = _unpack_body(content)
     try:
         if body.get("refused"):

@@ -8,7 +8,7 @@ factor B is zero, from the pooled features (``Level``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any
@@ -131,7 +131,7 @@ class AdaptedModel(nn.Module):
         return seen[0], self._pool(output.last_hidden_state, inputs.get("attention_mask"))
 
     @contextmanager
-    def _starting_at(self, hidden: Tensor) -> Iterator[None]:
+    def _starting_at(self, hidden: Tensor) -> Generator[None]:
         """Run the base's own forward, with known states in place of the lower blocks' work.
 
         The base still builds its masks and positions itself, which keeps this free of knowledge

@@ -54,7 +54,7 @@ def _read(items: tuple[tuple[str, str], ...]) -> RunContext:
                 raise ConfigError(
                     "the path of a configuration must be absolute here",
                     given=raw["config"],
-                    remedy='flwr run . --run-config \'config="/full/path/run.toml"\'',
+                    remedy="flwr run . --run-config 'config=\"/full/path/run.toml\"'",
                 )
         else:
             path, preset = None, raw.get("preset") or None

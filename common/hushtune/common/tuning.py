@@ -18,7 +18,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 @cache
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed: small CPU steps otherwise spend half their time in page faults."""
+    """Let glibc keep what is freed: small steps may spend half their time in page faults."""
     if not sys.platform.startswith("linux"):
         return
     try:
@@ -44,6 +44,6 @@ def _seconds(left: torch.Tensor, right: torch.Tensor) -> float:
     times: list[float] = []
     for _ in range(7):
         began = time.perf_counter()
-        left @ right
+        torch.matmul(left, right)
         times.append(time.perf_counter() - began)
     return min(times)

@@ -44,7 +44,7 @@ class Federation:
 
     def fresh(self, initial: AdapterState) -> Checkpoint:
         """The checkpoint before the first round; FederationError unless ``initial`` is whole."""
-        if initial.keys != initial.spec.keys():
+        if initial.keys != initial.spec.all_keys():
             raise FederationError("a federation starts from a complete adapter")
         return Checkpoint(
             run=self.run,

@@ -161,7 +161,7 @@ class FederatedStrategy(Strategy):
 
     # ------------------------------------------------------------- Flower's own interface ----
 
-    def start(  # noqa: PLR0917 (the signature is Flower's)
+    def start(
         self,
         grid: Grid,
         initial_arrays: ArrayRecord,

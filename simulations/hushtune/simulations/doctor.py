@@ -28,8 +28,13 @@ def examine() -> dict[str, Any]:
 
 
 def _check(what: str, found: str, ok: bool, mend: str = "", *, optional: bool = False) -> Any:
-    return {"what": what, "found": found, "ok": ok, "optional": optional,
-            "mend": "" if ok else mend}
+    return {
+        "what": what,
+        "found": found,
+        "ok": ok,
+        "optional": optional,
+        "mend": "" if ok else mend,
+    }
 
 
 def _python() -> Any:

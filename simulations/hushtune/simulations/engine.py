@@ -132,9 +132,7 @@ class InProcessGrid(Grid):
         ttl: float | None = None,
     ) -> Message:
         """See Flower's ``Grid``."""
-        return Message(
-            content, dst_node_id, message_type=message_type, group_id=group_id, ttl=ttl
-        )
+        return Message(content, dst_node_id, message_type=message_type, group_id=group_id, ttl=ttl)
 
     def get_node_ids(self) -> Iterable[int]:
         """See Flower's ``Grid``; sorted."""
@@ -153,7 +151,9 @@ class InProcessGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Hand out the replies, each once."""
-        return [self._replies.pop(identity) for identity in message_ids if identity in self._replies]
+        return [
+            self._replies.pop(identity) for identity in message_ids if identity in self._replies
+        ]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

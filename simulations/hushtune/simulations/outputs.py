@@ -126,5 +126,3 @@ def difference(stored: RunConfig, asked: RunConfig) -> str:
     if stored.seed != asked.seed:
         changed.insert(0, f"seed: {stored.seed} there, {asked.seed} asked")
     return "; ".join(changed[:3])
-
-

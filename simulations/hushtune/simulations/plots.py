@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from hushtune.common.names import METHODS
 
@@ -40,20 +41,36 @@ def _curve(axes: Axes, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, 
     names = sorted(summary["sites"])
     if len(names) <= _MOST_SITES:
         for name, colour in zip(names, SITES, strict=False):
-            points = [(row["round"], row["sites"][name][metric]) for row in rows
-                      if name in row.get("sites", {})]
+            points = [
+                (row["round"], row["sites"][name][metric])
+                for row in rows
+                if name in row.get("sites", {})
+            ]
             if points:
                 axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.2, label=name)
-    axes.plot(rounds, [row[metric] for row in rows], color=BLACK, linewidth=2.4, marker="o",
-              markersize=4, label="all sites")
+    axes.plot(
+        rounds,
+        [row[metric] for row in rows],
+        color=BLACK,
+        linewidth=2.4,
+        marker="o",
+        markersize=4,
+        label="all sites",
+    )
     adapted = next((row["round"] for row in rows if row.get("phase") == "adapter"), None)
     if adapted is not None and adapted > 1:
         axes.axvline(adapted - 0.5, color=GREY, linestyle=":", linewidth=1)
-        axes.text(adapted - 0.45, 0.02, "LoRA", transform=axes.get_xaxis_transform(), color=GREY,
-                  fontsize=8)
+        axes.text(
+            adapted - 0.45,
+            0.02,
+            "LoRA",
+            transform=axes.get_xaxis_transform(),
+            color=GREY,
+            fontsize=8,
+        )
     part = rows[0].get("evaluated_on", "held-out") if rows else "held-out"
     axes.set(xlabel="round", ylabel=f"{metric} on {part} rows", title="Learning")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize=8)
 
 
@@ -61,15 +78,30 @@ def _spent(axes: Axes, history: Sequence[Mapping[str, Any]], summary: Mapping[st
     axes.set(xlabel="round", ylabel="epsilon spent", title="Privacy")
     names = sorted(summary["sites"])
     if summary["trust"] == "off" or not history:
-        axes.text(0.5, 0.5, "NO PRIVACY", ha="center", va="center", transform=axes.transAxes,
-                  color=ORANGE, fontsize=16, weight="bold")
+        axes.text(
+            0.5,
+            0.5,
+            "NO PRIVACY",
+            ha="center",
+            va="center",
+            transform=axes.transAxes,
+            color=ORANGE,
+            fontsize=16,
+            weight="bold",
+        )
         return
     for place, name in enumerate(names[:_MOST_SITES]):
         line = [row["epsilon"].get(name) for row in history]
-        axes.plot([row["round"] for row in history], line, color=SITES[place % len(SITES)],
-                  linewidth=1.8, linestyle=("-", "--", "-.", ":")[place % 4], label=name)
+        axes.plot(
+            [row["round"] for row in history],
+            line,
+            color=SITES[place % len(SITES)],
+            linewidth=1.8,
+            linestyle=("-", "--", "-.", ":")[place % 4],
+            label=name,
+        )
     axes.set_ylim(bottom=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize=8)
 
 

@@ -93,9 +93,7 @@ def run_federation(
 
     def serve(grid: Grid) -> None:
         results.append(
-            federate(
-                context, grid, initial=workspace.initial_state, on_round=judge, resume=resume
-            )
+            federate(context, grid, initial=workspace.initial_state, on_round=judge, resume=resume)
         )
 
     if judge is not None:

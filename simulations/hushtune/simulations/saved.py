@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import safetensors.torch
 import torch
-from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -37,8 +36,15 @@ class SavedModel:
     fingerprint: str
 
 
-def save(workspace: Workspace, state: AdapterState, folder: Path, *, card: str, model: ModelConfig,
-         adapter: AdapterConfig) -> None:
+def save(
+    workspace: Workspace,
+    state: AdapterState,
+    folder: Path,
+    *,
+    card: str,
+    model: ModelConfig,
+    adapter: AdapterConfig,
+) -> None:
     """Write an adapter in peft's format, its head, tokenizer, model card and description."""
     folder.mkdir(parents=True, exist_ok=True)
     # A named base stays a name: the folder is then of use on another machine.
@@ -143,7 +149,7 @@ def _read_state(model: AdaptedModel, folder: Path) -> AdapterState:
         head = safetensors.torch.load_file(folder / lora.HEAD_FILE)
         tensors |= {head_key(name): tensor.float() for name, tensor in head.items()}
     state = AdapterState(lora.spec(model), tensors)
-    missing = set(state.spec.keys()) - set(state.keys)
+    missing = set(state.spec.all_keys()) - set(state.keys)
     if missing or not state.is_finite():
         raise CheckpointError(
             "the adapter is not whole",
@@ -178,7 +184,7 @@ def export(folder: Path, to: Path, *, merged: bool) -> Path:
 
 
 def _write_merged(trained: Predictor, source: Path, folder: Path) -> None:
-    base = cast(PreTrainedModel, cast(PeftModel, trained.model.base).merge_and_unload())
+    base = cast(PreTrainedModel, trained.model.base.merge_and_unload())
     names = dict(enumerate(trained.labels))
     base.config.id2label = names
     base.config.label2id = {name: index for index, name in names.items()}
@@ -188,27 +194,51 @@ def _write_merged(trained: Predictor, source: Path, folder: Path) -> None:
     if trained.model.head is None:
         return
     width, scale = trained.model.head.in_features, trained.settings.feature_scale
-    _write_json(folder / "sentence_bert_config.json", {
-        "max_seq_length": trained.settings.max_tokens, "do_lower_case": False})
-    _write_json(folder / "1_Pooling" / "config.json", {
-        "word_embedding_dimension": width, "pooling_mode_mean_tokens": True})
+    _write_json(
+        folder / "sentence_bert_config.json",
+        {"max_seq_length": trained.settings.max_tokens, "do_lower_case": False},
+    )
+    _write_json(
+        folder / "1_Pooling" / "config.json",
+        {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True},
+    )
     (folder / "2_Normalize").mkdir()
-    _write_json(folder / "3_Dense" / "config.json", {
-        "in_features": width, "out_features": len(trained.labels), "bias": True,
-        "activation_function": "torch.nn.modules.linear.Identity"})
+    _write_json(
+        folder / "3_Dense" / "config.json",
+        {
+            "in_features": width,
+            "out_features": len(trained.labels),
+            "bias": True,
+            "activation_function": "torch.nn.modules.linear.Identity",
+        },
+    )
     dense = {
         "linear.weight": (trained.model.head.weight.detach() * scale).contiguous(),
         "linear.bias": trained.model.head.bias.detach().clone(),
     }
     safetensors.torch.save_file(dense, folder / "3_Dense" / "model.safetensors")
-    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"),
-             ("3_Dense", "Dense")]
-    _write_json(folder / "modules.json", [
-        {"idx": index, "name": str(index), "path": path,
-         "type": f"sentence_transformers.models.{kind}"}
-        for index, (path, kind) in enumerate(kinds)])
-    _write_json(folder / "config_sentence_transformers.json", {
-        "similarity_fn_name": "cosine", "labels": list(trained.labels)})
+    kinds = [
+        ("", "Transformer"),
+        ("1_Pooling", "Pooling"),
+        ("2_Normalize", "Normalize"),
+        ("3_Dense", "Dense"),
+    ]
+    _write_json(
+        folder / "modules.json",
+        [
+            {
+                "idx": index,
+                "name": str(index),
+                "path": path,
+                "type": f"sentence_transformers.models.{kind}",
+            }
+            for index, (path, kind) in enumerate(kinds)
+        ],
+    )
+    _write_json(
+        folder / "config_sentence_transformers.json",
+        {"similarity_fn_name": "cosine", "labels": list(trained.labels)},
+    )
 
 
 def _write_json(path: Path, value: object) -> None:

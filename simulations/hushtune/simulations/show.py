@@ -66,7 +66,7 @@ class ProgressView:
 
     def comparing(self, name: str, done: int, total: int) -> None:
         """See Observer."""
-        self._advance("comparisons", done, total, METHODS.get(name.split("/")[0], name))
+        self._advance("comparisons", done, total, METHODS.get(name.split("/", maxsplit=1)[0], name))
 
     def _advance(self, what: str, done: int, total: int, note: str) -> None:
         if what not in self._tasks:
@@ -166,8 +166,12 @@ def show_preview(console: Console, found: Mapping[str, Any]) -> None:
         site = f"  site {row['site']}" if row.get("site") else ""
         console.print(f"[bold]{row['place']}[/]  label [cyan]{_plain(str(row['label']))}[/]{site}")
         console.print("  " + str(row["text"]), markup=False, highlight=False)
-        console.print(f"  {len(row['tokens'])} tokens: " + " ".join(row["tokens"]), style="dim",
-                      markup=False, highlight=False)
+        console.print(
+            f"  {len(row['tokens'])} tokens: " + " ".join(row["tokens"]),
+            style="dim",
+            markup=False,
+            highlight=False,
+        )
 
 
 def show_doctor(console: Console, report: Mapping[str, Any]) -> None:
@@ -176,8 +180,11 @@ def show_doctor(console: Console, report: Mapping[str, Any]) -> None:
     for column in ("what", "found", "to mend it"):
         table.add_column(column)
     for check in report["checks"]:
-        mark = "[green]ok[/]" if check["ok"] else ("[yellow]--[/]" if check["optional"] else
-                                                   "[red]missing[/]")
+        mark = (
+            "[green]ok[/]"
+            if check["ok"]
+            else ("[yellow]--[/]" if check["optional"] else "[red]missing[/]")
+        )
         table.add_row(f"{mark} {check['what']}", check["found"], _plain(check["mend"]))
     console.print(table)
 

@@ -76,7 +76,14 @@ class LedgerEntry:
                 previous=str(raw["previous"]),
                 hash=str(raw["hash"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError, HushtuneError) as error:
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            OverflowError,
+            HushtuneError,
+        ) as error:
             raise MessageError("a charge is damaged", given=str(error)) from error
         if entry.hash != entry.content_hash():
             raise MessageError("a charge's hash does not fit its content", given=entry.hash)

@@ -24,12 +24,11 @@ def tokenize(
 ) -> TokenRows:
     """Token ids of every text, cut to ``max_tokens``; an empty result is padded to one token."""
     encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
-    pad_id = tokenizer.pad_token_id
-    if pad_id is None:
-        pad_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
+    found = [tokenizer.pad_token_id, tokenizer.eos_token_id]
+    pad_id = next((i for i in found if isinstance(i, int)), 0)
     rows = [np.asarray(ids or [pad_id], dtype=np.int32) for ids in encoded]  # pyright: ignore[reportArgumentType]
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
-    return TokenRows(torch.from_numpy(np.concatenate(rows)), offsets, int(pad_id))
+    return TokenRows(torch.from_numpy(np.concatenate(rows)), offsets, pad_id)
 
 
 class TextClassification:

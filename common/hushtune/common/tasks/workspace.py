@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -17,6 +18,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState
@@ -27,8 +29,8 @@ from hushtune.common.planning import POOLED
 from hushtune.common.tasks.assets import resolve_model
 from hushtune.common.tasks.base import Rows
 from hushtune.common.tasks.data import LabelledText, load_data
-from hushtune.common.tuning import keep_freed_memory, measured_precision
 from hushtune.common.tasks.text_classification import TextClassification, tokenize, weights_of
+from hushtune.common.tuning import keep_freed_memory, measured_precision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,9 +48,11 @@ class Workspace:
         self.tokenizer = load_tokenizer(self.base_name)
         tokens = tokenize(self.tokenizer, data.texts, max_tokens=config.model.max_tokens)
         base = load_base(self.base_name, config.model, data.label_names)
+        # Before adapters and hooks: they must be made where they will live.
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        nn.Module.to(base, device)
         model = lora.attach(
-            base.to(device),  # before adapters and hooks: they must be made where they will live
+            base,
             model=config.model,
             adapter=config.adapter,
             num_labels=len(data.label_names),
@@ -104,6 +108,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 def load_base(name: str, model: ModelConfig, labels: tuple[str, ...]) -> PreTrainedModel:
     """A pretrained base in float32; safetensors only, and never code from the model's folder."""
+    disable_progress_bar()
     options: Mapping[str, object] = {
         "trust_remote_code": False,
         "use_safetensors": True,
@@ -199,4 +204,3 @@ def _key(config: RunConfig) -> str:
     cache = config.train.cache_megabytes
     kept = RunConfig(data=data, seed=config.seed, model=config.model, adapter=config.adapter)
     return f"{config_hash(kept)}-{cache}-{os.getpid()}"
-

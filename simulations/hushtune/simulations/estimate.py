@@ -1,0 +1,105 @@
+"""What a run would do and take, without doing it."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+
+from hushtune.client import dp
+from hushtune.common import lora
+from hushtune.common.config import RunConfig
+from hushtune.common.model import Level
+from hushtune.common.planning import POOLED, site_plans
+from hushtune.common.tasks.base import Rows
+from hushtune.common.tasks.text_classification import EVALUATION_BATCH
+from hushtune.common.tasks.workspace import Workspace, open_workspace, resolve
+from hushtune.server.aggregation.lora_rules import RULES, trainable_keys
+from hushtune.simulations.baselines import trained_baselines
+
+_TIMED_ROWS = 64
+_HEADER_BYTES = 2048
+
+
+def estimate(config: RunConfig) -> dict[str, Any]:
+    """Sites, steps, epsilon, bytes, memory and minutes of a run; trains and writes nothing.
+
+    Minutes come from timing the frozen model and one clipped batch on a few rows, here and now.
+    """
+    config = resolve(config)
+    plans = site_plans(config)
+    workspace = open_workspace(config)
+    state, train = workspace.initial_state, config.train
+    rule = RULES[config.aggregation.rule]
+    head = state.select(trainable_keys(rule, state.spec, warmup=True)).num_values()
+    full = state.select(trainable_keys(rule, state.spec, warmup=False)).num_values()
+    per_round = config.simulation.sites_per_round or len(plans)
+    share = per_round / len(plans)
+    down = 4 * state.num_values() + _HEADER_BYTES
+    up = {"warmup": 4 * head + _HEADER_BYTES, "adapter": 4 * full + _HEADER_BYTES}
+    adapted = train.rounds - train.warmup_rounds
+    total = per_round * (
+        train.rounds * down + train.warmup_rounds * up["warmup"] + adapted * up["adapter"]
+    )
+    batch = share * sum(plan.denominator for plan in plans.values())
+    steps = adapted * train.local_steps
+    private_runs = 1 + (len(trained_baselines(config)) - 1 if config.simulation.baselines else 0)
+    whole_runs = 4 if config.simulation.baselines else 1  # the sites alone make up one run
+    frozen, stepping = _seconds_a_row(
+        workspace, full_keys=trainable_keys(rule, state.spec, warmup=False)
+    )
+    used = sum(len(workspace.rows(POOLED, part)) for part in ("train", "validation", "test"))
+    judged = len(workspace.rows(POOLED, "test")) * private_runs
+    seconds = used * frozen + whole_runs * steps * batch * stepping + judged * stepping / 2
+    tokens = int(workspace.task.tokens.lengths.sum())
+    width = int(workspace.task.model.base.config.hidden_size)
+    kept = min(config.train.cache_megabytes, math.ceil(tokens * width * 4 / 2**20))
+    weights = sum(p.numel() for p in workspace.task.model.parameters()) * 4 / 2**20
+    return {
+        "trust": config.privacy.trust,
+        "rounds": train.rounds,
+        "sites": {
+            site: {
+                "train_rows": config.data.public_sizes[site],
+                "batch": plan.denominator,
+                "sampling_probability": plan.sampling_probability,
+                "steps": plan.steps,
+                "noise_multiplier": plan.noise_multiplier,
+                "epsilon": None if math.isinf(plan.epsilon) else plan.epsilon,
+                "delta": plan.delta,
+            }
+            for site, plan in plans.items()
+        },
+        "bytes_per_round": per_round * (down + up["adapter" if adapted else "warmup"]),
+        "bytes_total": total,
+        "memory_megabytes": round(600 + weights + kept),
+        "minutes": round(seconds / 60 + 0.2, 1),
+    }
+
+
+def _seconds_a_row(workspace: Workspace, full_keys: tuple[str, ...]) -> tuple[float, float]:
+    """Seconds a row of the frozen model, and of a clipped gradient from its hidden states."""
+    task = workspace.task
+    rows: Rows = workspace.train_rows(POOLED)
+    rows = rows[:: max(1, len(rows) // _TIMED_ROWS)][:_TIMED_ROWS]
+    lora.install(task.model, workspace.initial_state)
+    task.model.frozen_mode()
+    began = time.perf_counter()
+    for piece in task.microbatches(rows, EVALUATION_BATCH):
+        task.model.frozen_activations(task.batch(piece, Level.TOKENS).inputs)
+    frozen = (time.perf_counter() - began) / len(rows)
+    trained = lora.set_trainable(task.model, full_keys)
+    task.model.training_mode()
+    began = time.perf_counter()
+    with dp.per_example_gradients(task.model):
+        dp.clipped_sum(
+            task, rows, trained=trained, clip_norm=1.0, microbatch=32, level=Level.TOKENS
+        )
+    whole = (time.perf_counter() - began) / len(rows)
+    task.model.requires_grad_(False)
+    # What the cache saves is the forward pass of the blocks under the first adapted one.
+    depth = len(task.model.blocks)
+    saved = frozen * task.model.first_adapted / depth
+    return frozen, float(np.maximum(whole - saved, 0.1 * whole))
