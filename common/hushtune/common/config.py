@@ -60,7 +60,7 @@ class ModelConfig(Section):
         default=128, description="longer texts are cut to this many tokens"
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto",
+        default="auto",
         description="of the frozen base's products; auto = bfloat16 on CPUs that are twice as fast "
         "with it; clipping, noise and adapters are float32 always",
     )

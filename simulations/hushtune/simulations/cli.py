@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from hushtune.common.errors import HushtuneError, InterruptedRunError
+from hushtune.common.errors import DiskFullError, HushtuneError, InterruptedRunError
 
 app = typer.Typer(
     name="hushtune",
@@ -51,6 +52,8 @@ def simulate(
 ) -> None:
     """Run a federation of simulated sites and compare it with what each site could do alone."""
     console = Console(stderr=as_json)
+    if resume and out is not None and preset is None and config is None:
+        config = out / "config.toml"
     settings = _settings(preset, config, set_)
     if dry_run:
         from hushtune.simulations.estimate import estimate
@@ -195,17 +198,25 @@ def main() -> None:
     try:
         app(standalone_mode=False)
     except HushtuneError as error:
-        errors.print(f"[bold red]{error.code}[/] ", end="")
-        errors.print(str(error), markup=False, highlight=False)
-        errors.print(f"  more: docs/errors.md, {error.code}", style="dim", highlight=False)
-        sys.exit(INTERRUPTED if isinstance(error, InterruptedRunError) else USER_ERROR)
+        _show_error(error, errors)
+        sys.exit(USER_ERROR)
     except typer.Abort:
         sys.exit(INTERRUPTED)
     except KeyboardInterrupt:
-        errors.print("interrupted; --resume goes on from the last finished round")
+        stopped = InterruptedRunError(
+            "the run was interrupted",
+            remedy="the same command with --resume goes on from the last finished round",
+        )
+        _show_error(stopped, errors)
         sys.exit(INTERRUPTED)
     except Exception as error:
         _exit_with(error, errors)
+
+
+def _show_error(error: HushtuneError, errors: Console) -> None:
+    errors.print(f"[bold red]{error.code}[/] ", end="")
+    errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+    errors.print(f"  more: docs/errors.md, {error.code}", style="dim", highlight=False)
 
 
 def _exit_with(error: Exception, errors: Console) -> None:
@@ -216,6 +227,14 @@ def _exit_with(error: Exception, errors: Console) -> None:
         sys.exit(USER_ERROR)
     if os.environ.get("HUSHTUNE_DEBUG"):
         raise error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        full = DiskFullError(
+            "the disk is full",
+            given=str(error.filename or "a file of the run"),
+            remedy="free some space and run again with --resume",
+        )
+        _show_error(full, errors)
+        sys.exit(USER_ERROR)
     kind = type(error).__name__
     errors.print(f"[bold red]HT000[/] an unforeseen error: {kind}", highlight=False)
     errors.print(f"  given: {error}", markup=False, highlight=False)

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from hushtune.client.app import app as client_app
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
-from hushtune.common.config_io import dump_toml, loads_config
+from hushtune.common.config_io import dump_toml, loads_config, replace
 from hushtune.common.errors import CheckpointError, OutputExistsError
 from hushtune.common.files import write_text
 from hushtune.common.planning import POOLED, site_plans
@@ -45,9 +45,10 @@ def run(
     """
     began = time.perf_counter()
     observer = observer or Silent()
-    config = resolve(config)
+    folder = Path(out).resolve()
+    config = resolve(_as_before(config, folder) if resume else config)
     site_plans(config)
-    context = RunContext(config, Path(out).resolve())
+    context = RunContext(config, folder)
     _check_folder(context, resume=resume, overwrite=overwrite)
     workspace = open_workspace(config, observer.preparing)
     _prepare_folder(context, overwrite=overwrite)
@@ -161,6 +162,15 @@ class _Judge:
             "evaluated_on": self._part,
             "seen_by": "the researcher only: no site sends these figures",
         }
+
+
+def _as_before(config: RunConfig, folder: Path) -> RunConfig:
+    """What the machine chose when the run began stays chosen, should it measure otherwise now."""
+    path = folder / CONFIG
+    if config.model.precision != "auto" or not path.is_file():
+        return config
+    stored = loads_config(path.read_text(encoding="utf-8"))
+    return replace(config, {"model.precision": stored.model.precision})
 
 
 def _check_folder(context: RunContext, *, resume: bool, overwrite: bool) -> None:

@@ -25,7 +25,7 @@ class ProgressView:
             BarColumn(bar_width=24),
             TextColumn("{task.completed}/{task.total}"),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", style="dim"),
             console=console,
         )
         self._tasks: dict[str, TaskID] = {}
@@ -52,17 +52,14 @@ class ProgressView:
 
     def round_done(self, row: Mapping[str, Any]) -> None:
         """See Observer."""
-        note = f"loss {row['loss']:.3f}  accuracy {row['accuracy']:.3f}" if "loss" in row else ""
-        spent = [
-            f"{site} {value:.2f}" for site, value in row["epsilon"].items() if value is not None
-        ]
-        note += ("  epsilon " + " ".join(spent)) if spent else "  NO PRIVACY"
+        line = f"round {row['round']:>3}"
+        if "loss" in row:
+            line += f"  loss {row['loss']:.3f}  accuracy {row['accuracy']:.3f}"
+        line += f"  {_epsilons(row['epsilon'])}"
         if row.get("rejected"):
-            note += f"  [red]{len(row['rejected'])} not counted[/]"
-        task = self._tasks["rounds"]
-        self._progress.update(task, completed=row["round"], note=note)
-        if not self._console.is_terminal:
-            self._console.print(f"round {row['round']}: {note.strip()}", highlight=False)
+            line += f"  not counted: {', '.join(sorted(row['rejected']))}"
+        self._console.print(line, markup=False, highlight=False)
+        self._progress.update(self._tasks["rounds"], completed=row["round"])
 
     def comparing(self, name: str, done: int, total: int) -> None:
         """See Observer."""
@@ -72,6 +69,16 @@ class ProgressView:
         if what not in self._tasks:
             self._tasks[what] = self._progress.add_task(what, total=total, note=note)
         self._progress.update(self._tasks[what], completed=done, total=total, note=note)
+
+
+def _epsilons(spent: Mapping[str, float | None]) -> str:
+    """What each site has spent so far; one figure where all have spent the same."""
+    known = {site: f"{value:.2f}" for site, value in spent.items() if value is not None}
+    if not known:
+        return "NO PRIVACY"
+    if len(set(known.values())) == 1 and len(known) == len(spent):
+        return f"epsilon {next(iter(known.values()))} spent at every site"
+    return "epsilon spent: " + " ".join(f"{site} {value}" for site, value in known.items())
 
 
 def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
@@ -100,7 +107,7 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
         console.print(f"[yellow]{site} did not count in {len(reasons)} rounds:[/] ", end="")
         console.print(str(reasons[0]), markup=False)
     for line in summary["data_notes"]:
-        console.print(line, style="dim", highlight=False)
+        console.print(line, style="dim", highlight=False, markup=False)
     files = {"adapter": "adapter/", "statement": "privacy.md", "metrics": "metrics.jsonl"}
     files |= {"summary": "summary.json"} if "missing" in summary else {"plot": "curve.png"}
     for what, path in files.items():

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -31,7 +32,7 @@ class Split:
 
 @dataclass
 class DataReport:
-    """What was read and what was left out, with places as ``file:row``."""
+    """What was read and what was left out, with places as ``file:row`` and no folder."""
 
     read: int = 0
     dropped: Counter[str] = field(default_factory=Counter[str])
@@ -42,7 +43,7 @@ class DataReport:
         self.dropped[reason] += 1
         shown = self.examples.setdefault(reason, [])
         if len(shown) < _EXAMPLES:
-            shown.append(place)
+            shown.append(Path(place).name)
 
     def lines(self) -> list[str]:
         """One readable line a reason."""
