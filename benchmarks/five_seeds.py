@@ -53,7 +53,7 @@ def as_markdown(summaries: list[dict[str, Any]]) -> str:
     """A row a model: accuracy under each seed, their mean and standard deviation."""
     seeds = [str(summary["seed"]) for summary in summaries]
     lines = [
-        f"| accuracy on all test rows | {' | '.join(f'seed {seed}' for seed in seeds)} | mean | sd |",
+        f"| accuracy, all test rows | {' | '.join(f'seed {s}' for s in seeds)} | mean | sd |",
         "|---|" + "---|" * (len(seeds) + 2),
     ]
     for name, label in METHODS.items():
