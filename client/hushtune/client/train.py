@@ -31,10 +31,10 @@ def train_locally(
     Returns the change of exactly the tensors that were trained. A plan that is off takes the same
     road with an infinite clip and no noise.
     """
+    level = task.level(order.adapter, order.trainable)  # may run the model, so it comes first
     lora.install(task.model, order.adapter)
     trained = lora.set_trainable(task.model, order.trainable)
     task.model.training_mode()
-    level = task.level(order.adapter, order.trainable)
     optimizer = _optimizer(trained, order.training)
     with dp.per_example_gradients(task.model):
         for step in range(order.local_steps):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hushtune.common import presets
-    from hushtune.simulations.run import run
+    from hushtune.simulations.study import run
 
 __all__ = ["presets", "run"]
 
@@ -21,7 +21,7 @@ def __getattr__(name: str) -> Any:
 
         return presets
     if name == "run":
-        from hushtune.simulations.run import run
+        from hushtune.simulations.study import run
 
         return run
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -66,7 +66,7 @@ def simulate(
         return
     if out is None:
         raise typer.BadParameter("a run needs a folder: --out DIR")
-    from hushtune.simulations.run import run
+    from hushtune.simulations.study import run
     from hushtune.simulations.show import ProgressView, show_summary
 
     with ProgressView(console) as view:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -53,12 +54,16 @@ def run_on_flower(
             raise
 
     try:
-        run_simulation(
-            server_app,
-            with_run_config(client_app, run_config),
-            num_sites,
-            backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
-        )
+        with _quiet_flower():
+            run_simulation(
+                server_app,
+                with_run_config(client_app, run_config),
+                num_sites,
+                backend_config={
+                    "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+                    "init_args": {"log_to_driver": False},
+                },
+            )
     except BaseException as error:
         if failures:
             raise failures[0] from None
@@ -69,13 +74,33 @@ def run_on_flower(
         ) from error
 
 
+@contextmanager
+def _quiet_flower() -> Generator[None]:
+    """Flower's own log only where something is wrong: progress is shown by the observer."""
+    logger = logging.getLogger("flwr")
+    kept = logger.level, logger.propagate
+    logger.setLevel(logging.CRITICAL)
+    logger.propagate = False  # opacus gives the root logger a handler of its own
+    try:
+        yield
+    finally:
+        logger.setLevel(kept[0])
+        logger.propagate = kept[1]
+
+
 def with_run_config(client_app: ClientApp, run_config: Mapping[str, str]) -> ClientApp:
     """The same app for nodes whose Flower run has no configuration of its own."""
     wrapped = ClientApp()
 
     def configured(context: Context) -> Context:
-        context.run_config = dict(run_config)
-        return context
+        # A new one: Flower refuses a context whose configuration was changed.
+        return Context(
+            run_id=context.run_id,
+            node_id=context.node_id,
+            node_config=context.node_config,
+            state=context.state,
+            run_config=dict(run_config),
+        )
 
     @wrapped.train()
     def train(message: Message, context: Context) -> Message:  # pyright: ignore[reportUnusedFunction]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -26,19 +27,29 @@ Table = Mapping[str, Mapping[str, float]]
 METRIC = "accuracy"
 
 
-def write_all(
-    context: RunContext,
-    workspace: Workspace,
-    result: FederationResult,
-    table: Table,
-    final: Metrics,
-    seconds: Mapping[str, float],
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """A run that is over and not yet written down.
+
+    ``table``: accuracy of each compared model on each site's test rows and on all; ``final``: all
+    metrics of the federated model on all test rows; ``seconds``: where the time went.
+    """
+
+    context: RunContext
+    workspace: Workspace
+    result: FederationResult
+    table: Table
+    final: Metrics
+    seconds: Mapping[str, float]
+
+
+def write_all(run: FinishedRun) -> dict[str, Any]:
     """Write statement, adapter, plot and, last, the summary; return the summary."""
+    context, workspace, result = run.context, run.workspace, run.result
     privacy = privacy_of(context, result)
     write_text(context.out / "privacy.json", json.dumps(privacy, indent=2, sort_keys=True) + "\n")
     write_text(context.out / "privacy.md", render_markdown(privacy))
-    summary = summarise(context, workspace, result, table, final, seconds, privacy)
+    summary = summarise(run, privacy)
     saved.save(
         workspace,
         result.state,
@@ -57,17 +68,10 @@ def write_all(
     return summary
 
 
-def summarise(
-    context: RunContext,
-    workspace: Workspace,
-    result: FederationResult,
-    table: Table,
-    final: Metrics,
-    seconds: Mapping[str, float],
-    privacy: Mapping[str, Any],
-) -> dict[str, Any]:
+def summarise(run: FinishedRun, privacy: Mapping[str, Any]) -> dict[str, Any]:
     """The figures of a run. Under ``sites`` they are on the site's own test rows, elsewhere on
     all sites' test rows together."""
+    context, workspace, result, table = run.context, run.workspace, run.result, run.table
     names = sorted(context.config.data.public_sizes)
     own = {name: table.get(f"alone_private/{name}") for name in names}
     alone = [row[POOLED] for row in own.values() if row is not None]
@@ -81,7 +85,7 @@ def summarise(
         "metric": METRIC,
         "higher_is_better": True,
         "value": table["federated"][POOLED],
-        "macro_f1": final["macro_f1"],
+        "macro_f1": run.final["macro_f1"],
         "sites": {
             name: {
                 "value": table["federated"][name],
@@ -98,7 +102,7 @@ def summarise(
         "rounds": len(result.history),
         "trust": privacy["trust"],
         "refusals": {site: [dict(r) for r in rows] for site, rows in result.refusals.items()},
-        "seconds": dict(seconds),
+        "seconds": dict(run.seconds),
         "seed": context.config.seed,
         "config_hash": config_hash(context.config),
         "adapter_digest": result.state.digest(),

@@ -79,7 +79,16 @@ def run(
         "orchestration": federated - prepared - training - judge.seconds,
         "baselines": ended - federated,
     }
-    return outputs.write_all(context, workspace, result, table, final[POOLED], seconds)
+    return outputs.write_all(
+        outputs.FinishedRun(
+            context=context,
+            workspace=workspace,
+            result=result,
+            table=table,
+            final=final[POOLED],
+            seconds=seconds,
+        )
+    )
 
 
 def run_federation(

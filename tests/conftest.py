@@ -1,0 +1,225 @@
+"""What tests share: silent libraries, a tiny random model, small made-up data, quick settings."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hushtune.common.environment import QUIET
+
+os.environ.update(QUIET)
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a hub; one that asks it must fail
+
+GOOD = ("bright", "clear", "fine", "glad", "great", "kind", "lovely", "warm", "sweet", "proud")
+BAD = ("awful", "bleak", "cruel", "dull", "grim", "harsh", "nasty", "sour", "weak", "rude")
+PLAIN = (
+    *("the", "a", "this", "that", "one", "some", "my", "our", "door", "river", "table", "road"),
+    *("story", "song", "meal", "house", "window", "garden", "letter", "coat", "was", "felt"),
+    *("looked", "seemed", "today", "again", "once", "still", "quite", "rather", "very", "so"),
+)
+SITES = ("east", "north", "south")
+
+Row = tuple[str, str, str]  # site, text, label
+
+
+def made_up_rows(
+    sizes: Mapping[str, int], *, seed: int = 0, labels: Sequence[str] = ("bad", "good")
+) -> list[Row]:
+    """Distinct sentences from words whose label can be read from one of them."""
+    drawn = random.Random(seed)
+    seen: set[str] = set()
+    rows: list[Row] = []
+    for site, size in sizes.items():
+        for index in range(size):
+            place = index % len(labels)
+            pool = (BAD, GOOD, PLAIN[:10])[place]
+            text = ""
+            while not text or text in seen:
+                words = drawn.choices(PLAIN, k=drawn.randint(4, 8))
+                words.insert(drawn.randint(0, len(words)), drawn.choice(pool))
+                text = " ".join(words)
+            seen.add(text)
+            rows.append((site, text, labels[place]))
+    return rows
+
+
+def write_csv(
+    path: Path, rows: Sequence[Sequence[object]], header: Sequence[str] = ("site", "text", "label")
+) -> Path:
+    """A CSV file with a header."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+    return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_threads() -> Iterator[None]:
+    """As many threads everywhere, so that equal work gives equal sums."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(2, before))
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BERT of two blocks and width 32, and a tokenizer of the words above."""
+    return make_bert(tmp_path_factory.mktemp("models") / "tiny-bert", seed=0)
+
+
+def make_bert(folder: Path, *, seed: int) -> Path:
+    """A folder that ``from_pretrained`` loads."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    words = [*special, *letters, *(f"##{x}" for x in letters), *GOOD, *BAD, *PLAIN, "0", "1", "2"]
+    vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
+    )
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.2,  # large, so that different words give different features
+    )
+    BertModel(config).save_pretrained(str(folder))
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=64,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    ).save_pretrained(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def another_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Like ``tiny_bert``, with other weights."""
+    return make_bert(tmp_path_factory.mktemp("models") / "another-bert", seed=1)
+
+
+@pytest.fixture(scope="session")
+def three_sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CSV of three sites with 60, 80 and 70 rows in the columns site, text, label."""
+    rows = made_up_rows({"east": 60, "north": 80, "south": 70})
+    return write_csv(tmp_path_factory.mktemp("data") / "all.csv", rows)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Makes quick configurations over the tiny model and the three sites."""
+
+    model: Path
+    data: Path
+
+    def tree(self, **changes: Any) -> dict[str, Any]:
+        """The settings as a tree; ``train__rounds=3`` changes ``train.rounds``, None drops it."""
+        tree: dict[str, Any] = {
+            "seed": 7,
+            "data": {"file": str(self.data), "site": "site"},
+            "model": {"name": str(self.model), "precision": "float32", "max_tokens": 32},
+            "adapter": {"rank": 2, "layers": 1},
+            "privacy": {"trust": "off", "delta": 1e-3},
+            "train": {
+                "rounds": 3,
+                "warmup_rounds": 1,
+                "local_steps": 2,
+                "sampling_probability": 0.3,
+                "learning_rate": 0.01,
+            },
+            "simulation": {"baselines": False},
+        }
+        for dotted, value in changes.items():
+            *path, key = dotted.split("__")
+            node = tree
+            for part in path:
+                node = node.setdefault(part, {})
+            if value is None:
+                node.pop(key, None)
+            else:
+                node[key] = value
+        return tree
+
+    def config(self, **changes: Any) -> Any:
+        """The same as a RunConfig."""
+        import tomli_w
+
+        from hushtune.common.config_io import loads_config
+
+        return loads_config(tomli_w.dumps(self.tree(**changes)))
+
+    def file(self, folder: Path, name: str = "run.toml", **changes: Any) -> Path:
+        """The same as a TOML file in ``folder``."""
+        import tomli_w
+
+        path = folder / name
+        path.write_text(tomli_w.dumps(self.tree(**changes)), encoding="utf-8")
+        return path
+
+
+@pytest.fixture
+def settings(tiny_bert: Path, three_sites: Path) -> Settings:
+    """See ``Settings``; privacy is off unless a test turns it on."""
+    return Settings(tiny_bert, three_sites)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command left behind."""
+
+    status: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Answer]
+
+
+@pytest.fixture
+def hushtune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Calls the command line in this process: ``hushtune("simulate", "--out", folder)``."""
+    from hushtune.simulations import cli
+
+    def call(*arguments: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["hushtune", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        capsys.readouterr()
+        status: object = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            status = 0 if stop.code is None else stop.code
+        found = capsys.readouterr()
+        assert isinstance(status, int)
+        return Answer(status, found.out, found.err)
+
+    return call
