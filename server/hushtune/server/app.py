@@ -11,6 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState
+from hushtune.common.config import RunConfig, SimulationConfig
 from hushtune.common.config_io import config_hash, dump_toml
 from hushtune.common.planning import site_plans
 from hushtune.common.run_context import RunContext, read_run_config
@@ -35,14 +36,15 @@ def federate(
 ) -> FederationResult:
     """Run a federation over a grid, from its last checkpoint if asked to resume.
 
-    The run's name follows from its configuration: in a simulation the sites' batches are drawn
-    from the seed and this name, so that a run can be repeated.
+    The run's name follows from its configuration, but for the engine and what it shows: in a
+    simulation the sites' batches are drawn from the seed and this name, so that a run can be
+    repeated, on either engine.
     """
     config = run.config
     folder = checkpoint_folder(run.out)
     identity = config_hash(config)
     strategy = FederatedStrategy(
-        run=identity[:16],
+        run=run_name(config),
         config=config,
         config_hash=identity,
         plans=site_plans(config),
@@ -54,6 +56,12 @@ def federate(
     # A run that was stopped while it prepared has no checkpoint yet, and begins.
     checkpoint = load(folder, config_hash=identity) if resume and exists(folder) else None
     return strategy.run(grid, initial, resume=checkpoint)
+
+
+def run_name(config: RunConfig) -> str:
+    """What a run is called in its messages and ledgers."""
+    plain = config.model_copy(update={"simulation": SimulationConfig()})
+    return config_hash(plain)[:16]
 
 
 def checkpoint_folder(out: Path) -> Path:
