@@ -52,7 +52,7 @@ def tiny_config(family: str) -> Any:
         "distilbert": lambda: tf.DistilBertConfig(
             dim=32, n_layers=3, n_heads=4, hidden_dim=48, vocab_size=50
         ),
-        "gpt2": lambda: tf.GPT2Config(**short, pad_token_id=0),
+        "gpt2": lambda: tf.GPT2Config(**short, pad_token_id=0, bos_token_id=1, eos_token_id=2),
         "llama": lambda: tf.LlamaConfig(**decoder),
         "qwen2": lambda: tf.Qwen2Config(**decoder),
         "qwen3": lambda: tf.Qwen3Config(**decoder, head_dim=8),

@@ -60,9 +60,7 @@ def test_equals_one_example_at_a_time(family: str, head: str, microbatch: int) -
     clip = median_norm(task, state)
     for bound in (clip, 1e-3 * clip, 1e3 * clip):
         reference = reference_sum(task, range(NUM_ROWS), state=state, clip_norm=bound)
-        found = summed(
-            task, range(NUM_ROWS), state=state, clip_norm=bound, microbatch=microbatch
-        )
+        found = summed(task, range(NUM_ROWS), state=state, clip_norm=bound, microbatch=microbatch)
         assert torch.linalg.norm(found - reference) <= 1e-5 * min(bound, clip)
 
 
@@ -229,8 +227,8 @@ def test_noise_has_the_plan_s_scale_over_the_plan_s_denominator() -> None:
     total = {"a": torch.full((200, 50), 3.0), "b": torch.zeros(10_000)}
     found = dp.noisy_mean(total, plan, NoiseSource.insecure(3))
     right = 1.5 * 0.2 / 8.0
-    for key in total:
-        noise = (found[key] - total[key] / 8.0).flatten().double().numpy()
+    for key, tensor in total.items():
+        noise = (found[key] - tensor / 8.0).flatten().double().numpy()
         for factor, accepted in ((1.0, True), (2 / 3, False), (3 / 2, False)):
             p_value = float(stats.kstest(noise, stats.norm(scale=factor * right).cdf).pvalue)
             assert (p_value > 1e-3) if accepted else (p_value < 1e-9)

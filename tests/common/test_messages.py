@@ -134,7 +134,7 @@ counts = st.integers(0, 2**53)
 @settings(max_examples=50, deadline=None)
 @given(st.text(), st.text(), counts, finite, counts)
 def test_any_order_round_trips(run: str, site: str, round: int, rate: float, steps: int) -> None:
-    training = replace(ORDER.training, learning_rate=rate, schedule_steps=steps)
+    training = replace(ORDER.training, learning_rate=rate, schedule_steps=max(1, steps))
     order = replace(ORDER, run=run, round=round, site=site, num_examples=round, training=training)
     assert plain(decode_order(encode_order(order))) == plain(order)
 

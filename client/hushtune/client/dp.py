@@ -55,8 +55,7 @@ def per_example_gradients(model: AdaptedModel) -> Generator[None]:
         hooks.cleanup()
         for module in model.modules():
             for left_over in ("activations", "max_batch_len"):
-                if hasattr(module, left_over):
-                    delattr(module, left_over)
+                vars(module).pop(left_over, None)
 
 
 def clipped_sum(

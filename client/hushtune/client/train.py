@@ -11,7 +11,7 @@ from torch import nn
 from hushtune.client import dp
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState
-from hushtune.common.errors import MessageError, PrivacyError
+from hushtune.common.errors import PrivacyError
 from hushtune.common.messages import LocalTraining, RoundOrder
 from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import Trust
@@ -73,11 +73,9 @@ def _optimizer(trained: Mapping[str, nn.Parameter], how: LocalTraining) -> torch
         return torch.optim.AdamW(
             list(trained.values()), lr=how.learning_rate, weight_decay=how.weight_decay
         )
-    if how.optimizer == "sgd":
-        return torch.optim.SGD(
-            list(trained.values()), lr=how.learning_rate, weight_decay=how.weight_decay
-        )
-    raise MessageError("an order names an unknown optimiser", given=how.optimizer)
+    return torch.optim.SGD(
+        list(trained.values()), lr=how.learning_rate, weight_decay=how.weight_decay
+    )
 
 
 def _check_coverage(

@@ -7,6 +7,7 @@ whose bytes are safetensors: Flower chunks large arrays by itself, and nothing i
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -34,6 +35,22 @@ class LocalTraining:
     schedule_steps: int
     microbatch: int
     seed: int
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "learning_rate": _is_number(self.learning_rate) and self.learning_rate > 0,
+            "optimizer": self.optimizer in ("adamw", "sgd"),
+            "schedule": self.schedule in ("constant", "linear", "cosine"),
+            "weight_decay": _is_number(self.weight_decay) and self.weight_decay >= 0,
+            "first_step": _is_count(self.first_step, 0),
+            "schedule_steps": _is_count(self.schedule_steps, 1),
+            "microbatch": _is_count(self.microbatch, 1),
+            "seed": _is_count(self.seed, 0),
+        }
+        for name, good in allowed.items():
+            if not good:
+                given = repr(getattr(self, name))[:100]
+                raise MessageError(f"{name} of an order has a wrong value", given=given)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -204,9 +221,17 @@ def _text(body: Mapping[str, Any], key: str) -> str:
     return value
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
 def _count(body: Mapping[str, Any], key: str) -> int:
     value = body[key]
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    if not isinstance(value, int) or not _is_count(value, 0):
         raise MessageError(f"{key} of a message must be a count", given=repr(value)[:100])
     return value
 

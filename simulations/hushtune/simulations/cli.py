@@ -66,8 +66,8 @@ def simulate(
         return
     if out is None:
         raise typer.BadParameter("a run needs a folder: --out DIR")
-    from hushtune.simulations.study import run
     from hushtune.simulations.show import ProgressView, show_summary
+    from hushtune.simulations.study import run
 
     with ProgressView(console) as view:
         summary = run(settings, out, resume=resume, overwrite=overwrite, observer=view)

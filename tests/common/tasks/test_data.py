@@ -259,6 +259,8 @@ def test_demo_data(tmp_path: Path) -> None:
     for split in data.sites.values():  # the same shares of labels in training and test
         shares = [float((data.labels[part] == 1).mean()) for part in (split.train, split.test)]
         assert abs(shares[0] - shares[1]) < 0.002
+
+
 def test_site_that_loses_every_row_is_an_error(tmp_path: Path) -> None:
     rows = many("a")
     with pytest.raises(DataError, match="south"):

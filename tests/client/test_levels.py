@@ -1,0 +1,205 @@
+"""Starting from kept activations gives what starting from tokens gives, wherever it is allowed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hushtune.common import lora
+from hushtune.common.adapter import AdapterState, b_key
+from hushtune.common.model import Level
+from hushtune.common.tasks.text_classification import TextClassification
+
+from .families import (
+    CASES,
+    CLASS_WEIGHTS,
+    IMAGES,
+    NUM_ROWS,
+    TEXT_CASES,
+    adapted,
+    labels,
+    make_task,
+    moved,
+    summed,
+    token_rows,
+)
+
+ALL = np.arange(NUM_ROWS, dtype=np.int64)
+every_text = pytest.mark.parametrize(("family", "head"), TEXT_CASES)
+
+
+def cached(family: str, head: str, *, megabytes: int = 64, **adapter: Any) -> TextClassification:
+    return make_task(
+        family, head, model=adapted(family, head, **adapter), cache_megabytes=megabytes
+    )
+
+
+def with_zero_b(state: AdapterState) -> AdapterState:
+    zero = {
+        b_key(name): torch.zeros_like(state.tensors[b_key(name)]) for name in state.spec.targets
+    }
+    return AdapterState(state.spec, {**state.tensors, **zero})
+
+
+@torch.no_grad()
+def logits(task: Any, level: Level, state: AdapterState) -> torch.Tensor:
+    lora.install(task.model, state)
+    task.model.frozen_mode()
+    return task.model(task.batch(ALL, level).inputs)
+
+
+@every_text
+def test_hidden_states_give_the_logits_and_sums_of_tokens(family: str, head: str) -> None:
+    task = cached(family, head)
+    state = moved(task.model)
+    assert task.level(state, state.keys) is Level.HIDDEN
+    reference = logits(task, Level.TOKENS, state)
+    assert reference.std() > 0.01
+    torch.testing.assert_close(logits(task, Level.HIDDEN, state), reference, rtol=1e-5, atol=1e-5)
+    sums = [
+        summed(task, ALL, state=state, clip_norm=0.05, level=level, microbatch=4)
+        for level in (Level.TOKENS, Level.HIDDEN)
+    ]
+    assert torch.linalg.norm(sums[1] - sums[0]) <= 1e-5
+
+
+@every_text
+def test_features_stand_in_only_for_a_mean_head_over_an_untouched_base(
+    family: str, head: str
+) -> None:
+    task = cached(family, head)
+    state = with_zero_b(moved(task.model))
+    heads = tuple(key for key in state.keys if key.startswith("head."))
+    if head == "own":
+        assert task.level(state, heads) is Level.HIDDEN
+        return
+    assert task.level(state, heads) is Level.FEATURES
+    reference = logits(task, Level.TOKENS, state)
+    for level in (Level.HIDDEN, Level.FEATURES):
+        torch.testing.assert_close(logits(task, level, state), reference, rtol=1e-5, atol=1e-5)
+    sums = [
+        summed(task, ALL, state=state, clip_norm=0.5, level=level, keys=heads, microbatch=4)
+        for level in (Level.TOKENS, Level.HIDDEN, Level.FEATURES)
+    ]
+    assert sums[0].norm() > 0.5
+    for other in sums[1:]:
+        assert torch.linalg.norm(other - sums[0]) <= 1e-5
+
+
+def test_features_are_refused_as_soon_as_any_b_is_not_zero_or_will_move() -> None:
+    task = cached("bert", "mean")
+    state = with_zero_b(moved(task.model))
+    heads = ("head.bias", "head.weight")
+    assert task.level(state, heads) is Level.FEATURES
+    assert task.level(state) is Level.FEATURES
+    for name in state.spec.targets:
+        key = b_key(name)
+        assert task.level(state, (*heads, key)) is Level.HIDDEN
+        assert task.level(state, (*heads, key.replace(".lora_B", ".lora_A"))) is Level.HIDDEN
+        one = state.tensors[key].clone()
+        one[-1, -1] = 1e-30
+        touched = AdapterState(state.spec, {**state.tensors, key: one})
+        assert task.level(touched, heads) is Level.HIDDEN
+        assert task.level(touched) is Level.HIDDEN
+
+
+def test_filling_the_activations_leaves_the_installed_adapter_and_ignores_it() -> None:
+    task = cached("bert", "mean")
+    state = moved(task.model)
+    lora.install(task.model, state)
+    task.level(state)
+    after = lora.extract(task.model)
+    assert all(torch.equal(after.tensors[key], state.tensors[key]) for key in state.keys)
+    fresh = cached("bert", "mean")
+    zero = with_zero_b(state)
+    torch.testing.assert_close(
+        logits(task, Level.FEATURES, zero), logits(fresh, Level.TOKENS, zero), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_the_cache_keeps_to_its_megabytes() -> None:
+    """Hidden states go first, then the features; without either, training starts from tokens."""
+    model = adapted("bert", "mean")
+    long, count = 40, 7000
+    ids = np.full(count * long, 4, dtype=np.int32)
+    rows = token_rows("bert")
+    many = type(rows)(torch.from_numpy(ids), np.arange(count + 1, dtype=np.int64) * long, 0)
+    state = lora.initial_state(model, seed=0)
+    found = {}
+    for megabytes in (0, 1, 40):
+        task = TextClassification(
+            model,
+            many,
+            labels(count),
+            cache_megabytes=megabytes,
+            rows_in_use=np.arange(4, dtype=np.int64),
+        )
+        found[megabytes] = (task.level(state, ("head.bias",)), task.level(state, state.keys))
+    # (7000 x 40 + 7000) x 32 x 4 bytes are 35 MiB; the features alone are 0.85 MiB.
+    assert found == {
+        0: (Level.TOKENS, Level.TOKENS),
+        1: (Level.FEATURES, Level.TOKENS),
+        40: (Level.FEATURES, Level.HIDDEN),
+    }
+    own = TextClassification(
+        adapted("bert", "own"), many, labels(count), cache_megabytes=1, rows_in_use=np.arange(4)
+    )
+    assert own.level(lora.initial_state(own.model, seed=0)) is Level.TOKENS
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+def test_adapter_dropout_leaves_what_lies_below_it_exact(family: str) -> None:
+    task = cached(family, "mean", dropout=0.5)
+    state = moved(task.model)
+    assert task.level(state, state.keys) is Level.HIDDEN
+    lora.install(task.model, state)
+    lora.set_trainable(task.model, state.keys)
+    task.model.training_mode()
+    found = []
+    with torch.no_grad():
+        for level in (Level.TOKENS, Level.HIDDEN, Level.TOKENS):
+            torch.manual_seed(3 if len(found) < 2 else 4)
+            found.append(task.model(task.batch(ALL, level).inputs))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
+    assert (found[2] - found[0]).abs().max() > 1e-3  # dropout was at work
+
+
+@pytest.mark.parametrize(
+    ("family", "head"), [(family, head) for family, head in CASES if family in IMAGES]
+)
+def test_images_start_from_hidden_states_too(family: str, head: str) -> None:
+    task = make_task(family, head)
+    state = moved(task.model)
+    inputs = task.batch(ALL, Level.TOKENS).inputs
+    lora.install(task.model, with_zero_b(state))
+    task.model.frozen_mode()
+    hidden, features = task.model.frozen_activations(inputs)
+    assert (features is None) == (head == "own")
+    with torch.no_grad():
+        if features is not None:
+            plain = task.model(inputs)
+            torch.testing.assert_close(task.model({"features": features}), plain)
+        lora.install(task.model, state)
+        whole, part = task.model(inputs), task.model({**inputs, "hidden": hidden})
+    torch.testing.assert_close(part, whole, rtol=1e-5, atol=1e-5)
+
+
+@every_text
+def test_metrics_weigh_every_row_alike_and_keep_the_order_of_rows(family: str, head: str) -> None:
+    task = cached(family, head)
+    state = moved(task.model)
+    rows = np.asarray([5, 2, 2, 8], dtype=np.int64)
+    reference = logits(task, Level.TOKENS, state)
+    torch.testing.assert_close(
+        task.logits(state, rows), reference[torch.from_numpy(rows)], rtol=1e-5, atol=1e-5
+    )
+    figures = task.metrics_by_group(state, {"some": rows, "all": ALL})
+    truth = torch.from_numpy(labels())
+    loss = torch.nn.functional.cross_entropy(reference, truth)
+    assert figures["all"]["loss"] == pytest.approx(float(loss), abs=1e-4)
+    assert CLASS_WEIGHTS != (1.0, 1.0, 1.0)  # which the figures must not follow
+    hits = (reference.argmax(1) == truth)[torch.from_numpy(rows)].float().mean()
+    assert figures["some"]["accuracy"] == pytest.approx(float(hits))

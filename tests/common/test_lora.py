@@ -1,0 +1,254 @@
+"""The peft bridge: targets, initial factors, reading out, putting in, saving for others to load."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from peft import PeftModel
+from torch import nn
+
+from hushtune.common import lora
+from hushtune.common.adapter import AdapterState
+from hushtune.common.config import AdapterConfig
+from hushtune.common.errors import TargetModuleError, UnsupportedModelError
+
+from ..client.families import CASES, IMAGES, NUM_LABELS, TEXT_CASES, adapted, moved, tiny_base
+
+every_case = pytest.mark.parametrize(("family", "head"), CASES)
+
+
+def inputs(family: str) -> dict[str, torch.Tensor]:
+    random = torch.Generator().manual_seed(2)
+    if family in IMAGES:
+        return {"pixel_values": torch.randn(4, 3, 16, 16, generator=random)}
+    ids = torch.randint(3, 50, (4, 6), generator=random)
+    mask = torch.ones_like(ids)
+    mask[0, 4:], ids[0, 4:] = 0, 1 if family == "roberta" else 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@torch.no_grad()
+def logits(model: Any, family: str) -> torch.Tensor:
+    model.eval()
+    return model(inputs(family))
+
+
+# ------------------------------------------------------------------------------ targets ----
+
+
+@every_case
+def test_value_and_output_projections_of_the_top_blocks_are_found(family: str, head: str) -> None:
+    base = tiny_base(family, head)
+    found = lora.find_targets(base, AdapterConfig(layers=2))
+    assert len(found) == 4
+    assert {"0", "1", "2"} & {part for name in found for part in name.split(".")} == {"1", "2"}
+    assert len(lora.find_targets(base, AdapterConfig(layers=0))) == 6
+    assert len(lora.find_targets(base, AdapterConfig(layers=99))) == 6
+    ends = lora.FAMILY_TARGETS[family]
+    assert all(name.endswith(ends) for name in found)
+    assert all(isinstance(base.get_submodule(name), nn.Module) for name in found)
+
+
+def test_given_targets_are_taken_in_place_of_the_family_s() -> None:
+    base = tiny_base("bert")
+    found = lora.find_targets(base, AdapterConfig(layers=1, targets=("query", "key")))
+    assert found == (
+        "encoder.layer.2.attention.self.key",
+        "encoder.layer.2.attention.self.query",
+    )
+    whole = "encoder.layer.1.attention.self.query"
+    assert lora.find_targets(base, AdapterConfig(layers=0, targets=(whole,))) == (whole,)
+
+
+def test_a_missing_target_names_the_nearest_one() -> None:
+    with pytest.raises(TargetModuleError) as caught:
+        lora.find_targets(tiny_base("bert"), AdapterConfig(targets=("attention.self.valu",)))
+    assert "attention.self.valu" in caught.value.message
+    assert "'attention.self.value'" in str(caught.value.remedy)
+    assert "intermediate.dense" in str(caught.value.expected)
+
+
+def test_a_family_without_default_targets_asks_for_them() -> None:
+    base = tiny_base("bert")
+    base.config.model_type = "unheard-of"
+    with pytest.raises(TargetModuleError, match="no default targets"):
+        lora.find_targets(base, AdapterConfig())
+    assert lora.find_targets(base, AdapterConfig(targets=("query",)))
+
+
+# --------------------------------------------------------------------------- the base ----
+
+
+def test_batchnorm_in_training_mode_is_refused() -> None:
+    base = tiny_base("bert")
+    base.encoder.layer[1].odd = nn.BatchNorm1d(4)
+    base.eval()
+    lora.refuse_unfit(base)
+    base.encoder.layer[1].odd.train()
+    with pytest.raises(UnsupportedModelError, match="BatchNorm") as caught:
+        lora.refuse_unfit(base)
+    assert caught.value.given == "encoder.layer.1.odd"
+
+
+@pytest.mark.parametrize(("family", "head"), [*TEXT_CASES, ("vit", "mean"), ("dinov2", "mean")])
+def test_kept_first_blocks_compute_what_they_did_before(family: str, head: str) -> None:
+    base = tiny_base(family, head)
+    seen: list[torch.Tensor] = []
+    lora.transformer_blocks(base)[1].register_forward_hook(
+        lambda _module, _inputs, output: seen.append(
+            output if isinstance(output, torch.Tensor) else output[0]
+        )
+    )
+    with torch.no_grad():
+        base(**inputs(family))
+        lora.keep_first_blocks(base, 2)
+        base(**inputs(family))
+    assert len(lora.transformer_blocks(base)) == base.config.num_hidden_layers == 2
+    torch.testing.assert_close(seen[0], seen[1])
+
+
+def test_blocks_that_are_not_there_cannot_be_kept() -> None:
+    base = tiny_base("bert")
+    lora.keep_first_blocks(base, None)
+    lora.keep_first_blocks(base, 3)
+    assert len(lora.transformer_blocks(base)) == 3
+    with pytest.raises(UnsupportedModelError, match="deeper"):
+        lora.keep_first_blocks(base, 4)
+
+
+def test_a_base_without_blocks_or_without_a_head_is_refused() -> None:
+    base = tiny_base("bert")
+    base.config.num_hidden_layers = 5
+    with pytest.raises(UnsupportedModelError, match="no stack"):
+        lora.transformer_blocks(base)
+    assert not any(parameter.requires_grad for parameter in adapted("bert").parameters())
+
+
+# ----------------------------------------------------------------------- initial state ----
+
+
+@every_case
+def test_a_new_adapter_leaves_the_base_s_output_as_it_was(family: str, head: str) -> None:
+    model = adapted(family, head)
+    if head == "mean":
+        model.head.weight.data.normal_()  # pyright: ignore[reportOptionalMemberAccess]
+        with torch.no_grad():
+            plain = tiny_base(family)(**inputs(family)).last_hidden_state
+            mask = inputs(family).get("attention_mask")
+            features = model._pool(plain, mask)
+            expected = model.head(features)  # pyright: ignore[reportOptionalCall]
+    else:
+        state = lora.extract(model)
+        base = tiny_base(family, head)
+        with torch.no_grad():
+            for name in state.spec.head:
+                base.get_parameter(name).copy_(state.tensors[f"head.{name}"])
+            expected = base(**inputs(family)).logits
+        assert expected.shape == (4, NUM_LABELS)
+    assert expected.std() > 1e-4
+    torch.testing.assert_close(logits(model, family), expected, rtol=1e-5, atol=1e-6)
+
+
+@every_case
+def test_initial_factors_are_orthonormal_and_the_seed_s_own(family: str, head: str) -> None:
+    model = adapted(family, head)
+    first, again, other = (lora.initial_state(model, seed=seed) for seed in (4, 4, 5))
+    assert first.to_bytes() == again.to_bytes() != other.to_bytes()
+    for name in first.spec.targets:
+        a, b = first.factors(name)
+        torch.testing.assert_close(a @ a.T, torch.eye(2), rtol=0, atol=1e-5)
+        assert not b.any()
+        assert not torch.equal(a, other.factors(name)[0])
+    installed = lora.extract(model)
+    assert installed.to_bytes() == lora.initial_state(model, seed=0).to_bytes()
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_the_scale_is_the_description_s(rslora: bool) -> None:
+    model = adapted("bert", rank=4, alpha=6.0, rslora=rslora)
+    state = moved(model)
+    assert state.spec.scale == pytest.approx(6.0 / (math.sqrt(4) if rslora else 4))
+    lora.install(model, state)
+    base = tiny_base("bert")
+    with torch.no_grad():
+        for name in state.spec.targets:
+            a, b = state.factors(name)
+            base.get_submodule(name).weight += state.spec.scale * b @ a
+        merged = base(**inputs("bert")).last_hidden_state
+        features = model._pool(merged, inputs("bert")["attention_mask"])
+        expected = model.head(features)  # pyright: ignore[reportOptionalCall]
+    torch.testing.assert_close(logits(model, "bert"), expected, rtol=1e-4, atol=1e-5)
+
+
+# ------------------------------------------------------------------------ out and in ----
+
+
+@every_case
+def test_what_is_put_in_comes_out(family: str, head: str) -> None:
+    model = adapted(family, head)
+    state = moved(model)
+    lora.install(model, state)
+    assert lora.extract(model).to_bytes() == state.to_bytes()
+    assert state.keys == lora.spec(model).all_keys()
+    some = state.keys[1::2]
+    assert lora.extract(model, some).keys == some
+    out = lora.extract(model)
+    lora.install(model, lora.initial_state(model, seed=9))
+    assert out.to_bytes() == state.to_bytes()  # a copy, and no view of the model
+
+
+def test_another_description_or_shape_is_refused() -> None:
+    model = adapted("bert")
+    state = moved(model)
+    for change, named in (
+        ({"base": "0" * 64}, "base"),
+        ({"alpha": 5.0}, "alpha"),
+        ({"rslora": True}, "rslora"),
+    ):
+        spec = replace(state.spec, **change)
+        with pytest.raises(TargetModuleError) as caught:
+            lora.install(model, AdapterState(spec, state.tensors))
+        assert str(caught.value.given).startswith(named)
+    before = lora.extract(model).to_bytes()
+    wrong = {"head.bias": torch.zeros(NUM_LABELS + 1)}
+    with pytest.raises(TargetModuleError, match="wrong shape"):
+        lora.install(model, AdapterState(state.spec, {**state.tensors, **wrong}))
+    with pytest.raises(TargetModuleError):
+        lora.install(model, moved(adapted("bert", layers=1)))
+    lora.install(model, AdapterState(state.spec, {}))
+    assert lora.spec(model) == state.spec
+    assert len(before) == len(lora.extract(model).to_bytes())
+
+
+# ---------------------------------------------------------------------------- saving ----
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks for it
+@every_case
+def test_peft_loads_what_was_saved(family: str, head: str, tmp_path: Path) -> None:
+    model = adapted(family, head)
+    state = moved(model)
+    expected_base = tiny_base(family, head)
+    expected_base.config.save_pretrained(tmp_path / "base")
+    folder = tmp_path / "adapter"
+    lora.save_adapter(model, state, folder, base_name=str(tmp_path / "base"))
+    assert not (folder / "README.md").exists()
+    loaded = PeftModel.from_pretrained(expected_base, str(folder)).eval()
+    with torch.no_grad():
+        output = loaded(**inputs(family))
+        if head == "mean":
+            weights = safetensors.torch.load_file(folder / lora.HEAD_FILE)
+            mask = inputs(family).get("attention_mask")
+            features = model._pool(output.last_hidden_state, mask)
+            found = features @ weights["weight"].T + weights["bias"]
+        else:
+            found = output.logits
+    expected = logits(model, family)
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,377 @@
+"""The command: what it prints, how fast it answers, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hushtune.common import errors
+from hushtune.common.config import DataConfig, RunConfig
+from hushtune.common.config_io import dump_toml, load_config
+from hushtune.common.presets import PRESETS
+from hushtune.simulations import run
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+HEAVY = {"torch", "transformers", "flwr", "opacus", "peft", "matplotlib", "ray", "sklearn"}
+
+
+def all_errors(root: type[errors.HushtuneError] = errors.HushtuneError) -> set[type]:
+    return {root}.union(*(all_errors(child) for child in root.__subclasses__()))
+
+
+# -------------------------------------------------------------------------------- speed ----
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["simulate", "--help"], ["config", "new"], ["config", "show", "--preset", "demo"]],
+)
+def test_what_needs_no_model_loads_none(arguments: list[str]) -> None:
+    code = (
+        "import sys\n"
+        f"sys.argv = ['hushtune', *{arguments!r}]\n"
+        "from hushtune.simulations import cli\n"
+        "try:\n"
+        "    cli.main()\n"
+        "finally:\n"
+        f"    print('LOADED', sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "LOADED []"
+    assert done.stdout
+
+
+def test_help_answers_within_a_second() -> None:
+    """The best of five, as the machine may be busy; none of it is ours to blame."""
+    times: list[float] = []
+    for _ in range(5):
+        began = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "hushtune.simulations.cli", "--help"],
+            check=True,
+            capture_output=True,
+        )
+        times.append(time.perf_counter() - began)
+        if times[-1] < 1:
+            break
+    assert min(times) < 1
+
+
+def test_help_names_every_command(hushtune: Any) -> None:
+    said = hushtune("--help").out
+    for command in ("simulate", "predict", "export", "doctor", "data", "config"):
+        assert re.search(rf"\b{command}\b", said), command
+
+
+def test_the_package_offers_run_and_presets_and_loads_nothing_before() -> None:
+    code = (
+        "import sys, hushtune.simulations as s\n"
+        "assert 'torch' not in sys.modules\n"
+        "from hushtune.simulations import run, presets\n"
+        "assert callable(run) and 'demo' in presets.PRESETS\n"
+        "import types\n"
+        "assert not isinstance(run, types.ModuleType)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_installed_command_is_this_one() -> None:
+    command = Path(sys.executable).parent / "hushtune"
+    done = subprocess.run([command, "no-such-command"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "no-such-command" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# ----------------------------------------------------------------------------- simulate ----
+
+
+def test_the_last_line_with_json_is_the_summary(
+    settings: Any, hushtune: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    answer = hushtune("simulate", "--config", settings.file(tmp_path), "--out", out, "--json")
+    assert answer.status == 0, answer.err
+    assert len(answer.out.splitlines()) == 1  # all else goes to standard error
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    assert json.loads(answer.out) == summary
+    for wanted in ("round   1", "round   3", "loss", "accuracy", str(out)):
+        assert wanted in answer.err, wanted
+
+
+def test_without_json_a_person_reads_the_result(
+    settings: Any, hushtune: Any, tmp_path: Path
+) -> None:
+    out, toml = tmp_path / "out", settings.file(tmp_path, privacy__trust="site")
+    answer = hushtune("simulate", "--config", toml, "--out", out)
+    assert answer.status == 0, answer.err
+    assert not answer.out.splitlines()[-1].startswith("{")
+    for wanted in ("east", "north", "south", "epsilon", "0.001", "NO PRIVACY"):
+        assert (wanted in answer.out) == (wanted != "NO PRIVACY"), wanted
+    for file in ("adapter/", "privacy.md", "metrics.jsonl", "curve.png"):
+        assert f"{out}/{file}" in answer.out, file
+
+
+def test_set_changes_one_setting(settings: Any, hushtune: Any, tmp_path: Path) -> None:
+    toml = settings.file(tmp_path)
+    answer = hushtune(
+        *("simulate", "--config", toml, "--out", tmp_path / "out", "--json"),
+        *("--set", "train.rounds=1", "--set", "train.warmup_rounds=0", "--set", "seed=11"),
+    )
+    assert answer.status == 0, answer.err
+    summary = json.loads(answer.out)
+    assert (summary["rounds"], summary["seed"]) == (1, 11)
+    stored = load_config(tmp_path / "out" / "config.toml")
+    assert (stored.train.rounds, stored.seed) == (1, 11)
+
+
+@pytest.mark.parametrize("trust", ["site", "off"])
+def test_a_dry_run_says_what_would_happen_and_writes_nothing(
+    settings: Any, hushtune: Any, tmp_path: Path, trust: str
+) -> None:
+    toml, out = settings.file(tmp_path, privacy__trust=trust), tmp_path / "out"
+    before = sorted(tmp_path.rglob("*"))
+    answer = hushtune("simulate", "--config", toml, "--out", out, "--dry-run", "--json")
+    assert answer.status == 0, answer.err
+    assert sorted(tmp_path.rglob("*")) == before
+    figures = json.loads(answer.out.splitlines()[-1])
+    assert figures["sites"].keys() == {"east", "north", "south"}
+    for key in ("bytes_total", "memory_megabytes", "minutes", "rounds"):
+        assert figures[key] > 0, key
+    for site in figures["sites"].values():
+        assert site["steps"] == 6
+        assert (site["epsilon"] is None) == (trust == "off")
+        assert trust == "off" or 0 < site["epsilon"] <= 3.0
+    assert ("NO PRIVACY" in answer.err) == (trust == "off")
+
+
+def test_a_dry_run_tells_the_bytes_that_a_run_sends(
+    settings: Any, hushtune: Any, tmp_path: Path
+) -> None:
+    toml, out = settings.file(tmp_path), tmp_path / "out"
+    answer = hushtune("simulate", "--config", toml, "--dry-run", "--json")
+    told = json.loads(answer.out.splitlines()[-1])["bytes_total"]
+    run(settings.config(), out)
+    text = (out / "metrics.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    sent = sum(row["bytes_down"] + row["bytes_up"] for row in rows)
+    messages = 2 * 3 * 3  # to and from three sites in three rounds, 2 KiB of heading at most each
+    assert sent <= told <= sent + 2048 * messages
+
+
+def test_a_run_needs_a_folder(settings: Any, hushtune: Any, tmp_path: Path) -> None:
+    answer = hushtune("simulate", "--config", settings.file(tmp_path))
+    assert answer.status == 2
+    assert "--out" in answer.err
+
+
+def test_a_preset_and_a_file_exclude_each_other(
+    settings: Any, hushtune: Any, tmp_path: Path
+) -> None:
+    toml = settings.file(tmp_path)
+    answer = hushtune("simulate", "--preset", "tiny", "--config", toml, "--out", tmp_path / "out")
+    assert answer.status == 2
+    assert answer.err.startswith("HT100 ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "named"),
+    [
+        (["--preset", "demmo"], "HT102", "--preset demo"),
+        (["--preset", "tiny", "--set", "train.round=3"], "HT101", "train.rounds"),
+        (["--preset", "tiny", "--set", "train.rounds"], "HT100", "section.key=value"),
+        (["--preset", "tiny", "--set", "privacy.epsilon=-1"], "HT100", "privacy.epsilon"),
+        (["--config", "no/such/file.toml"], "HT201", "no/such/file.toml"),
+        ([], "HT100", "data"),
+    ],
+)
+def test_wrong_settings_on_the_command_line(
+    hushtune: Any, tmp_path: Path, arguments: list[str], code: str, named: str
+) -> None:
+    answer = hushtune("simulate", *arguments, "--out", tmp_path / "out")
+    assert answer.status == 2
+    assert answer.err.startswith(f"{code} "), answer.err
+    assert named in answer.err
+    assert "Traceback" not in answer.err
+    assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------- the other commands ----
+
+
+def test_predict(settings: Any, hushtune: Any, tmp_path: Path) -> None:
+    run(settings.config(), tmp_path / "out")
+    texts = ["a lovely song", "this was [bold]awful[/bold] again"]
+    answer = hushtune("predict", tmp_path / "out", *texts, "--json")
+    assert answer.status == 0, answer.err
+    found = json.loads(answer.out.splitlines()[-1])
+    assert [row["text"] for row in found] == texts
+    for row in found:
+        assert row["probabilities"].keys() == {"bad", "good"}
+        assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        assert row["label"] == max(row["probabilities"], key=row["probabilities"].get)
+    shown = hushtune("predict", tmp_path / "out" / "adapter", *texts)
+    assert texts[1] in shown.out  # as it was given, not as markup
+    assert found[0]["label"] in shown.out
+
+
+def test_predict_where_no_run_is(hushtune: Any, tmp_path: Path) -> None:
+    answer = hushtune("predict", tmp_path, "a text")
+    assert answer.status == 2
+    assert answer.err.startswith("HT201 ")
+    assert str(tmp_path) in answer.err
+
+
+def test_export_says_where_it_wrote(settings: Any, hushtune: Any, tmp_path: Path) -> None:
+    run(settings.config(), tmp_path / "out")
+    to = tmp_path / "copy"
+    answer = hushtune("export", tmp_path / "out", "--to", to)
+    assert answer.status == 0, answer.err
+    assert str(to) in answer.out.replace("\n", "")
+    refusal = hushtune("export", tmp_path / "out", "--to", to, "--merged")
+    assert refusal.status == 2
+    assert refusal.err.startswith("HT601 ")
+
+
+def test_doctor(hushtune: Any) -> None:
+    answer = hushtune("doctor", "--json")
+    assert answer.status == 0, answer.out + answer.err
+    report = json.loads(answer.out.splitlines()[-1])
+    assert report["ok"] is True
+    checks = {check["what"]: check for check in report["checks"]}
+    for what in ("Python", "torch", "flwr", "accelerator", "assets", "matplotlib"):
+        assert checks[what]["found"], what
+    assert all(check["mend"] for check in report["checks"] if not check["ok"])
+
+
+def test_doctor_names_what_is_missing_and_the_remedy(
+    hushtune: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from importlib.metadata import PackageNotFoundError
+
+    from hushtune.simulations import doctor
+
+    real = doctor.version
+
+    def without(name: str) -> str:
+        if name in ("opacus", "matplotlib"):
+            raise PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(doctor, "version", without)
+    answer = hushtune("doctor", "--json")
+    assert answer.status != 0
+    report = json.loads(answer.out.splitlines()[-1])
+    checks = {check["what"]: check for check in report["checks"]}
+    assert report["ok"] is False
+    assert (checks["opacus"]["ok"], checks["opacus"]["optional"]) == (False, False)
+    assert "pip install" in checks["opacus"]["mend"]
+    assert checks["matplotlib"]["optional"] is True
+    assert "hushtune[plots]" in checks["matplotlib"]["mend"]
+    assert "hushtune[plots]" in hushtune("doctor").out  # brackets are not markup
+
+
+def test_config_new_is_a_file_that_can_be_read(hushtune: Any, tmp_path: Path) -> None:
+    text = hushtune("config", "new").out
+    assert text.count("#") > 20
+    tree = tomllib.loads(text)
+    assert {"data", "privacy", "train"} <= tree.keys()
+    path = tmp_path / "run.toml"
+    path.write_text(text, encoding="utf-8")
+    refusal = hushtune("config", "show", "--config", path)  # nobody can guess the data
+    assert refusal.err.startswith("HT100 ")
+    assert "exactly one source" in refusal.err
+    answer = hushtune("config", "show", "--config", path, "--set", "data.source=demo")
+    assert answer.status == 0, answer.err
+    shown = tmp_path / "shown.toml"
+    shown.write_text(answer.out, encoding="utf-8")
+    assert load_config(shown) == RunConfig(data=DataConfig(source="demo"))
+
+
+def test_config_schema_knows_every_section(hushtune: Any) -> None:
+    schema = json.loads(hushtune("config", "schema").out)
+    sections = {"data", "model", "adapter", "privacy", "train", "aggregation", "simulation", "seed"}
+    assert sections <= schema["properties"].keys()
+    assert schema["additionalProperties"] is False
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_config_show_is_complete_and_means_the_same(
+    hushtune: Any, tmp_path: Path, preset: str
+) -> None:
+    answer = hushtune("config", "show", "--preset", preset, "--set", "privacy.epsilon=1.5")
+    path = tmp_path / "run.toml"
+    path.write_text(answer.out, encoding="utf-8")
+    config = load_config(path)
+    assert config.privacy.epsilon == 1.5
+    wanted = load_config(preset=preset, presets=PRESETS, overrides=["privacy.epsilon=1.5"])
+    assert config == wanted
+    assert dump_toml(config) == answer.out
+
+
+def test_data_preview_shows_rows_and_tokens(
+    hushtune: Any, three_sites: Path, tiny_bert: Path
+) -> None:
+    options = ("--site", "site", "--model", tiny_bert, "--rows", 2)
+    answer = hushtune("data", "preview", three_sites, *options, "--json")
+    assert answer.status == 0, answer.err
+    rows = json.loads(answer.out.splitlines()[-1])["rows"]
+    lines = three_sites.read_text(encoding="utf-8").splitlines()[1:3]
+    assert [",".join([r["site"], r["text"], r["label"]]) for r in rows] == lines
+    for row in rows:
+        assert row["tokens"][0] == "[CLS]"
+        assert set(row["text"].split()) <= set(row["tokens"])
+    shown = hushtune("data", "preview", three_sites, *options)
+    assert rows[0]["text"] in shown.out
+    assert "[CLS]" in shown.out  # not taken for markup
+
+
+def test_data_preview_of_a_wrong_column(hushtune: Any, three_sites: Path, tiny_bert: Path) -> None:
+    answer = hushtune("data", "preview", three_sites, "--text", "txt", "--model", tiny_bert)
+    assert answer.status == 2
+    assert answer.err.startswith("HT203 ")
+    assert "'txt'" in answer.err
+    assert "'text'" in answer.err
+
+
+# ------------------------------------------------------------------------------- errors ----
+
+
+def test_every_error_has_a_code_of_its_own_and_a_page() -> None:
+    page = (DOCS / "errors.md").read_text(encoding="utf-8")
+    mine = [kind for kind in all_errors() if kind.__module__.startswith("hushtune.")]
+    codes = [kind.code for kind in mine]
+    assert len(mine) > 25
+    assert len(set(codes)) == len(codes)
+    for kind in mine:
+        section = re.search(
+            rf"^## {kind.code} {kind.__name__}\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL
+        )
+        assert section is not None, kind
+        assert len(section[1].strip()) > 30, kind
+
+
+def test_an_error_says_where_to_read_more(hushtune: Any, tmp_path: Path) -> None:
+    said = hushtune("predict", tmp_path, "a text").err
+    assert "docs/errors.md" in said
+
+
+def test_no_telemetry_is_left_on(hushtune: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the command sets holds for all that it starts."""
+    switches = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    switches["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    for name in switches:
+        monkeypatch.delenv(name, raising=False)
+    hushtune("config", "new")
+    assert {name: os.environ.get(name) for name in switches} == switches

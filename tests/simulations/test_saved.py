@@ -1,0 +1,299 @@
+"""A trained adapter outside its run: it answers as it did in it, wherever it is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hushtune.common import lora
+from hushtune.common.config_io import load_config
+from hushtune.common.errors import CheckpointError, MissingFileError, OutputExistsError
+from hushtune.common.tasks.workspace import open_workspace
+from hushtune.server import checkpoint
+from hushtune.simulations import run, saved
+
+TEXTS = [
+    "a lovely song",
+    "the meal was quite grim again today",
+    "",
+    "this road looked so very dull and the window was rather proud still",
+    "zebra! 12 çà?",
+    " ".join(["the table was warm"] * 20),  # longer than model.max_tokens
+]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run's folder and what kind of head it has."""
+
+    out: Path
+    head: str
+
+
+@pytest.fixture(scope="module", params=["mean", "own"])
+def trained(
+    request: pytest.FixtureRequest,
+    tiny_bert: Path,
+    three_sites: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Trained:
+    """A finished run, long enough for logits that differ between texts."""
+    folder = tmp_path_factory.mktemp(f"trained-{request.param}")
+    # Its own copy of the base, which tests may move or change.
+    base = Path(shutil.copytree(tiny_bert, folder / "base"))
+    toml = folder / "run.toml"
+    toml.write_text(
+        f"""
+seed = 3
+[data]
+file = "{three_sites}"
+site = "site"
+[model]
+name = "{base}"
+head = "{request.param}"
+precision = "float32"
+max_tokens = 24
+[adapter]
+rank = 3
+alpha = 6.0
+layers = 0
+[privacy]
+trust = "off"
+[train]
+rounds = 3
+warmup_rounds = 1
+local_steps = 4
+sampling_probability = 0.4
+[aggregation]
+rule = "fedit"
+[simulation]
+baselines = false
+""",
+        encoding="utf-8",
+    )
+    run(load_config(toml), folder / "out")
+    return Trained(folder / "out", request.param)
+
+
+def close(left: Tensor, right: Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(left, right, atol=tolerance, rtol=0)
+
+
+def test_the_logits_are_those_of_the_run(trained: Trained) -> None:
+    """Every test row, by the workspace that trained and by what lies on disk."""
+    config = load_config(trained.out / "config.toml")
+    workspace = open_workspace(config)
+    state = checkpoint.load(trained.out / "checkpoint").state
+    rows = workspace.rows("pooled", "test")
+    expected = workspace.task.logits(state, rows)
+    found = saved.load(trained.out).logits([workspace.data.texts[row] for row in rows])
+    close(found, expected)
+    assert float(expected.std(0).max()) > 1e-3  # texts are told apart
+    accuracy = float((found.argmax(1).numpy() == workspace.data.labels[rows]).mean())
+    summary = json.loads((trained.out / "summary.json").read_text(encoding="utf-8"))
+    assert accuracy == pytest.approx(summary["value"])
+
+
+def test_an_answer_does_not_depend_on_the_texts_beside_it(trained: Trained) -> None:
+    predictor = saved.load(trained.out)
+    together = predictor.logits(TEXTS)
+    close(torch.cat([predictor.logits([text]) for text in TEXTS]), together)
+    many = [f"{text} {i}" for i in range(12) for text in TEXTS]
+    assert predictor.logits(many).shape == (72, 2)
+
+
+def test_the_adapter_on_disk_is_the_last_checkpoints(trained: Trained) -> None:
+    model = saved.load(trained.out).model
+    state = checkpoint.load(trained.out / "checkpoint").state
+    assert lora.extract(model).digest() == state.digest()
+
+
+def test_a_copy_answers_the_same_without_its_run(trained: Trained, tmp_path: Path) -> None:
+    expected = saved.load(trained.out).logits(TEXTS)
+    to = saved.export(trained.out, tmp_path / "far" / "copy", merged=False)
+    close(saved.load(to).logits(TEXTS), expected, 0)
+    assert {path.name for path in to.iterdir()} == {
+        path.name for path in (trained.out / "adapter").iterdir()
+    }
+
+
+LOAD_OWN = """
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+tokenizer = AutoTokenizer.from_pretrained(folder)
+rows = tokenizer(texts, padding=True, truncation=True, max_length=24, return_tensors="pt")
+rows = {k: v for k, v in rows.items() if k in ("input_ids", "attention_mask")}
+with torch.no_grad():
+    logits = model(**rows).logits
+labels = [model.config.id2label[i] for i in range(2)]
+"""
+LOAD_MEAN = """
+from sentence_transformers import SentenceTransformer
+model = SentenceTransformer(folder, device="cpu")
+logits = torch.from_numpy(model.encode(texts, show_progress_bar=False))
+labels = ["bad", "good"]
+"""
+
+
+def elsewhere(kind: str, folder: Path, texts: Sequence[str], at: Path) -> tuple[Tensor, list[str]]:
+    """Logits from a process that never hears of hushtune or peft."""
+    code = (
+        "import json, sys, torch\n"
+        "folder, texts = sys.argv[1], json.loads(sys.argv[2])\n"
+        + (LOAD_OWN if kind == "own" else LOAD_MEAN)
+        + "assert not [m for m in sys.modules if m.split('.')[0] == 'hushtune']\n"
+        "print(json.dumps([logits.tolist(), labels]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder), json.dumps(list(texts))],
+        capture_output=True,
+        text=True,
+        cwd=at,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    logits, labels = json.loads(done.stdout.splitlines()[-1])
+    return torch.tensor(logits), labels
+
+
+def test_a_merged_model_loads_without_hushtune_and_agrees(trained: Trained, tmp_path: Path) -> None:
+    if trained.head == "mean":
+        pytest.importorskip("sentence_transformers")
+    predictor = saved.load(trained.out)
+    expected = predictor.logits(TEXTS)
+    to = saved.export(trained.out, tmp_path / "merged", merged=True)
+    assert not list(to.rglob("adapter_*"))
+    assert (to / "README.md").is_file()
+    found, labels = elsewhere(trained.head, to, TEXTS, tmp_path)
+    close(found, expected)
+    assert labels == list(predictor.labels)
+
+
+def test_merging_leaves_the_run_and_the_base_as_they_were(trained: Trained, tmp_path: Path) -> None:
+    def content(folder: Path) -> dict[str, bytes]:
+        return {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+    folders = trained.out / "adapter", trained.out.parent / "base"
+    before = [content(folder) for folder in folders]
+    saved.export(trained.out, tmp_path / "merged", merged=True)
+    assert [content(folder) for folder in folders] == before
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_another_base_is_refused(
+    trained: Trained, another_bert: Path, tmp_path: Path, merged: bool
+) -> None:
+    """The adapter would load onto it without complaint, and answer nonsense."""
+    folder = tmp_path / "out"
+    shutil.copytree(trained.out, folder)
+    path = folder / "adapter" / saved.DESCRIPTION
+    description = json.loads(path.read_text(encoding="utf-8"))
+    description["model"]["name"] = str(another_bert)
+    path.write_text(json.dumps(description), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="base model is not the one"):
+        saved.load(folder)
+    if merged:
+        with pytest.raises(CheckpointError, match="base model is not the one"):
+            saved.export(folder, tmp_path / "merged", merged=True)
+        nothing_half(tmp_path, "merged")
+
+
+def nothing_half(folder: Path, name: str) -> None:
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(name)]
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_nothing_is_exported_over_what_is_there(
+    trained: Trained, tmp_path: Path, merged: bool
+) -> None:
+    to = tmp_path / "to"
+    to.mkdir()
+    (to / "mine.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(OutputExistsError, match="not empty"):
+        saved.export(trained.out, to, merged=merged)
+    with pytest.raises(OutputExistsError):
+        saved.export(trained.out, to / "mine.txt", merged=merged)
+    assert [path.name for path in tmp_path.rglob("*")] == ["to", "mine.txt"]
+    (to / "mine.txt").unlink()
+    assert saved.export(trained.out, to, merged=merged) == to  # empty: taken
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("how", [KeyboardInterrupt, OSError])
+def test_an_interrupted_export_leaves_nothing_half(
+    trained: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    merged: bool,
+    how: type[BaseException],
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise how
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copy", stop)  # of the card, after the weights of a merged model
+        patch.setattr(shutil, "copytree", stop)
+        with pytest.raises(how):
+            saved.export(trained.out, tmp_path / "to", merged=merged)
+    assert not (tmp_path / "to").exists()
+    nothing_half(tmp_path, "to")
+    assert saved.export(trained.out, tmp_path / "to", merged=merged).is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == ["to"]
+
+
+def test_a_neighbour_that_is_called_like_a_temporary_folder_is_left_alone(
+    trained: Trained, tmp_path: Path
+) -> None:
+    mine = tmp_path / "to.partial"
+    mine.mkdir()
+    (mine / "mine.txt").write_text("mine", encoding="utf-8")
+    saved.export(trained.out, tmp_path / "to", merged=False)
+    assert (mine / "mine.txt").read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "head.safetensors"])
+def test_a_damaged_adapter_is_refused(trained: Trained, tmp_path: Path, name: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "adapter"
+    shutil.copytree(trained.out / "adapter", folder)
+    if not (folder / name).is_file():
+        pytest.skip("this head lies in the adapter's own file")
+    tensors = load_file(folder / name)
+    first = sorted(tensors)[0]
+    save_file({k: t for k, t in tensors.items() if k != first}, folder / name)
+    with pytest.raises(CheckpointError, match="not whole"):
+        saved.load(folder)
+    tensors[first] = tensors[first] * float("nan")
+    save_file(tensors, folder / name)
+    with pytest.raises(CheckpointError, match="not whole"):
+        saved.load(folder)
+
+
+def test_a_folder_without_an_adapter(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match="no trained adapter"):
+        saved.load(tmp_path)
+    with pytest.raises(MissingFileError, match="no trained adapter"):
+        saved.export(tmp_path, tmp_path / "to", merged=True)
+    nothing_half(tmp_path, "to")
+
+
+def test_predictions_name_labels_and_sum_to_one(trained: Trained) -> None:
+    predictor = saved.load(trained.out)
+    probabilities = predictor.logits(TEXTS).softmax(1)
+    for text, row, answer in zip(TEXTS, probabilities, predictor.predict(TEXTS), strict=True):
+        assert answer["text"] == text
+        assert answer["label"] == predictor.labels[int(row.argmax())]
+        assert list(answer["probabilities"].values()) == pytest.approx(row.tolist(), abs=1e-6)
