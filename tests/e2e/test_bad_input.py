@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -276,7 +276,7 @@ class FullDisk:
 
 
 @pytest.fixture
-def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, int], FullDisk]]:
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], FullDisk]:
     """Fills the disk for some files; ``monkeypatch.undo`` frees it."""
 
     def fill(part: str, after: int = 0) -> FullDisk:
@@ -284,7 +284,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, int], 
         monkeypatch.setattr(os, "fsync", disk)
         return disk
 
-    yield fill
+    return fill
 
 
 def leftovers(out: Path) -> list[str]:

@@ -6,7 +6,6 @@ A site is opened once in a process and kept, the base model loaded; messages onl
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from hushtune.common.privacy.plan import Relation, Trust, Unit
 from hushtune.common.run_context import RunContext, read_run_config
 from hushtune.common.seeds import fold, rng
 from hushtune.common.tasks.base import Rows, Task
-from hushtune.common.tasks.workspace import open_workspace
+from hushtune.common.tasks.workspace import Workspace, open_workspace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +61,20 @@ def open_site(context: Context) -> Site:
     return _simulated_site(run, names[place])
 
 
-@lru_cache(maxsize=1024)
+_open: dict[tuple[RunContext, str], Site] = {}
+
+
 def _simulated_site(run: RunContext, name: str) -> Site:
+    workspace = open_workspace(run.config)
+    if any(site.task is not workspace.task for site in _open.values()):
+        _open.clear()  # they would keep the model and activations of an earlier study
+    if (run, name) not in _open:
+        _open[run, name] = _make_site(run, name, workspace)
+    return _open[run, name]
+
+
+def _make_site(run: RunContext, name: str, workspace: Workspace) -> Site:
     config = run.config
-    workspace = open_workspace(config)
     trust = Trust(config.privacy.trust)
     insecure = config.privacy.insecure_seeded_noise
     return Site(
