@@ -22,7 +22,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 .PHONY: help setup demo test check bench clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## make .venv and install hushtune with all it needs
 

@@ -64,6 +64,11 @@ def open_site(context: Context) -> Site:
 _open: dict[tuple[RunContext, str], Site] = {}
 
 
+def close_sites() -> None:
+    """Forget every open site: their folders may be replaced."""
+    _open.clear()
+
+
 def _simulated_site(run: RunContext, name: str) -> Site:
     workspace = open_workspace(run.config)
     if any(site.task is not workspace.task for site in _open.values()):

@@ -40,7 +40,7 @@ class Federation:
     aggregator: Aggregator
 
     def __post_init__(self) -> None:
-        _check_sites(self.config, self.plans, self.sizes)
+        check_sites(self.config, self.plans, self.sizes)
 
     def fresh(self, initial: AdapterState) -> Checkpoint:
         """The checkpoint before the first round; FederationError unless ``initial`` is whole."""
@@ -157,7 +157,7 @@ class Federation:
         )
 
 
-def _check_sites(
+def check_sites(
     config: RunConfig, plans: Mapping[str, PrivacyPlan], sizes: Mapping[str, int]
 ) -> None:
     simulation = config.simulation

@@ -196,7 +196,11 @@ def main() -> None:
     _quiet()
     errors = Console(stderr=True)
     try:
-        app(standalone_mode=False)
+        # Not standalone, typer returns an exit status (130 for Ctrl-C) in place of raising it.
+        status = app(standalone_mode=False)
+        if status == INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(status or 0)
     except HushtuneError as error:
         _show_error(error, errors)
         sys.exit(USER_ERROR)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -170,16 +171,18 @@ def export(folder: Path, to: Path, *, merged: bool) -> Path:
         raise OutputExistsError(
             "the folder to export to is not empty", given=str(to), remedy="name a new folder"
         )
-    partial = to.with_name(to.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    if merged:
-        _write_merged(load(source), source, partial)
-    else:
-        shutil.copytree(source, partial, dirs_exist_ok=True)
-    if to.exists():
-        to.rmdir()
-    partial.rename(to)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}."))
+    try:
+        if merged:
+            _write_merged(load(source), source, partial)
+        else:
+            shutil.copytree(source, partial, dirs_exist_ok=True)
+        partial.chmod(0o755)  # mkdtemp's is its owner's alone
+        partial.replace(to)  # over an empty folder too
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     return to
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from hushtune.client.app import app as client_app
+from hushtune.client.site import close_sites
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import dump_toml, loads_config, replace
@@ -21,6 +22,7 @@ from hushtune.common.planning import POOLED, site_plans
 from hushtune.common.run_context import RunContext, run_config
 from hushtune.common.tasks.workspace import Workspace, open_workspace, resolve
 from hushtune.server.app import checkpoint_folder, federate
+from hushtune.server.federation import check_sites
 from hushtune.server.strategy import FederationResult, RoundResult
 from hushtune.simulations import engine, outputs
 from hushtune.simulations.baselines import compare, site_metrics
@@ -45,9 +47,10 @@ def run(
     """
     began = time.perf_counter()
     observer = observer or Silent()
+    close_sites()  # of an earlier run in this process, whose ledgers may be gone
     folder = Path(out).resolve()
     config = resolve(_as_before(config, folder) if resume else config)
-    site_plans(config)
+    check_sites(config, site_plans(config), config.data.public_sizes)
     context = RunContext(config, folder)
     _check_folder(context, resume=resume, overwrite=overwrite)
     workspace = open_workspace(config, observer.preparing)

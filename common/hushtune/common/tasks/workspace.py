@@ -24,7 +24,13 @@ from hushtune.common import lora
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import ModelConfig, RunConfig
 from hushtune.common.config_io import config_hash
-from hushtune.common.errors import ConfigError, DataError, MissingWeightsError, ModelError
+from hushtune.common.errors import (
+    ConfigError,
+    DataError,
+    MissingWeightsError,
+    ModelError,
+    UnsupportedModelError,
+)
 from hushtune.common.planning import POOLED
 from hushtune.common.tasks.assets import resolve_model
 from hushtune.common.tasks.base import Rows
@@ -48,6 +54,7 @@ class Workspace:
         self.tokenizer = load_tokenizer(self.base_name)
         tokens = tokenize(self.tokenizer, data.texts, max_tokens=config.model.max_tokens)
         base = load_base(self.base_name, config.model, data.label_names)
+        _check_length(base, config.model.max_tokens)
         # Before adapters and hooks: they must be made where they will live.
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         nn.Module.to(base, device)
@@ -91,6 +98,16 @@ class Workspace:
         splits = self.data.sites
         chosen = [splits[site]] if site != POOLED else list(splits.values())
         return np.concatenate([getattr(split, part) for split in chosen])
+
+
+def _check_length(base: PreTrainedModel, max_tokens: int) -> None:
+    positions = getattr(base.config, "max_position_embeddings", None)
+    if isinstance(positions, int) and max_tokens > positions:
+        raise UnsupportedModelError(
+            "model.max_tokens is more than the model has positions for",
+            given=max_tokens,
+            expected=f"at most {positions}",
+        )
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
