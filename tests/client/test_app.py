@@ -338,7 +338,6 @@ def test_an_order_to_no_one_is_refused(task: TensorTask, tmp_path: Path) -> None
 # ------------------------------------------------------------------------------ n, n + 1 ----
 
 
-@pytest.mark.xfail(strict=True, reason="a gradient that is not finite is refused, uncharged")
 def test_whether_a_gradient_is_finite_is_not_told(
     task: TensorTask, state: AdapterState, tmp_path: Path
 ) -> None:
@@ -359,7 +358,6 @@ def test_whether_a_gradient_is_finite_is_not_told(
     assert len(told) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="a refusal after training is not charged")
 def test_what_is_refused_after_it_was_computed_is_charged(
     task: TensorTask, state: AdapterState, tmp_path: Path
 ) -> None:

@@ -80,7 +80,6 @@ ORDER = RoundOrder(
         first_step=4,
         schedule_steps=12,
         microbatch=32,
-        seed=2**62,
     ),
 )
 CHARGE = LedgerEntry.after(0, GENESIS, dataset="d", run="run", round=3, event=PRIVATE.event(2))

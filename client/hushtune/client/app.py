@@ -8,7 +8,7 @@ from flwr.clientapp import ClientApp
 from hushtune.client.site import Site, open_site
 from hushtune.client.train import train_locally
 from hushtune.common.adapter import AdapterState
-from hushtune.common.errors import BudgetExceededError, HushtuneError
+from hushtune.common.errors import BudgetExceededError, HushtuneError, LedgerError
 from hushtune.common.messages import (
     ClientUpdate,
     Refusal,
@@ -77,7 +77,19 @@ def _charged(order: RoundOrder, site: Site, ledger: Ledger) -> ClientUpdate:
             given=f"{len(spent)} rounds charged already",
             expected=f"epsilon <= {limit.epsilon:g} at delta {limit.delta:g}",
         )
-    delta = _train(order, site, sequence=len(spent))
+    if any((entry.run, entry.round) == (order.run, order.round) for entry in spent):
+        raise LedgerError(
+            f"round {order.round} was charged and refused before",
+            given=f"run {order.run}",
+            remedy="order another round",
+        )
+    try:
+        delta = _train(order, site, sequence=len(spent))
+    except HushtuneError:
+        # That it was refused follows from the rows: a server that crafts adapters could else
+        # compare noised sums with thresholds of its choice for nothing.
+        ledger.charge(event, dataset=site.dataset, run=order.run, round=order.round, limit=limit)
+        raise
     entry = ledger.charge_with_reply(
         event,
         dataset=site.dataset,

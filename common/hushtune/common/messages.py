@@ -34,7 +34,6 @@ class LocalTraining:
     first_step: int
     schedule_steps: int
     microbatch: int
-    seed: int
 
     def __post_init__(self) -> None:
         allowed = {
@@ -45,7 +44,6 @@ class LocalTraining:
             "first_step": _is_count(self.first_step, 0),
             "schedule_steps": _is_count(self.schedule_steps, 1),
             "microbatch": _is_count(self.microbatch, 1),
-            "seed": _is_count(self.seed, 0),
         }
         for name, good in allowed.items():
             if not good:

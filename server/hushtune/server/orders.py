@@ -45,7 +45,6 @@ def local_training(config: RunConfig, *, round: int) -> LocalTraining:
         first_step=(round - 1 - before) * train.local_steps,
         schedule_steps=phase_rounds * train.local_steps,
         microbatch=train.microbatch,
-        seed=config.seed,
     )
 
 

@@ -115,7 +115,8 @@ def load(folder: Path) -> Predictor:
     folder = adapter_folder(folder)
     raw = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     labels = tuple(map(str, raw["labels"]))
-    settings = ModelConfig.model_validate(raw["model"])
+    # Answers in float32, whatever training used: a merged export has no other.
+    settings = ModelConfig.model_validate({**raw["model"], "precision": "float32"})
     base = load_base(str(resolve_model(settings.name)), settings, labels)
     model = lora.attach(
         base,
