@@ -31,7 +31,7 @@ NOT_COVERED = (
     "that the site took part, when, and how long it took",
     "the public numbers themselves: sizes, rates, steps, labels' names",
     "cleaning and splitting: a record is counted from the training rows on",
-    "in a simulation, the batches' secrecy: they follow from the run's seed, which its folder holds",
+    "in a simulation, the batches' secrecy: they follow from the run's seed",
     "low-order bits of floating-point noise (see Mironov, CCS 2012)",
 )
 
