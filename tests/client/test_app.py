@@ -366,6 +366,9 @@ def test_what_is_refused_after_it_was_computed_is_charged(
     ask(site, make_order(state.map(lambda tensor: tensor + 1e20), PLAN))
     assert site.ledger is not None
     assert len(site.ledger.entries()) == 1
+    # Nor is the same round a second throw of the dice.
+    refused(replace(site, task=Untouchable(task.model)), make_order(state, PLAN))
+    assert len(site.ledger.entries()) == 1
 
 
 @pytest.mark.parametrize("size", [75, 77, 91, 93, 99])

@@ -8,7 +8,7 @@ from flwr.clientapp import ClientApp
 from hushtune.client.site import Site, open_site
 from hushtune.client.train import train_locally
 from hushtune.common.adapter import AdapterState
-from hushtune.common.errors import BudgetExceededError, HushtuneError, LedgerError
+from hushtune.common.errors import BudgetExceededError, HushtuneError, LedgerError, SiteError
 from hushtune.common.messages import (
     ClientUpdate,
     Refusal,
@@ -85,11 +85,13 @@ def _charged(order: RoundOrder, site: Site, ledger: Ledger) -> ClientUpdate:
         )
     try:
         delta = _train(order, site, sequence=len(spent))
-    except HushtuneError:
+    except Exception as error:
         # That it was refused follows from the rows: a server that crafts adapters could else
         # compare noised sums with thresholds of its choice for nothing.
         ledger.charge(event, dataset=site.dataset, run=order.run, round=order.round, limit=limit)
-        raise
+        if isinstance(error, HushtuneError):
+            raise
+        raise SiteError("training failed", given=type(error).__name__) from error
     entry = ledger.charge_with_reply(
         event,
         dataset=site.dataset,

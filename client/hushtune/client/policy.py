@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from hushtune.common.adapter import AdapterSpec
 from hushtune.common.errors import PolicyError
 from hushtune.common.messages import RoundOrder
+from hushtune.common.privacy.accountant import LEAST_NOISE_MULTIPLIER
 from hushtune.common.privacy.ledger import Limit
 from hushtune.common.privacy.plan import Trust, Unit
+
+_MOST_STEPS = 10**6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +40,12 @@ class SitePolicy:
             raise PolicyError("an order carries an adapter that is not finite")
         if self.trust is Trust.OFF:
             return
+        if plan.noise_multiplier < LEAST_NOISE_MULTIPLIER or plan.steps > _MOST_STEPS:
+            raise PolicyError(
+                "an order asks for too little noise or too many steps to account for",
+                given=f"noise multiplier {plan.noise_multiplier:g}, {plan.steps} steps",
+                expected=f">= {LEAST_NOISE_MULTIPLIER:g}, <= {_MOST_STEPS}",
+            )
         self._same("unit of privacy", plan.unit, self.unit)
         self._same("neighbouring relation", plan.relation, self.limit.relation)
         if plan.delta > self.limit.delta:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 from flwr.app import Context
@@ -109,4 +110,4 @@ def _make_site(run: RunContext, name: str, workspace: Workspace) -> Site:
 
 def ledger_path(out: Path, site: str) -> Path:
     """Where a simulated site keeps its ledger."""
-    return out / "ledger" / f"{site}.sqlite"
+    return out / "ledger" / f"{quote(site, safe=' ')}.sqlite"  # a name is not a path

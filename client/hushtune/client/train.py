@@ -36,7 +36,8 @@ def train_locally(
     trained = lora.set_trainable(task.model, order.trainable)
     task.model.training_mode()
     optimizer = _optimizer(trained, order.training)
-    with dp.per_example_gradients(task.model):
+    with torch.random.fork_rng(), dp.per_example_gradients(task.model):
+        torch.manual_seed(int(random.integers(2**62)))  # of adapter dropout
         for step in range(order.local_steps):
             batch = dp.poisson_batch(rows, order.plan.sampling_probability, random)
             total = dp.clipped_sum(

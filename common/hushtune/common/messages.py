@@ -7,7 +7,6 @@ whose bytes are safetensors: Flower chunks large arrays by itself, and nothing i
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,6 +18,8 @@ from hushtune.common.errors import HushtuneError, MessageError
 from hushtune.common.privacy.ledger import LedgerEntry
 from hushtune.common.privacy.plan import PrivacyPlan
 
+_LARGEST = 2**53
+"""Numbers in messages stay below what JSON's numbers hold exactly."""
 _BODY, _TEXT = "hushtune", "json"
 _ADAPTER, _STATE, _SAFETENSORS = "adapter", "state", "safetensors"
 
@@ -158,7 +159,7 @@ def decode_order(content: RecordDict) -> RoundOrder:
         )
     except HushtuneError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise MessageError("an order is damaged", given=str(error)) from error
     missing = [key for key in adapter.spec.all_keys() if key not in adapter.tensors]
     unknown = [key for key in order.trainable if key not in adapter.tensors]
@@ -208,23 +209,25 @@ def decode_reply(content: RecordDict) -> ClientUpdate | Refusal:
         )
     except HushtuneError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise MessageError("a reply is damaged", given=str(error)) from error
 
 
 def _text(body: Mapping[str, Any], key: str) -> str:
     value = body[key]
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value.isprintable():
         raise MessageError(f"{key} of a message must be a text", given=repr(value)[:100])
     return value
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) < _LARGEST  # NaN is not below anything
 
 
 def _is_count(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < _LARGEST
 
 
 def _count(body: Mapping[str, Any], key: str) -> int:

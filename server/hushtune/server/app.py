@@ -13,6 +13,8 @@ from hushtune.common import lora
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig, SimulationConfig
 from hushtune.common.config_io import config_hash, dump_toml
+from hushtune.common.errors import OutputExistsError
+from hushtune.common.files import write_text
 from hushtune.common.planning import site_plans
 from hushtune.common.run_context import RunContext, read_run_config
 from hushtune.common.tasks.workspace import open_workspace
@@ -77,8 +79,13 @@ def main(grid: Grid, context: Context) -> None:
     ``flwr run .`` does with the same apps.
     """
     run = read_run_config(context.run_config)
-    run.out.mkdir(parents=True, exist_ok=True)
-    (run.out / "config.toml").write_text(dump_toml(run.config), encoding="utf-8")
+    if run.out.exists() and (not run.out.is_dir() or any(run.out.iterdir())):
+        raise OutputExistsError(
+            "the output folder is not empty",
+            given=str(run.out),
+            remedy="--run-config 'out=\"/another/folder\"'",
+        )
+    write_text(run.out / "config.toml", dump_toml(run.config))
     workspace = open_workspace(run.config)
     result = federate(run, grid, initial=workspace.initial_state)
     lora.save_adapter(

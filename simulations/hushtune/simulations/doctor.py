@@ -60,7 +60,10 @@ def _extra(name: str) -> Any:
 
 
 def _accelerator() -> Any:
-    import torch
+    try:
+        import torch
+    except ImportError:
+        return _check("accelerator", "unknown without torch", False, "install torch", optional=True)
 
     if torch.cuda.is_available():
         return _check("accelerator", torch.cuda.get_device_name(0), True)

@@ -64,6 +64,8 @@ def run_on_flower(
                     "init_args": {"log_to_driver": False},
                 },
             )
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:
         if failures:
             raise failures[0] from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -14,6 +14,7 @@ from hushtune.common.files import write_text
 from hushtune.common.planning import POOLED
 from hushtune.common.privacy.statement import render_markdown
 from hushtune.common.run_context import RunContext
+from hushtune.common.tasks import partition
 from hushtune.common.tasks.base import Metrics
 from hushtune.common.tasks.workspace import Workspace
 from hushtune.server.app import checkpoint_folder
@@ -62,6 +63,7 @@ def write_all(run: FinishedRun) -> dict[str, Any]:
         from hushtune.simulations.plots import plot_run
 
         plot_run(result.history, summary, context.out / "curve.png")
+        partition.plot(workspace.data, context.out / "sites.png")
     else:
         summary["missing"] = "curve.png: pip install 'hushtune[plots]'"
     write_text(context.out / "summary.json", json.dumps(summary, indent=2, sort_keys=True) + "\n")
@@ -111,10 +113,10 @@ def summarise(run: FinishedRun, privacy: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def checkpointed_round(context: RunContext) -> int:
-    """The last round that the checkpoint has; 0 without one."""
+def checkpointed_rows(context: RunContext) -> Sequence[Mapping[str, Any]]:
+    """The rows of metrics.jsonl that the checkpoint has; none without one."""
     folder = checkpoint_folder(context.out)
-    return load(folder).round if exists(folder) else 0
+    return load(folder).history if exists(folder) else ()
 
 
 def difference(stored: RunConfig, asked: RunConfig) -> str:

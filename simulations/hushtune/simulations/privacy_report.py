@@ -15,7 +15,8 @@ from hushtune.common.run_context import RunContext
 from hushtune.server.strategy import FederationResult
 
 SIMULATED_SIZE = (
-    "taken from the data when the simulation was configured, and treated as public from then on"
+    "data.public_sizes of the run's configuration; where it was not declared there, taken from the "
+    "data when the run was configured, and treated as public from then on"
 )
 
 

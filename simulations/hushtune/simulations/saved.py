@@ -134,7 +134,9 @@ def load(folder: Path) -> Predictor:
         )
     lora.install(model, _read_state(model, folder))
     model.frozen_mode()
-    return Predictor(model, load_tokenizer(str(folder)), labels, settings)
+    tokenizer = load_tokenizer(str(folder))
+    base.config.pad_token_id = tokenizer.pad_token_id
+    return Predictor(model, tokenizer, labels, settings)
 
 
 def _read_state(model: AdaptedModel, folder: Path) -> AdapterState:

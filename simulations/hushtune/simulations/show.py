@@ -88,7 +88,7 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
     table = Table(title="Accuracy on held-out rows", title_justify="left")
     table.add_column("model")
     for site in sites:
-        table.add_column(site, justify="right")
+        table.add_column(_plain(site), justify="right")
     table.add_column("all", justify="right", style="bold")
     for name, row in _rows(summary):
         style = "bold green" if name == "federated" else None
@@ -101,10 +101,10 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
         spent.add_column(column, justify="left" if column == "site" else "right")
     for site, row in summary["sites"].items():
         epsilon = "none" if row["epsilon"] is None else f"{row['epsilon']:.3f}"
-        spent.add_row(site, str(row["train_rows"]), epsilon, f"{row['delta']:g}")
+        spent.add_row(_plain(site), str(row["train_rows"]), epsilon, f"{row['delta']:g}")
     console.print(spent if private else _NOT_PRIVATE)
     for site, reasons in summary["refusals"].items():
-        console.print(f"[yellow]{site} did not count in {len(reasons)} rounds:[/] ", end="")
+        console.print(f"[yellow]{_plain(site)} did not count in {len(reasons)} rounds:[/] ", end="")
         console.print(str(reasons[0]), markup=False)
     for line in summary["data_notes"]:
         console.print(line, style="dim", highlight=False, markup=False)
@@ -139,7 +139,7 @@ def show_estimate(console: Console, figures: Mapping[str, Any]) -> None:
     for site, row in figures["sites"].items():
         epsilon = "none" if row["epsilon"] is None else f"{row['epsilon']:.2f}"
         table.add_row(
-            site,
+            _plain(site),
             str(row["train_rows"]),
             f"{row['batch']:.0f}",
             f"{row['sampling_probability']:.4f}",
@@ -163,18 +163,20 @@ def show_predictions(console: Console, answers: Sequence[Mapping[str, Any]]) -> 
     table.add_column("text")
     for answer in answers:
         probability = answer["probabilities"][answer["label"]]
-        table.add_row(answer["label"], f"{probability:.3f}", _plain(answer["text"]))
+        table.add_row(_plain(answer["label"]), f"{probability:.3f}", _plain(answer["text"]))
     console.print(table)
 
 
 def show_preview(console: Console, found: Mapping[str, Any]) -> None:
     """Rows as they are read and as tokens."""
     for row in found["rows"]:
-        site = f"  site {row['site']}" if row.get("site") else ""
-        console.print(f"[bold]{row['place']}[/]  label [cyan]{_plain(str(row['label']))}[/]{site}")
+        site = f"  site {_plain(row['site'])}" if row.get("site") else ""
+        console.print(
+            f"[bold]{_plain(row['place'])}[/]  label [cyan]{_plain(str(row['label']))}[/]{site}"
+        )
         console.print("  " + str(row["text"]), markup=False, highlight=False)
         console.print(
-            f"  {len(row['tokens'])} tokens: " + " ".join(row["tokens"]),
+            f"  {len(row['tokens'] or ())} tokens: " + " ".join(row["tokens"] or ()),
             style="dim",
             markup=False,
             highlight=False,

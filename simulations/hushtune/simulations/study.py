@@ -16,11 +16,11 @@ from hushtune.client.site import close_sites
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import dump_toml, loads_config, replace
-from hushtune.common.errors import CheckpointError, OutputExistsError
+from hushtune.common.errors import CheckpointError, ConfigError, OutputExistsError
 from hushtune.common.files import write_text
 from hushtune.common.planning import POOLED, site_plans
 from hushtune.common.run_context import RunContext, run_config
-from hushtune.common.tasks.workspace import Workspace, open_workspace, resolve
+from hushtune.common.tasks.workspace import Workspace, check_sizes, open_workspace, resolve
 from hushtune.server.app import checkpoint_folder, federate
 from hushtune.server.federation import check_sites
 from hushtune.server.strategy import FederationResult, RoundResult
@@ -28,7 +28,12 @@ from hushtune.simulations import engine, outputs
 from hushtune.simulations.baselines import compare, site_metrics
 from hushtune.simulations.observer import Observer, Silent
 
-CONFIG, SUMMARY, METRICS = "config.toml", "summary.json", "metrics.jsonl"
+CONFIG, METRICS = "config.toml", "metrics.jsonl"
+OWN = frozenset(
+    f"{CONFIG} {METRICS} summary.json privacy.json privacy.md curve.png sites.png "
+    "adapter checkpoint ledger".split()
+)
+"""All that a run writes into its folder; a folder with anything else is never replaced."""
 
 
 def run(
@@ -50,6 +55,7 @@ def run(
     close_sites()  # of an earlier run in this process, whose ledgers may be gone
     folder = Path(out).resolve()
     config = resolve(_as_before(config, folder) if resume else config)
+    check_sizes(config)
     check_sites(config, site_plans(config), config.data.public_sizes)
     context = RunContext(config, folder)
     _check_folder(context, resume=resume, overwrite=overwrite)
@@ -143,13 +149,9 @@ class _Judge:
 
     def begin(self, resume: bool) -> None:
         """Before the first round: keep the lines of the rounds that the checkpoint has."""
-        path = self._context.out / METRICS
-        lines: list[str] = []
-        if resume and path.is_file():
-            reached = outputs.checkpointed_round(self._context)
-            rows = path.read_text(encoding="utf-8").splitlines()
-            lines = [line for line in rows if json.loads(line)["round"] <= reached]
-        write_text(path, "".join(line + "\n" for line in lines))
+        rows = outputs.checkpointed_rows(self._context) if resume else ()
+        lines = [json.dumps(row, sort_keys=True) + "\n" for row in rows]
+        write_text(self._context.out / METRICS, "".join(lines))
         self.already = len(lines)
         self._observer.started(self._context.config.train.rounds, self.already)
 
@@ -190,7 +192,8 @@ def _check_folder(context: RunContext, *, resume: bool, overwrite: bool) -> None
     out = context.out
     if out.exists() and not out.is_dir():
         raise OutputExistsError("the output is not a folder", given=str(out))
-    ours = (out / CONFIG).is_file()
+    ours = _holds_run(out)
+    foreign = sorted({path.name for path in out.iterdir()} - OWN) if out.is_dir() else []
     if resume:
         if not ours:
             raise CheckpointError(
@@ -205,22 +208,33 @@ def _check_folder(context: RunContext, *, resume: bool, overwrite: bool) -> None
             )
         return
     if out.is_dir() and any(out.iterdir()):
-        if overwrite and ours:
+        if overwrite and ours and not foreign:
             return
         raise OutputExistsError(
             "the output folder is not empty",
             given=str(out),
             expected="a new folder",
             remedy="--resume goes on with the run in it, --overwrite replaces it"
-            if ours
-            else "name another folder: this one holds something that is no run",
+            if ours and not foreign
+            else f"name another folder: this one holds what is no run's, such as {foreign[0]}"
+            if foreign
+            else "name another folder, or remove this one: its run never began",
         )
+
+
+def _holds_run(out: Path) -> bool:
+    try:
+        loads_config((out / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ConfigError):
+        return False
+    return True
 
 
 def _prepare_folder(context: RunContext, *, overwrite: bool) -> None:
     out = context.out
-    if overwrite and (out / CONFIG).is_file():
-        shutil.rmtree(out)
+    if overwrite and out.is_dir():
+        for path in out.iterdir():  # a run's own files alone, as _check_folder has seen to
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     out.mkdir(parents=True, exist_ok=True)
     if not (out / CONFIG).is_file():
         write_text(out / CONFIG, dump_toml(context.config))

@@ -230,7 +230,7 @@ def _render_site(name: str, site: Mapping[str, Any]) -> str:
     if site["guarantee"]:
         rows[1:1] = [
             *((f"epsilon, {kind}", _upwards(e)) for kind, e in site["epsilon_by_relation"].items()),
-            ("epsilon of all runs on this data", _upwards(site["epsilon_lifetime"])),
+            ("epsilon of all charges in this ledger", _upwards(site["epsilon_lifetime"])),
             *(
                 (f"epsilon for one with {count} records", _upwards(e))
                 for count, e in site["epsilon_by_records"].items()

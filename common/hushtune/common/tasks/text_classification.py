@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState, b_key
+from hushtune.common.errors import ConfigError
 from hushtune.common.model import AdaptedModel, Level
 from hushtune.common.tasks.activations import Activations, TokenRows, by_length
 from hushtune.common.tasks.base import Batch, Metrics, Rows
@@ -151,8 +152,8 @@ class TextClassification:
         aside = lora.extract(self._model)
         lora.install(self._model, lora.initial_state(self._model, seed=0))
         self._model.frozen_mode()
-        hidden = torch.empty(total, width) if fits else None
-        features = torch.empty(count, width) if has_features else None
+        hidden = torch.full((total, width), torch.nan) if fits else None
+        features = torch.full((count, width), torch.nan) if has_features else None
         done = 0
         for rows in self.microbatches(self._in_use, EVALUATION_BATCH):
             inputs = self._tokens.inputs(rows)
@@ -183,4 +184,11 @@ def scores(logits: Tensor, labels: Tensor) -> Metrics:
 
 def weights_of(names: Sequence[str], given: Mapping[str, float]) -> list[float] | None:
     """Class weights in the order of the labels; 1 where none is given."""
+    unknown = sorted(set(given) - set(names))
+    if unknown:
+        raise ConfigError(
+            "data.class_weights names a label that the data do not have",
+            given=", ".join(unknown),
+            expected=", ".join(names),
+        )
     return [given.get(name, 1.0) for name in names] if given else None

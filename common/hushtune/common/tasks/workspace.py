@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -55,6 +56,7 @@ class Workspace:
         tokens = tokenize(self.tokenizer, data.texts, max_tokens=config.model.max_tokens)
         base = load_base(self.base_name, config.model, data.label_names)
         _check_length(base, config.model.max_tokens)
+        base.config.pad_token_id = tokens.pad_id
         # Before adapters and hooks: they must be made where they will live.
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         nn.Module.to(base, device)
@@ -113,7 +115,10 @@ def _check_length(base: PreTrainedModel, max_tokens: int) -> None:
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer that lies beside a model."""
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        if tokenizer.pad_token is None:  # as in GPT-2 and Llama
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        return tokenizer
     except (OSError, ValueError) as error:
         raise ModelError(
             "the model's tokenizer cannot be loaded",
@@ -134,19 +139,10 @@ def load_base(name: str, model: ModelConfig, labels: tuple[str, ...]) -> PreTrai
         "attn_implementation": "eager",
     }
     try:
-        if model.head == "mean":
-            base = AutoModel.from_pretrained(name, **options)
-        else:
-            config = AutoConfig.from_pretrained(
-                name,
-                trust_remote_code=False,
-                id2label=dict(enumerate(labels)),
-                label2id={label: index for index, label in enumerate(labels)},
-            )
-            base = AutoModelForSequenceClassification.from_pretrained(
-                name, config=config, ignore_mismatched_sizes=True, **options
-            )
-    except (OSError, ValueError) as error:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # weights that a checkpoint lacks are the same in every process
+            base = _from_pretrained(name, model.head, labels, options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise MissingWeightsError(
             "the model cannot be loaded",
             given=name,
@@ -154,6 +150,22 @@ def load_base(name: str, model: ModelConfig, labels: tuple[str, ...]) -> PreTrai
             remedy=str(error).strip().splitlines()[0][:300],
         ) from error
     return base
+
+
+def _from_pretrained(
+    name: str, head: str, labels: tuple[str, ...], options: Mapping[str, object]
+) -> PreTrainedModel:
+    if head == "mean":
+        return AutoModel.from_pretrained(name, **options)
+    config = AutoConfig.from_pretrained(
+        name,
+        trust_remote_code=False,
+        id2label=dict(enumerate(labels)),
+        label2id={label: index for index, label in enumerate(labels)},
+    )
+    return AutoModelForSequenceClassification.from_pretrained(
+        name, config=config, ignore_mismatched_sizes=True, **options
+    )
 
 
 def resolve(config: RunConfig) -> RunConfig:
@@ -168,14 +180,25 @@ def resolve(config: RunConfig) -> RunConfig:
     if config.data.public_sizes:
         return config
     data = _data(config)
-    if POOLED in data.sites:
-        raise DataError(
-            f"a site cannot be called {POOLED!r}: the pooled baseline is", remedy="rename the site"
-        )
     sizes = {site: len(split.train) for site, split in data.sites.items()}
     return config.model_copy(
         update={"data": config.data.model_copy(update={"public_sizes": sizes})}
     )
+
+
+def check_sizes(config: RunConfig) -> None:
+    """Refuse declared sizes that are not those of all sites of the data, and no others."""
+    sites, sizes = set(_data(config).sites), set(config.data.public_sizes)
+    if POOLED in sites:
+        raise DataError(
+            f"a site cannot be called {POOLED!r}: the pooled baseline is", remedy="rename the site"
+        )
+    if sites != sizes:
+        raise ConfigError(
+            "data.public_sizes must name every site of the data, and no other",
+            given=", ".join(sorted(sizes)),
+            expected=", ".join(sorted(sites)),
+        )
 
 
 _workspaces: dict[str, Workspace] = {}
@@ -202,11 +225,18 @@ def open_workspace(config: RunConfig, progress: Progress | None = None) -> Works
 
 
 def _data(config: RunConfig) -> LabelledText:
-    key = config_hash(_stripped(config))
+    key = config_hash(_stripped(config)) + _stamps(config)
     if key not in _tables:
         _tables.clear()
         _tables[key] = load_data(config.data, seed=config.seed)
     return _tables[key]
+
+
+def _stamps(config: RunConfig) -> str:
+    """Time and size of the data files: a file that was changed is read again."""
+    paths = [config.data.file, *(config.data.files or {}).values()]
+    found = [path.stat() for path in paths if path is not None and path.exists()]
+    return "".join(f"-{stat.st_mtime_ns}-{stat.st_size}" for stat in found)
 
 
 def _stripped(config: RunConfig) -> RunConfig:
@@ -220,4 +250,4 @@ def _key(config: RunConfig) -> str:
     data = config.data.model_copy(update={"public_sizes": {}})
     cache = config.train.cache_megabytes
     kept = RunConfig(data=data, seed=config.seed, model=config.model, adapter=config.adapter)
-    return f"{config_hash(kept)}-{cache}-{os.getpid()}"
+    return f"{config_hash(kept)}-{cache}-{os.getpid()}{_stamps(config)}"
