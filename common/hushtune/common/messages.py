@@ -215,8 +215,8 @@ def decode_reply(content: RecordDict) -> ClientUpdate | Refusal:
 
 def _text(body: Mapping[str, Any], key: str) -> str:
     value = body[key]
-    if not isinstance(value, str) or not value.isprintable():
-        raise MessageError(f"{key} of a message must be a text", given=repr(value)[:100])
+    if not isinstance(value, str) or any("\ud800" <= mark <= "\udfff" for mark in value):
+        raise MessageError(f"{key} of a message must be a text", given=ascii(value)[:100])
     return value
 
 

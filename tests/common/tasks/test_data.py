@@ -136,7 +136,7 @@ def test_a_text_at_two_sites_stays_at_the_first_by_name(tmp_path: Path) -> None:
     assert sum(text == "both" for text in data.texts) == 1
     assert sum(data.report.dropped.values()) == 1
     assert [place for places in data.report.examples.values() for place in places] == [
-        f"{tmp_path / 'south.csv'}:22"
+        "south.csv:22"
     ]
 
 
@@ -155,7 +155,8 @@ def test_rows_without_text_or_label_are_counted_with_places(tmp_path: Path) -> N
     data = loaded(tmp_path, {"one": [*many("a"), ("", "yes"), ("b", ""), ("c", "NaN")]})
     assert len(data.texts) == 20
     assert sorted(data.report.dropped.values()) == [1, 2]
-    assert any(f"{tmp_path / 'one.csv'}:22" in line for line in data.report.lines())
+    assert any("one.csv:22" in line for line in data.report.lines())
+    assert not any(str(tmp_path) in line for line in data.report.lines())
 
 
 def test_whole_number_labels_and_names(tmp_path: Path) -> None:
