@@ -211,11 +211,21 @@ def test_an_empty_folder_is_taken(settings: Any, tmp_path: Path) -> None:
 def test_overwrite_replaces_a_run_whole(settings: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(settings.config(privacy__trust="site"), out)
-    (out / "left-over.txt").write_text("of the run before", encoding="utf-8")
+    (out / "adapter" / "left-over.txt").write_text("of the run before", encoding="utf-8")
     summary = run(settings.config(), out, overwrite=True)
-    assert not (out / "left-over.txt").exists()
+    assert not (out / "adapter" / "left-over.txt").exists()
     assert summary["trust"] == "off"
     assert summary["adapter_digest"] == run(settings.config(), tmp_path / "b")["adapter_digest"]
+
+
+def test_overwrite_never_removes_what_is_not_a_run_s(settings: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(settings.config(), out)
+    (out / "thesis.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(OutputExistsError, match="thesis"):
+        run(settings.config(), out, overwrite=True)
+    assert (out / "thesis.txt").read_text(encoding="utf-8") == "mine"
+    assert (out / "summary.json").is_file()
 
 
 def test_overwrite_replaces_the_same_private_run(settings: Any, tmp_path: Path) -> None:

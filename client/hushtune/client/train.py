@@ -37,7 +37,7 @@ def train_locally(
     task.model.training_mode()
     optimizer = _optimizer(trained, order.training)
     with torch.random.fork_rng(), dp.per_example_gradients(task.model):
-        torch.manual_seed(int(random.integers(2**62)))  # of adapter dropout
+        torch.manual_seed(_dropout_seed(random))
         for step in range(order.local_steps):
             batch = dp.poisson_batch(rows, order.plan.sampling_probability, random)
             total = dp.clipped_sum(
@@ -66,6 +66,12 @@ def train_locally(
     if order.plan.trust is not Trust.OFF and not all(bool(t.any()) for t in delta.tensors.values()):
         raise PrivacyError("a noised tensor did not move, so what was charged was not trained")
     return delta
+
+
+def _dropout_seed(random: np.random.Generator) -> int:
+    """A seed of its own for adapter dropout, which leaves the batches' stream as it is."""
+    child = random.bit_generator.seed_seq.spawn(1)[0]  # pyright: ignore[reportAttributeAccessIssue]
+    return int(child.generate_state(1)[0])
 
 
 def _optimizer(trained: Mapping[str, nn.Parameter], how: LocalTraining) -> torch.optim.Optimizer:
