@@ -30,6 +30,7 @@ FILES = {
     "checkpoint",
     "ledger",
     "curve.png",
+    "sites.png",
 }
 SUMMARY = {"metric", "value", "sites", "baselines", "rounds", "seconds"}
 SUMMARY_SITE = {"value", "alone_private", "epsilon", "delta"}

@@ -262,7 +262,12 @@ def test_a_real_ctrl_c_leaves_a_run_that_can_go_on(settings: Any, tmp_path: Path
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (tmp_path / "said.txt").open("w", encoding="utf-8") as said:
         process = subprocess.Popen(
-            command("--config", toml, "--out", out), stdout=said, stderr=said, env=environment
+            command("--config", toml, "--out", out),
+            stdout=said,
+            stderr=said,
+            env=environment,
+            # A runner in the background ignores SIGINT, which its children inherit.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and process.poll() is None:
