@@ -250,8 +250,15 @@ def test_nothing_is_replaced_before_the_new_run_is_known_to_be_sound(
     assert tree(out) == before
 
 
+# A runner in the background ignores SIGINT, which its children inherit.
+LISTENING = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from hushtune.simulations.cli import main; main()"
+)
+
+
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "hushtune.simulations.cli", "simulate", *map(str, arguments)]
+    return [sys.executable, "-c", LISTENING, "simulate", *map(str, arguments)]
 
 
 @pytest.mark.slow
@@ -266,8 +273,6 @@ def test_a_real_ctrl_c_leaves_a_run_that_can_go_on(settings: Any, tmp_path: Path
             stdout=said,
             stderr=said,
             env=environment,
-            # A runner in the background ignores SIGINT, which its children inherit.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and process.poll() is None:
