@@ -1,11 +1,13 @@
 # Needs make, and Python 3.11, 3.12 or 3.13 with pip; all else is installed into .venv.
 #
 #   PYTHON       the interpreter that .venv is made with (default: python3)
+#   JOBS         processes that share the tests (default: 2, as many tests start processes of their own)
 #   TORCH_INDEX  an index to take torch from, for a CUDA or a CPU build (see README.md)
 
 PYTHON ?= python3
 TORCH_VERSION ?= 2.13.0
 TORCH_INDEX ?=
+JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -44,7 +46,7 @@ demo: $(STAMP) ## four private sites train one model, into runs/demo
 	$(BIN)/hushtune simulate --preset demo --out runs/demo --overwrite
 
 test: $(STAMP) ## all tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 check: $(STAMP) ## style, types and the direction of imports
 	$(BIN)/ruff check .

@@ -24,12 +24,10 @@ from .families import (
     CASES,
     NUM_ROWS,
     TensorTask,
-    flat,
     make_task,
     moved,
     one_gradient,
     summed,
-    tensor_task,
 )
 
 CODES = np.array([0, 0, 0, 0, 1, 1, 2, 3, 3])  # four units of 4, 2, 1 and 2 rows
@@ -149,11 +147,3 @@ def test_a_run_promises_and_charges_by_group(grouped: Any, tmp_path: Path) -> No
         assert "group with at most 2 records" in row["sentence"]
         assert 0 < row["epsilon"] <= grouped.privacy.epsilon
         assert row["public_size"] < summary["sites"][site]["train_rows"]
-
-
-def test_the_clip_is_over_a_batch_of_units(grouped: Any, tmp_path: Path) -> None:
-    """Every tensor that a site sends is bounded by the units drawn, not by their rows."""
-    task = tensor_task(NUM_ROWS)
-    state = moved(task.model)
-    assert float(summed(task, UNITS, state=state, clip_norm=CLIP).norm()) <= len(UNITS) * CLIP
-    assert flat(state.tensors).numel() == state.num_values()

@@ -258,7 +258,9 @@ def test_links_are_refused(tmp_path: Path) -> None:
         unpack(path, tmp_path, inside=("pkg",))
 
 
-@pytest.mark.parametrize("content", [b"not an archive", wheel_bytes()[:60]])
+@pytest.mark.parametrize(
+    "content", [b"not an archive", wheel_bytes()[:60]], ids=["of another kind", "cut short"]
+)
 def test_broken_archive(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.whl"
     path.write_bytes(content)
