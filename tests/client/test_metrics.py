@@ -233,6 +233,21 @@ def test_an_exhausted_budget_gives_no_figures(
     assert second.code == "HT401"
 
 
+def test_told_figures_count_as_rounds_and_steps_but_for_a_repeat(
+    task: TensorTask, state: AdapterState, tmp_path: Path
+) -> None:
+    for name in ("max_rounds", "max_steps"):
+        here = site(task, tmp_path / name)
+        terms = here.policy.terms.model_copy(update={name: 1})
+        here = replace(here, policy=replace(here.policy, terms=terms))
+        first = told(here, order(state))
+        assert isinstance(first, MetricsReport)
+        assert told(here, order(state)) == first
+        second = told(here, order(state, round=2))
+        assert isinstance(second, Refusal)
+        assert second.code == "HT404"
+
+
 @pytest.mark.parametrize(
     ("allowed", "noise", "passes"),
     [

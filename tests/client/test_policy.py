@@ -62,7 +62,6 @@ def test_a_fit_order_passes(task: TensorTask, state: AdapterState) -> None:
 BEYOND: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "noise below the floor": ({"min_noise_multiplier": 4.01}, {}, "too little noise"),
     "a batch that is too small": ({"min_batch": 60.0}, {}, "too small a batch"),
-    "more steps than granted": ({"max_steps": 1}, {"local_steps": 2}, "rounds or steps"),
     "another base model": ({"base_models": ("00" * 32,)}, {}, "base model"),
     "a rule that is not allowed": ({"rules": ("ffa",)}, {}, "rule of aggregation"),
     "a rule that nobody knows": ({}, {"rule": "flexlora"}, "rule of aggregation"),
@@ -85,18 +84,15 @@ def test_what_goes_beyond_the_terms_is_refused(
         policy(task, **terms).check(order)
 
 
-def test_rounds_and_steps_count_over_the_life_of_the_data(
-    task: TensorTask, state: AdapterState, tmp_path: Path
-) -> None:
+def test_rounds_and_steps_count_over_the_life_of_the_data(task: TensorTask, tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "a.sqlite")
     for number in range(3):
         ledger.charge(PLAN.event(2), dataset="d", run=f"run {number}", round=1)
     spent = ledger.entries("d")
-    order = make_order(state, PLAN, local_steps=2)
-    policy(task, max_rounds=4, max_steps=8).check(order, spent)
+    policy(task, max_rounds=4, max_steps=8).check_lifetime(PLAN.event(2), spent)
     for terms in ({"max_rounds": 3}, {"max_steps": 7}):
         with pytest.raises(PolicyError, match="rounds or steps"):
-            policy(task, **terms).check(order, spent)
+            policy(task, **terms).check_lifetime(PLAN.event(2), spent)
 
 
 def test_what_is_unknown_in_an_order_is_refused(state: AdapterState) -> None:

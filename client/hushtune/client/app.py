@@ -155,13 +155,11 @@ def _report(order: MetricsOrder, site: Site) -> MetricsReport:
 
 
 def _trained(order: RoundOrder, site: Site, ledger: Ledger) -> ClientUpdate:
-    spent = ledger.entries(site.dataset)
-    # A repeat is no further round: what was released then was agreed to then.
-    others = [e for e in spent if (e.run, e.round) != (order.run, order.round)]
-    site.policy.check(order, others)
+    site.policy.check(order)
+    num_charges = len(ledger.entries(site.dataset))
     told, entry = _charged(
         order.plan.event(order.local_steps),
-        lambda: _train(order, site, sequence=len(spent)).to_bytes(),
+        lambda: _train(order, site, sequence=num_charges).to_bytes(),
         run=order.run,
         round=order.round,
         site=site,
@@ -188,6 +186,7 @@ def _charged(
     kept = ledger.resend(run, round, dataset=site.dataset)
     if kept is not None:
         return kept.reply, kept.entry
+    site.policy.check_lifetime(event, spent)
     limit = site.policy.limit
     if ledger.would_exceed(
         event,

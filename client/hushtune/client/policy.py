@@ -12,7 +12,7 @@ from hushtune.common.lora_rules import RULES, trainable_keys
 from hushtune.common.messages import RoundOrder
 from hushtune.common.metrics_messages import MetricsOrder
 from hushtune.common.privacy.ledger import LedgerEntry, Limit
-from hushtune.common.privacy.plan import PrivacyPlan, Trust
+from hushtune.common.privacy.plan import DpSgdEvent, PrivacyPlan, Trust
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,11 +34,8 @@ class SitePolicy:
         """What the ledger is held to."""
         return self.terms.limit
 
-    def check(self, order: RoundOrder, spent: Sequence[LedgerEntry] = ()) -> None:
-        """Raise PolicyError, with what was asked and what is allowed, unless an order is fit.
-
-        ``spent``: what was charged on the data set before.
-        """
+    def check(self, order: RoundOrder) -> None:
+        """Raise PolicyError, with what was asked and what is allowed, unless an order is fit."""
         self._same("site", order.site, self.site)
         self._same("trust model", order.plan.trust, self.trust)
         self._same("adapter", order.adapter.spec, self.spec)
@@ -53,7 +50,6 @@ class SitePolicy:
             raise PolicyError("an order carries an adapter that is not finite")
         if self.trust is not Trust.OFF:
             self._check_plan(order.plan)
-            self._check_lifetime(order, spent)
 
     def check_metrics(self, order: MetricsOrder) -> None:
         """Raise PolicyError unless this site may tell what an order asks it to tell."""
@@ -79,6 +75,21 @@ class SitePolicy:
                 "an order asks for figures with too little noise",
                 given=f"noise multiplier {noise:g}",
                 expected=f">= {terms.min_metrics_noise_multiplier:g}",
+            )
+
+    def check_lifetime(self, event: DpSgdEvent, spent: Sequence[LedgerEntry]) -> None:
+        """Raise PolicyError if one more release goes beyond the rounds or steps that are granted.
+
+        ``spent``: what was charged on the data set before, figures that were told included.
+        """
+        terms = self.terms
+        steps = sum(entry.event.steps for entry in spent) + event.steps
+        rounds = len(spent) + 1
+        if steps > terms.max_steps or (terms.max_rounds is not None and rounds > terms.max_rounds):
+            raise PolicyError(
+                "an order goes beyond the rounds or steps that this site grants its data",
+                given=f"{rounds} rounds and {steps} steps with it",
+                expected=f"{terms.max_rounds or 'any number of'} rounds, {terms.max_steps} steps",
             )
 
     def _check_base(self, spec: AdapterSpec) -> None:
@@ -137,17 +148,6 @@ class SitePolicy:
                 "an order asks for too small a batch",
                 given=f"{batch:g} of {self.public_size} expected",
                 expected=f">= {terms.min_batch:g}",
-            )
-
-    def _check_lifetime(self, order: RoundOrder, spent: Sequence[LedgerEntry]) -> None:
-        terms = self.terms
-        steps = sum(entry.event.steps for entry in spent) + order.local_steps
-        rounds = len(spent) + 1
-        if steps > terms.max_steps or (terms.max_rounds is not None and rounds > terms.max_rounds):
-            raise PolicyError(
-                "an order goes beyond the rounds or steps that this site grants its data",
-                given=f"{rounds} rounds and {steps} steps with it",
-                expected=f"{terms.max_rounds or 'any number of'} rounds, {terms.max_steps} steps",
             )
 
     def _same(self, what: str, given: object, expected: object) -> None:

@@ -47,10 +47,14 @@ class Terms(Section):
         default=0.5, description="least noise of a step, in units of the clip norm"
     )
     max_rounds: Count | None = Field(
-        default=None, description="rounds on this data set, in all runs", examples=[100]
+        default=None,
+        description="answers from this data set, in all runs: rounds of training, and figures told "
+        "with noise",
+        examples=[100],
     )
     max_steps: Count = Field(
-        default=10_000, description="optimiser steps on this data set, in all runs"
+        default=10_000,
+        description="optimiser steps on this data set, in all runs; figures count as one",
     )
     min_batch: Positive = Field(
         default=1.0, description="least expected number of units in a step, by the public size"
