@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 from flwr.app import Context
@@ -24,6 +23,7 @@ from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import Trust
 from hushtune.common.run_context import RunContext, read_run_config
 from hushtune.common.seeds import fold, rng
+from hushtune.common.site_files import site_stem
 from hushtune.common.tasks.base import Task
 from hushtune.common.tasks.units import Units
 from hushtune.common.tasks.workspace import Workspace, open_workspace
@@ -134,7 +134,7 @@ def simulated_terms(config: RunConfig, site: str) -> Terms:
 
 def _simulated_policy(config: RunConfig, site: str) -> Path | None:
     folder = config.simulation.policies
-    return None if folder is None else folder / f"{quote(site, safe=' ')}.toml"
+    return None if folder is None else folder / f"{site_stem(site)}.toml"
 
 
 def terms_of_run(config: RunConfig) -> Terms:
@@ -162,4 +162,4 @@ def simulated_ledger(run: RunContext, site: str) -> Path:
 
 def ledger_path(out: Path, site: str) -> Path:
     """Where a simulated site's ledger is in a run's folder."""
-    return out / "ledger" / f"{quote(site, safe=' ')}.sqlite"  # a name is not a path
+    return out / "ledger" / f"{site_stem(site)}.sqlite"
