@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..conftest import made_up_rows, write_csv
 from hushtune.client.site import ledger_path
 from hushtune.common.privacy.ledger import Ledger
 from hushtune.simulations import run
+
+from ..conftest import made_up_rows, write_csv
 
 SITES = ("\u5317\u4eac" * 15, "n" * 300, "../evil", r"_$\frac")
 
