@@ -15,6 +15,7 @@ from hushtune.client.policy import SitePolicy
 from hushtune.client.terms import Terms, load_terms
 from hushtune.common import lora
 from hushtune.common.config import RunConfig
+from hushtune.common.config_base import MOST_STEPS
 from hushtune.common.errors import PolicyError, SiteError
 from hushtune.common.planning import public_held_out
 from hushtune.common.privacy.accountant import LEAST_NOISE_MULTIPLIER
@@ -146,7 +147,7 @@ def terms_of_run(config: RunConfig) -> Terms:
         relation=privacy.relation,
         unit=privacy.unit,
         min_noise_multiplier=LEAST_NOISE_MULTIPLIER,
-        max_steps=10**6,
+        max_steps=MOST_STEPS,
         min_batch=1e-9,
         max_rank=2**16,
         metrics=config.metrics.release,

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from hushtune.common.environment import be_quiet
 from hushtune.common.errors import DiskFullError, HushtuneError, InterruptedRunError
+from hushtune.common.json_text import json_text
 from hushtune.simulations.cli_ledger import ledger_app
 from hushtune.simulations.planner_command import plan
 
@@ -209,7 +210,7 @@ def _settings(preset: str | None, config: Path | None, overrides: list[str] | No
 
 def _print_json(value: object, wanted: bool) -> None:
     if wanted:
-        sys.stdout.write(json.dumps(value, sort_keys=True, default=str) + "\n")
+        sys.stdout.write(json_text(value) + "\n")
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -11,6 +10,7 @@ from typing import Any
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import config_hash
 from hushtune.common.files import write_text
+from hushtune.common.json_text import json_text
 from hushtune.common.names import METHODS
 from hushtune.common.planning import POOLED
 from hushtune.common.privacy.statement_html import render_html
@@ -50,7 +50,7 @@ def write_all(run: FinishedRun) -> dict[str, Any]:
     """Write statement, adapter, plot and, last, the summary; return the summary."""
     context, workspace, result = run.context, run.workspace, run.result
     privacy = privacy_of(context, result)
-    write_text(context.out / "privacy.json", json.dumps(privacy, indent=2, sort_keys=True) + "\n")
+    write_text(context.out / "privacy.json", json_text(privacy, indent=2) + "\n")
     write_text(context.out / "privacy.md", render_markdown(privacy))
     write_text(context.out / "privacy.html", render_html(privacy))
     summary = summarise(run, privacy)
@@ -69,7 +69,7 @@ def write_all(run: FinishedRun) -> dict[str, Any]:
         partition.plot(workspace.data, context.out / "sites.png")
     else:
         summary["missing"] = "curve.png: pip install matplotlib"
-    write_text(context.out / "summary.json", json.dumps(summary, indent=2, sort_keys=True) + "\n")
+    write_text(context.out / "summary.json", json_text(summary, indent=2) + "\n")
     return summary
 
 

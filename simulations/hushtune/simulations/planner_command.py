@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 from rich.console import Console
 
 from hushtune.common.errors import ConfigError
+from hushtune.common.json_text import json_text
 from hushtune.common.privacy.plan import Relation
 
 
@@ -70,7 +70,7 @@ def plan(
         plot_plan(figures, plot)
         console.print(f"picture  {plot}", highlight=False, soft_wrap=True, markup=False)
     if as_json:
-        sys.stdout.write(json.dumps(figures, sort_keys=True, allow_nan=False) + "\n")
+        sys.stdout.write(json_text(figures) + "\n")
     check_any(figures)
 
 

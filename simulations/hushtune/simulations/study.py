@@ -18,6 +18,7 @@ from hushtune.common.config import RunConfig
 from hushtune.common.config_io import dump_toml, loads_config, replace
 from hushtune.common.errors import CheckpointError, ConfigError, OutputExistsError
 from hushtune.common.files import write_text
+from hushtune.common.json_text import json_text
 from hushtune.common.planning import POOLED, site_plans
 from hushtune.common.run_context import RunContext, run_config
 from hushtune.common.tasks.workspace import Workspace, check_sizes, open_workspace, resolve
@@ -157,7 +158,7 @@ class _Judge:
     def begin(self, resume: bool) -> None:
         """Before the first round: keep the lines of the rounds that the checkpoint has."""
         rows = outputs.checkpointed_rows(self._context) if resume else ()
-        lines = [json.dumps(row, sort_keys=True) + "\n" for row in rows]
+        lines = [json_text(row) + "\n" for row in rows]
         write_text(self._context.out / METRICS, "".join(lines))
         self.already = len(lines)
         self._observer.started(self._context.config.train.rounds, self.already)
@@ -171,7 +172,7 @@ class _Judge:
             self.seconds += time.perf_counter() - began
         row = {**outcome.row, **extra}
         with (self._context.out / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, sort_keys=True) + "\n")
+            file.write(json_text(row) + "\n")
         self._observer.round_done(row)
         return extra
 
