@@ -95,6 +95,12 @@ DATA: dict[str, tuple[str | bytes | None, dict[str, Any], str, tuple[str, ...]]]
         "HT207",
         ("rows.jsonl", "row 2", "'label'", "infinite"),
     ),
+    "half a character": (
+        '{"site": "a", "text": "x \\ud800", "label": 1}\n',
+        {"file": "rows.jsonl"},
+        "HT207",
+        ("rows.jsonl", "row 1", "'text'", "half a character"),
+    ),
     "a row without a site": (
         WHOLE + ",another sentence,good\n",
         {},

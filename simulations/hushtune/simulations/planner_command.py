@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from hushtune.common.errors import ConfigError
+from hushtune.common.files import check_writable
 from hushtune.common.json_text import json_text
 from hushtune.common.privacy.plan import Relation
 
@@ -86,3 +87,4 @@ def _check_plot(path: Path) -> None:
             given=str(path),
             expected="a file that ends in .png, in a folder that exists",
         )
+    check_writable(path.absolute().parent)

@@ -17,7 +17,7 @@ from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import dump_toml, loads_config, replace
 from hushtune.common.errors import CheckpointError, ConfigError, OutputExistsError
-from hushtune.common.files import write_text
+from hushtune.common.files import check_writable, write_errors, write_text
 from hushtune.common.json_text import json_text
 from hushtune.common.planning import POOLED, site_plans
 from hushtune.common.run_context import RunContext, run_config
@@ -66,7 +66,11 @@ def run(
         for baseline in trained_baselines(config).values():
             site_plans(baseline)  # one that cannot be had is found now, and not after the training
     context = RunContext(config, folder)
-    _check_folder(context, resume=resume, overwrite=overwrite)
+    with write_errors(folder):
+        _check_folder(context, resume=resume, overwrite=overwrite)
+    for place in (folder, config.simulation.ledgers):
+        if place is not None:
+            check_writable(place)
     workspace = open_workspace(config, observer.preparing)
     _check_data(context, workspace, resume=resume)
     _prepare_folder(context, overwrite=overwrite)

@@ -180,6 +180,8 @@ def _cell(value: object) -> str | None:
         return str(int(value)) if value.is_integer() else repr(value)
     if isinstance(value, str):
         text = value.strip()
+        if any("\ud800" <= letter <= "\udfff" for letter in text):  # JSON can escape such halves
+            raise ValueError("the text holds half a character, which is not Unicode")
         return None if text.casefold() in ("", "nan") else text
     raise ValueError(f"the value is a {type(value).__name__}, not text or a whole number")
 
