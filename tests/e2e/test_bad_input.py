@@ -284,6 +284,24 @@ def test_an_output_folder_of_another_run(settings: Any, hushtune: Any, tmp_path:
     assert {path: path.stat().st_mtime_ns for path in sorted(out.rglob("*"))} == before
 
 
+def test_settings_that_changed_since_the_run_began_are_named_with_both_values(
+    settings: Any, hushtune: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run(settings.config(), out)
+    other = settings.file(tmp_path, train__learning_rate=0.5, train__optimizer="sgd")
+    told = 'train.learning_rate: 0.01 there, 0.5 asked; train.optimizer: "adamw" there, "sgd" asked'
+    answer = hushtune("simulate", "--config", other, "--out", out, "--resume")
+    refused(answer, "HT602", told, "--overwrite", "another --out")
+    # The run's own file edited, which is what one does first.
+    text = (out / "config.toml").read_text(encoding="utf-8")
+    edited = text.replace("\nlearning_rate = 0.01", "\nlearning_rate = 0.5")
+    assert edited != text
+    (out / "config.toml").write_text(edited, encoding="utf-8")
+    answer = hushtune("simulate", "--out", out, "--resume")
+    refused(answer, "HT602", "train.learning_rate: 0.01 there, 0.5 asked", "--overwrite")
+
+
 def test_a_damaged_checkpoint(settings: Any, hushtune: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(settings.config(), out)

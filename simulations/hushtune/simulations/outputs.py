@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -28,6 +29,7 @@ from hushtune.simulations.privacy_report import privacy_of
 
 Table = Mapping[str, Mapping[str, float]]
 METRIC = "accuracy"
+_MOST_CHANGED = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,11 +137,15 @@ def checkpointed_rows(context: RunContext) -> Sequence[Mapping[str, Any]]:
     return load(folder).history if exists(folder) else ()
 
 
+def _toml(value: object) -> str:
+    return "nothing" if value is None else json.dumps(value, ensure_ascii=False)
+
+
 def difference(stored: RunConfig, asked: RunConfig) -> str:
-    """The first settings in which two configurations differ."""
+    """The settings in which two configurations differ, with both values."""
     left, right = stored.model_dump(mode="json"), asked.model_dump(mode="json")
     changed = [
-        f"{section}.{key}: {value!r} there, {right[section][key]!r} asked"
+        f"{section}.{key}: {_toml(value)} there, {_toml(right[section][key])} asked"
         for section in left
         if isinstance(left[section], dict)
         for key, value in left[section].items()
@@ -147,4 +153,5 @@ def difference(stored: RunConfig, asked: RunConfig) -> str:
     ]
     if stored.seed != asked.seed:
         changed.insert(0, f"seed: {stored.seed} there, {asked.seed} asked")
-    return "; ".join(changed[:3])
+    more = f"; and {len(changed) - _MOST_CHANGED} more" if len(changed) > _MOST_CHANGED else ""
+    return "; ".join(changed[:_MOST_CHANGED]) + more

@@ -216,12 +216,17 @@ def _check_folder(context: RunContext, *, resume: bool, overwrite: bool) -> None
             raise CheckpointError(
                 "there is no run to resume", given=str(out), remedy="leave --resume out"
             )
-        stored = loads_config((out / CONFIG).read_text(encoding="utf-8"))
+        # The checkpoint's own copy, as config.toml may have been edited since the run began.
+        kept = next(p for p in (checkpoint_folder(out) / CONFIG, out / CONFIG) if p.is_file())
+        stored = loads_config(kept.read_text(encoding="utf-8"))
         if stored != context.config:
             raise CheckpointError(
-                "the folder's run has another configuration, so it cannot go on as this one",
+                "the folder's run has other settings, so it cannot go on with these",
                 given=outputs.difference(stored, context.config),
-                remedy=f"hushtune simulate --config {out / CONFIG} --out {out} --resume",
+                expected="the settings that the run began with",
+                remedy="to change settings, begin anew: --overwrite in place of --resume, or "
+                f"another --out; to go on unchanged: hushtune simulate --config {kept} "
+                f"--out {out} --resume",
             )
         return
     if out.is_dir() and any(out.iterdir()):
@@ -257,6 +262,7 @@ def _keep_data(context: RunContext, workspace: Workspace) -> None:
     sites = sorted(context.config.data.public_sizes)
     found = {site: workspace.data.fingerprint(site) for site in sites}
     write_text(checkpoint_folder(context.out) / DATA, json.dumps(found, indent=1) + "\n")
+    write_text(checkpoint_folder(context.out) / CONFIG, dump_toml(context.config))
 
 
 def _holds_run(out: Path) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hushtune.common.errors import DataError
 from hushtune.common.tasks.assets import resolve_model
 from hushtune.common.tasks.preview import preview
 from hushtune.common.tasks.workspace import load_tokenizer
@@ -20,5 +22,11 @@ def preview_file(
     def tokens(sentence: str) -> list[str]:
         return list(tokenizer.convert_ids_to_tokens(tokenizer(sentence)["input_ids"]))  # pyright: ignore[reportArgumentType]
 
-    found = preview(file, tokenize=tokens, rows=rows, text=text, label=label, site=site)
+    try:
+        found = preview(file, tokenize=tokens, rows=rows, text=text, label=label, site=site)
+    except DataError as error:
+        # The readers speak of a run's settings; here the columns are named by options.
+        if error.remedy is not None:
+            error.remedy = re.sub(r"\bdata\.(text|label|site)\b", r"--\1", error.remedy)
+        raise
     return {"file": str(file), "rows": [asdict(row) for row in found]}
