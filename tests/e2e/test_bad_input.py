@@ -121,6 +121,12 @@ DATA: dict[str, tuple[str | bytes | None, dict[str, Any], str, tuple[str, ...]]]
         "HT207",
         ("row 82", "4 cells"),
     ),
+    "a file where a data set is named": (
+        WHOLE,
+        {"data__file": None, "data__dataset": str(Path(__file__))},
+        "HT208",
+        ("test_bad_input.py", "set data.file", "CSV"),
+    ),
     "a spreadsheet": (b"PK\x03\x04", {"file": "rows.xlsx"}, "HT208", ("rows.xlsx", "CSV")),
 }
 
@@ -132,7 +138,7 @@ def test_data_that_cannot_be_used(name: str, settings: Any, hushtune: Any, tmp_p
     if content is not None:
         csv(file, content)
     changes = {key: value for key, value in changes.items() if key != "file"}
-    toml = settings.file(tmp_path, data__file=str(file), **changes)
+    toml = settings.file(tmp_path, **{"data__file": str(file), **changes})
     answer = hushtune("simulate", "--config", toml, "--out", tmp_path / "out")
     refused(answer, code, *named)
     untouched(tmp_path / "out")
@@ -150,6 +156,19 @@ def test_nan_in_some_rows_leaves_them_out_and_says_which(
     assert "1 rows left out: no label" in notes
     assert "rows.csv:82" in notes
     assert str(tmp_path) not in notes
+
+
+def test_fractions_are_classes_like_any_other_label(
+    settings: Any, hushtune: Any, tmp_path: Path
+) -> None:
+    """As the template says: text or a number, each different value a class."""
+    rows = WHOLE.replace(",bad\n", ",0.5\n").replace(",good\n", ",1.5\n")
+    toml = settings.file(tmp_path, data__file=str(csv(tmp_path / "rows.csv", rows)))
+    answer = hushtune("simulate", "--config", toml, "--out", tmp_path / "out", "--json")
+    assert answer.status == 0, answer.err
+    answers = json.loads(hushtune("predict", tmp_path / "out", "a", "--json").out.splitlines()[-1])
+    assert set(answers[0]["probabilities"]) == {"0.5", "1.5"}
+    assert "text or a number" in hushtune("config", "new").out
 
 
 SETTINGS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {

@@ -53,6 +53,12 @@ def read_table(name: str, columns: Columns) -> Iterator[RawRow]:
         AssetError: no such data set is here, and the hub has none or cannot be reached.
         MissingColumnError, BadValueError: as in `readers.read_file`.
     """
+    if Path(name).expanduser().is_file():
+        raise UnsupportedDataError(
+            "this is a file, not a data set of the datasets library",
+            file=name,
+            remedy="set data.file to it; a spreadsheet has to be saved as CSV (UTF-8) first",
+        )
     datasets = _import("datasets", extra="data", file=name)
     try:
         loaded = _load(datasets, name)
