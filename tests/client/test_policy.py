@@ -134,6 +134,7 @@ def test_a_policy_must_name_its_budget(tmp_path: Path) -> None:
         ("max_epsilon = inf", "max_epsilon"),
         ("min_noise_multiplier = 0.0", "min_noise_multiplier"),
         ("max_delta = 1.0", "max_delta"),
+        ("max_delta = 1e-15", "too small to account for"),
         ('metrics = "all"', "metrics"),
         ('rules = ["flexlora"]', "flexlora"),
         ("rules = []", "no rule"),

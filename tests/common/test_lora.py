@@ -12,10 +12,11 @@ import safetensors.torch
 import torch
 from peft import PeftModel
 from torch import nn
+from transformers import BertConfig, BertModel
 
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState
-from hushtune.common.config import AdapterConfig
+from hushtune.common.config import AdapterConfig, ModelConfig
 from hushtune.common.errors import TargetModuleError, UnsupportedModelError
 
 from ..client.families import CASES, IMAGES, NUM_LABELS, TEXT_CASES, adapted, moved, tiny_base
@@ -49,10 +50,36 @@ def test_value_and_output_projections_of_the_top_blocks_are_found(family: str, h
     assert len(found) == 4
     assert {"0", "1", "2"} & {part for name in found for part in name.split(".")} == {"1", "2"}
     assert len(lora.find_targets(base, AdapterConfig(layers=0))) == 6
-    assert len(lora.find_targets(base, AdapterConfig(layers=99))) == 6
+    assert len(lora.find_targets(base, AdapterConfig(layers=3))) == 6
+    with pytest.raises(UnsupportedModelError, match=r"(?s)adapter.layers.*99.*1 to 3, or 0"):
+        lora.find_targets(base, AdapterConfig(layers=99))
     ends = lora.FAMILY_TARGETS[family]
     assert all(name.endswith(ends) for name in found)
     assert all(isinstance(base.get_submodule(name), nn.Module) for name in found)
+
+
+def test_twenty_modules_and_more_are_each_named() -> None:
+    """Of so many peft keeps only the endings that they share."""
+    kept = BertConfig(
+        vocab_size=50,
+        hidden_size=8,
+        num_hidden_layers=6,
+        num_attention_heads=2,
+        intermediate_size=8,
+    )
+    settings = AdapterConfig(rank=1, layers=0, targets=("query", "dense"))
+    model = lora.attach(
+        BertModel(kept), model=ModelConfig(), adapter=settings, num_labels=2, seed=0
+    )
+    assert len(lora.spec(model).targets) == 24
+    assert lora.extract(model).keys == lora.spec(model).all_keys()
+
+
+def test_a_target_in_no_adapted_block_is_refused() -> None:
+    base = tiny_base("bert")
+    low = lora.find_targets(base, AdapterConfig(layers=0, targets=("query",)))[0]
+    with pytest.raises(TargetModuleError, match=r"(?s)no adapted block.*adapter.layers = 1"):
+        lora.find_targets(base, AdapterConfig(layers=1, targets=(low,)))
 
 
 def test_given_targets_are_taken_in_place_of_the_family_s() -> None:

@@ -95,6 +95,12 @@ DATA: dict[str, tuple[str | bytes | None, dict[str, Any], str, tuple[str, ...]]]
         "HT207",
         ("rows.jsonl", "row 2", "'label'", "infinite"),
     ),
+    "half a character": (
+        '{"site": "a", "text": "x \\ud800", "label": 1}\n',
+        {"file": "rows.jsonl"},
+        "HT207",
+        ("rows.jsonl", "row 1", "'text'", "half a character"),
+    ),
     "a row without a site": (
         WHOLE + ",another sentence,good\n",
         {},
@@ -115,6 +121,12 @@ DATA: dict[str, tuple[str | bytes | None, dict[str, Any], str, tuple[str, ...]]]
         "HT207",
         ("row 82", "4 cells"),
     ),
+    "a file where a data set is named": (
+        WHOLE,
+        {"data__file": None, "data__dataset": str(Path(__file__))},
+        "HT208",
+        ("test_bad_input.py", "set data.file", "CSV"),
+    ),
     "a spreadsheet": (b"PK\x03\x04", {"file": "rows.xlsx"}, "HT208", ("rows.xlsx", "CSV")),
 }
 
@@ -126,7 +138,7 @@ def test_data_that_cannot_be_used(name: str, settings: Any, hushtune: Any, tmp_p
     if content is not None:
         csv(file, content)
     changes = {key: value for key, value in changes.items() if key != "file"}
-    toml = settings.file(tmp_path, data__file=str(file), **changes)
+    toml = settings.file(tmp_path, **{"data__file": str(file), **changes})
     answer = hushtune("simulate", "--config", toml, "--out", tmp_path / "out")
     refused(answer, code, *named)
     untouched(tmp_path / "out")
@@ -144,6 +156,19 @@ def test_nan_in_some_rows_leaves_them_out_and_says_which(
     assert "1 rows left out: no label" in notes
     assert "rows.csv:82" in notes
     assert str(tmp_path) not in notes
+
+
+def test_fractions_are_classes_like_any_other_label(
+    settings: Any, hushtune: Any, tmp_path: Path
+) -> None:
+    """As the template says: text or a number, each different value a class."""
+    rows = WHOLE.replace(",bad\n", ",0.5\n").replace(",good\n", ",1.5\n")
+    toml = settings.file(tmp_path, data__file=str(csv(tmp_path / "rows.csv", rows)))
+    answer = hushtune("simulate", "--config", toml, "--out", tmp_path / "out", "--json")
+    assert answer.status == 0, answer.err
+    answers = json.loads(hushtune("predict", tmp_path / "out", "a", "--json").out.splitlines()[-1])
+    assert set(answers[0]["probabilities"]) == {"0.5", "1.5"}
+    assert "text or a number" in hushtune("config", "new").out
 
 
 SETTINGS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
@@ -276,6 +301,24 @@ def test_an_output_folder_of_another_run(settings: Any, hushtune: Any, tmp_path:
     refused(hushtune("simulate", "--config", toml, "--out", out), "HT601", str(out))
     refused(hushtune("simulate", "--config", toml, "--out", out, "--resume"), "HT602", "seed")
     assert {path: path.stat().st_mtime_ns for path in sorted(out.rglob("*"))} == before
+
+
+def test_settings_that_changed_since_the_run_began_are_named_with_both_values(
+    settings: Any, hushtune: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run(settings.config(), out)
+    other = settings.file(tmp_path, train__learning_rate=0.5, train__optimizer="sgd")
+    told = 'train.learning_rate: 0.01 there, 0.5 asked; train.optimizer: "adamw" there, "sgd" asked'
+    answer = hushtune("simulate", "--config", other, "--out", out, "--resume")
+    refused(answer, "HT602", told, "--overwrite", "another --out")
+    # The run's own file edited, which is what one does first.
+    text = (out / "config.toml").read_text(encoding="utf-8")
+    edited = text.replace("\nlearning_rate = 0.01", "\nlearning_rate = 0.5")
+    assert edited != text
+    (out / "config.toml").write_text(edited, encoding="utf-8")
+    answer = hushtune("simulate", "--out", out, "--resume")
+    refused(answer, "HT602", "train.learning_rate: 0.01 there, 0.5 asked", "--overwrite")
 
 
 def test_a_damaged_checkpoint(settings: Any, hushtune: Any, tmp_path: Path) -> None:

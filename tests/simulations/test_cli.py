@@ -367,6 +367,28 @@ def test_data_preview_of_a_wrong_column(hushtune: Any, three_sites: Path, tiny_b
     assert "'text'" in answer.err
 
 
+def test_a_preview_names_its_own_options_and_no_settings(
+    hushtune: Any, three_sites: Path, tiny_bert: Path, tmp_path: Path
+) -> None:
+    numbers = tmp_path / "rows.jsonl"
+    numbers.write_text('{"text": 3.5, "label": 1}\n', encoding="utf-8")
+    sheet = tmp_path / "rows.xlsx"
+    sheet.write_bytes(b"PK")
+    model = ("--model", tiny_bert)
+    for arguments, wanted in (
+        ((three_sites, "--label", "lab", *model), "set --label to a column"),
+        ((three_sites, "--site", "hospital", *model), "set --site to a column"),
+        ((numbers, *model), "set --text to the column with the sentences"),
+        ((sheet, *model), "save the sheet as CSV"),
+        ((three_sites, "--model", "someone/something"), "set --model to a folder"),
+    ):
+        answer = hushtune("data", "preview", *arguments)
+        assert answer.status == 2
+        assert wanted in answer.err
+        assert "data." not in answer.err.split("more:")[0]
+        assert "model.name" not in answer.err
+
+
 # ------------------------------------------------------------------------------- errors ----
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 from flwr.app import Context
@@ -16,6 +15,7 @@ from hushtune.client.policy import SitePolicy
 from hushtune.client.terms import Terms, load_terms
 from hushtune.common import lora
 from hushtune.common.config import RunConfig
+from hushtune.common.config_base import MOST_STEPS
 from hushtune.common.errors import PolicyError, SiteError
 from hushtune.common.planning import public_held_out
 from hushtune.common.privacy.accountant import LEAST_NOISE_MULTIPLIER
@@ -24,6 +24,7 @@ from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import Trust
 from hushtune.common.run_context import RunContext, read_run_config
 from hushtune.common.seeds import fold, rng
+from hushtune.common.site_files import site_stem
 from hushtune.common.tasks.base import Task
 from hushtune.common.tasks.units import Units
 from hushtune.common.tasks.workspace import Workspace, open_workspace
@@ -134,7 +135,7 @@ def simulated_terms(config: RunConfig, site: str) -> Terms:
 
 def _simulated_policy(config: RunConfig, site: str) -> Path | None:
     folder = config.simulation.policies
-    return None if folder is None else folder / f"{quote(site, safe=' ')}.toml"
+    return None if folder is None else folder / f"{site_stem(site)}.toml"
 
 
 def terms_of_run(config: RunConfig) -> Terms:
@@ -146,7 +147,7 @@ def terms_of_run(config: RunConfig) -> Terms:
         relation=privacy.relation,
         unit=privacy.unit,
         min_noise_multiplier=LEAST_NOISE_MULTIPLIER,
-        max_steps=10**6,
+        max_steps=MOST_STEPS,
         min_batch=1e-9,
         max_rank=2**16,
         metrics=config.metrics.release,
@@ -162,4 +163,4 @@ def simulated_ledger(run: RunContext, site: str) -> Path:
 
 def ledger_path(out: Path, site: str) -> Path:
     """Where a simulated site's ledger is in a run's folder."""
-    return out / "ledger" / f"{quote(site, safe=' ')}.sqlite"  # a name is not a path
+    return out / "ledger" / f"{site_stem(site)}.sqlite"

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from hushtune.common.config_base import Count, Name, Names, Positive, Section
+from hushtune.common.config_base import Count, Delta, Name, Names, Positive, Section
 from hushtune.common.config_problems import Origins, as_config_error
 from hushtune.common.config_template import commented
 from hushtune.common.errors import ConfigError, MissingFileError
@@ -27,7 +27,7 @@ class Terms(Section):
         description="the most that may ever be spent on the data set, in all runs together",
         examples=[3.0],
     )
-    max_delta: Annotated[float, Field(gt=0, lt=1)] = Field(
+    max_delta: Delta = Field(
         description="the delta at which max_epsilon is meant; must be below 1 / (records)",
         examples=[1e-5],
     )

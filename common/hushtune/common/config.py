@@ -15,8 +15,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from hushtune.common.config_base import (
+    MOST_STEPS,
     REFUSED,
     Count,
+    CountOrNone,
+    Delta,
+    LearningRate,
     Name,
     Names,
     Positive,
@@ -62,7 +66,7 @@ class ModelConfig(Section):
     layer: Count | None = Field(
         default=None, description="keep only this many of the model's first blocks", examples=[3]
     )
-    max_tokens: Annotated[int, Field(ge=4)] = Field(
+    max_tokens: Annotated[int, Field(ge=4, le=10**6)] = Field(
         default=128, description="longer texts are cut to this many tokens"
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
@@ -87,7 +91,7 @@ class AdapterConfig(Section):
         description="names of the modules to adapt; empty = the family's value and output "
         "projections",
     )
-    layers: Annotated[int, Field(ge=0)] = Field(
+    layers: CountOrNone = Field(
         default=2, description="adapt only this many of the top blocks; 0 = all"
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout before A, in training")
@@ -146,9 +150,7 @@ class PrivacyConfig(Section):
         description="site = DP-SGD at each site, which trusts only itself; off = NO PRIVACY",
     )
     epsilon: Positive = Field(default=3.0, description="the whole run's budget at each site")
-    delta: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=1e-5, description="must be below 1 / (rows of the smallest site)"
-    )
+    delta: Delta = Field(default=1e-5, description="must be below 1 / (rows of the smallest site)")
     clip_norm: Positive = Field(
         default=1.0, description="largest norm of one example's gradient, over all trained tensors"
     )
@@ -184,7 +186,7 @@ class TrainConfig(Section):
     """Local training, the same at every site."""
 
     rounds: Count = Field(default=12, description="rounds of the whole run, warm-up included")
-    warmup_rounds: Annotated[int, Field(ge=0)] = Field(
+    warmup_rounds: CountOrNone = Field(
         default=8,
         description="the first rounds train the head alone, on cached frozen features; at most "
         "rounds; left out = two thirds of rounds",
@@ -199,22 +201,24 @@ class TrainConfig(Section):
         f"{DEFAULT_SAMPLING_PROBABILITY}",
         examples=[DEFAULT_SAMPLING_PROBABILITY],
     )
-    learning_rate: Positive = Field(
+    learning_rate: LearningRate = Field(
         default=0.02, description="of adapter and head after the warm-up"
     )
-    warmup_learning_rate: Positive = Field(default=0.03, description="of the head in the warm-up")
+    warmup_learning_rate: LearningRate = Field(
+        default=0.03, description="of the head in the warm-up"
+    )
     optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="at the site")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant",
         description="of the learning rate, over each phase's steps of the whole run",
     )
-    weight_decay: Annotated[float, Field(ge=0)] = Field(
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = Field(
         default=0.0, description="decoupled, as in AdamW"
     )
     microbatch: Count = Field(
         default=32, description="rows computed at once; cannot change results"
     )
-    cache_megabytes: Annotated[int, Field(ge=0)] = Field(
+    cache_megabytes: CountOrNone = Field(
         default=2048, description="memory for cached outputs of the frozen layers; 0 = no cache"
     )
 
@@ -238,6 +242,13 @@ class TrainConfig(Section):
                 given=self.warmup_rounds,
                 expected=f"0 to {self.rounds} (train.rounds)",
                 remedy="set train.warmup_rounds as well, or leave it out",
+            )
+        if self.rounds * self.local_steps > MOST_STEPS:
+            refuse(
+                "the run has more steps than a site takes part in",
+                key="",
+                given=f"{self.rounds} rounds of {self.local_steps} steps",
+                expected=f"train.rounds * train.local_steps of at most {MOST_STEPS}",
             )
         if self.batch_size is not None and self.sampling_probability is not None:
             refuse(

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
+
+from hushtune.common.privacy.plan import LEAST_DELTA
 
 REFUSED = "refused"
 """The type of the pydantic errors whose context holds `key`, `given`, `expected`, `remedy`."""
@@ -40,11 +42,31 @@ def _tuple_from_list(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _accountable(delta: float) -> float:
+    if delta < LEAST_DELTA:
+        refuse(
+            "delta is too small to account for: tails of the privacy loss of about 1e-15 are cut "
+            "off, so no noise would be enough",
+            key="",
+            given=f"{delta:g}",
+            expected=f"{LEAST_DELTA:g} or more, and below 1 / (rows of the smallest site)",
+            remedy="a delta well below 1 / rows is enough, such as 1e-6 for a thousand rows",
+        )
+    return delta
+
+
+MOST_STEPS = 10**6
+"""Optimiser steps of a whole run that a simulated site takes part in."""
+
 FilePath = Annotated[Path, BeforeValidator(_path_from_text)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_tuple_from_list)]
 Name = Annotated[str, Field(min_length=1)]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
+# Upper limits are far beyond any use: what is refused by them is a slip, found before it costs.
+Count = Annotated[int, Field(ge=1, le=10**9)]
+CountOrNone = Annotated[int, Field(ge=0, le=10**9)]
+Positive = Annotated[float, Field(gt=0, le=1e6)]
+LearningRate = Annotated[float, Field(gt=0, le=100)]
+Delta = Annotated[float, Field(gt=0, lt=1), AfterValidator(_accountable)]
 Probability = Annotated[float, Field(gt=0, le=1)]
 
 

@@ -46,7 +46,8 @@ class DataConfig(Section):
     )
     text: Name = Field(default="text", description="the column with the text")
     label: Name = Field(
-        default="label", description="the column with the label (text or whole number)"
+        default="label",
+        description="the column with the label: text or a number, each different value a class",
     )
     validation_fraction: float = Field(
         default=0.1, ge=0, lt=1, description="share of each site's rows for validation"

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from hushtune.common.config_base import Count, FilePath, Positive, Section, refuse
+from hushtune.common.config_base import (
+    Count,
+    CountOrNone,
+    FilePath,
+    LearningRate,
+    Positive,
+    Section,
+    refuse,
+)
 
 
 class AggregationConfig(Section):
@@ -16,7 +24,7 @@ class AggregationConfig(Section):
         default="ffa", description="ffa = B and head, A frozen (2403.12313); fedit = A, B and head"
     )
     optimizer: Literal["sgd", "adam"] = Field(default="sgd", description="at the server")
-    learning_rate: Positive = Field(
+    learning_rate: LearningRate = Field(
         default=1.0, description="at the server; 1 with sgd = plain averaging"
     )
     weighting: Literal["size", "uniform"] = Field(
@@ -34,7 +42,7 @@ class SimulationConfig(Section):
         default="inprocess",
         description="inprocess = one process; flower = Flower's simulation on Ray",
     )
-    sites_per_round: Annotated[int, Field(ge=0)] = Field(
+    sites_per_round: CountOrNone = Field(
         default=0, description="sites that are drawn for each round; 0 = all"
     )
     quorum: Count = Field(default=1, description="answers without which a round is fatal")

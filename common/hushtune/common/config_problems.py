@@ -16,6 +16,18 @@ from hushtune.common.config import REFUSED, RunConfig
 from hushtune.common.errors import ConfigError, UnknownKeyError
 
 _EXPECTED = "Input should be "
+_WORDS: Mapping[str, str] = {
+    "bool_type": "true or false",
+    "finite_number": "a finite number",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "is_instance_of": "a path in quotes",
+    "path_type": "a path in quotes",
+    "string_too_short": "text that is not empty",
+    "string_type": "text in quotes",
+    "tuple_type": 'a list, such as ["a", "b"]',
+}
+"""What was expected, in TOML's words where pydantic's are Python's."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,9 @@ class Origins:
         """The place of a key, or of what is below it; else all places that were read."""
         if dotted in self.keys:
             return self.keys[dotted]
+        holder = dotted.rpartition(".")[0]
+        if holder.count(".") and holder in self.keys:  # an item of a list
+            return self.keys[holder]
         below = [place for key, place in self.keys.items() if key.startswith(f"{dotted}.")]
         return below[-1] if below else " and ".join(self.layers) or "the settings"
 
@@ -93,8 +108,7 @@ def _as_toml(value: object) -> str:
 def _allowed(path: Sequence[str], problem: Mapping[str, Any]) -> str:
     if problem["type"] in ("model_type", "mapping_type", "dict_type"):
         return f"a table [{'.'.join(path)}]"
-    message = str(problem["msg"])
-    return message.removeprefix(_EXPECTED)
+    return _WORDS.get(problem["type"]) or str(problem["msg"]).removeprefix(_EXPECTED)
 
 
 def _unknown_key(path: Sequence[str], origins: Origins) -> UnknownKeyError:

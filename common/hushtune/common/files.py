@@ -1,13 +1,15 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and places that can be written or are refused."""
 
 from __future__ import annotations
 
 import errno
 import os
 import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
-from hushtune.common.errors import DiskFullError
+from hushtune.common.errors import DiskFullError, RunError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -18,28 +20,63 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace a file atomically: readers, and a crash, see the old content or the new.
 
-    Raises DiskFullError, and leaves the old content, where the disk has no room.
+    Raises DiskFullError where the disk has no room and RunError where the place cannot be written;
+    both leave the old content.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-        folder = os.open(path.parent, os.O_RDONLY)
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def write_errors(path: Path) -> Generator[None]:
+    """Turn what the system says about writing ``path`` into DiskFullError or RunError."""
+    try:
+        yield
     except OSError as error:
-        Path(name).unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError(
                 "the disk is full",
                 given=str(path),
                 remedy="free some space and run again with --resume",
             ) from error
-        raise
+        raise RunError(
+            "this place cannot be written",
+            given=f"{path}: {error.strerror or error}",
+            expected="a place below a folder that you may write to",
+            remedy="name another one",
+        ) from error
+
+
+def check_writable(folder: Path) -> None:
+    """Raise what ``write_errors`` does unless files can be written into a folder.
+
+    It need not be there: it is made as far as it is missing, and what was made is removed. Tried,
+    because permissions alone do not tell (a superuser may write everywhere but in ``/proc``).
+    """
+    made: list[Path] = []
+    with write_errors(folder):
+        try:
+            for path in (*reversed(folder.parents), folder):
+                if not path.exists():
+                    path.mkdir()
+                    made.append(path)
+            tempfile.TemporaryFile(dir=folder).close()
+        finally:
+            for path in reversed(made):
+                path.rmdir()

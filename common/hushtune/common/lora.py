@@ -108,7 +108,14 @@ def find_targets(base: PreTrainedModel, config: AdapterConfig) -> tuple[str, ...
             remedy="name the modules in adapter.targets",
         )
     blocks = transformer_blocks(base)
-    lowest = 0 if config.layers == 0 else max(0, len(blocks) - config.layers)
+    if config.layers > len(blocks):
+        raise UnsupportedModelError(
+            "adapter.layers is more than the model has blocks",
+            given=config.layers,
+            expected=f"1 to {len(blocks)}, or 0 for all",
+            remedy="set adapter.layers = 0",
+        )
+    lowest = len(blocks) - config.layers if config.layers else 0
     prefix = _name_of(base, blocks)
     linear = [
         (name, int(name[len(prefix) + 1 :].split(".")[0]))
@@ -127,7 +134,15 @@ def find_targets(base: PreTrainedModel, config: AdapterConfig) -> tuple[str, ...
                 expected=", ".join(short),
                 remedy=f"set adapter.targets, perhaps to {near[0]!r}",
             )
-        found += [name for name, index in linear if name in ends and index >= lowest]
+        high = [name for name, index in linear if name in ends and index >= lowest]
+        if not high:
+            raise TargetModuleError(
+                f"no adapted block has a module {target!r}",
+                given=f"adapter.layers = {config.layers}, {ends[-1]}",
+                expected=f"a module of the top {config.layers} of {len(blocks)} blocks",
+                remedy="raise adapter.layers, or take the name out of adapter.targets",
+            )
+        found += high
     return tuple(sorted(set(found)))
 
 
@@ -245,12 +260,14 @@ def spec(model: AdaptedModel) -> AdapterSpec:
     """The description of the adapters that fit a model."""
     config = cast(LoraConfig, model.base.peft_config[_ADAPTER])
     keys = list(parameters(model))
+    # Not config.target_modules: of twenty names and more peft keeps only their endings.
+    targets = sorted(key.removesuffix(a_key("")) for key in keys if key.endswith(a_key("")))
     return AdapterSpec(
         base=model.fingerprint,
         rank=config.r,
         alpha=float(config.lora_alpha),
         rslora=config.use_rslora,
-        targets=tuple(sorted(cast(Iterable[str], config.target_modules))),
+        targets=tuple(targets),
         head=tuple(key.removeprefix("head.") for key in keys if key.startswith("head.")),
     )
 

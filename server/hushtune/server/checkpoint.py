@@ -86,7 +86,8 @@ def load(folder: Path, *, config_hash: str | None = None) -> Checkpoint:
             f"the checkpoint {path} belongs to another configuration",
             given=f"configuration {checkpoint.config_hash}",
             expected=f"configuration {config_hash}",
-            remedy="resume with the configuration it was made with, or take a new folder",
+            remedy="resume with the configuration it was made with, replace it with "
+            "--overwrite, or take a new folder",
         )
     return checkpoint
 

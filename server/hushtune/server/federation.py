@@ -168,7 +168,8 @@ class Federation:
             + "\n".join(f"  {site}: {reason}" for site, reason in reasons.items()),
             given=f"{accepted} usable",
             expected=f"at least {quorum} (simulation.quorum)",
-            remedy="mend the sites and run again with --resume",
+            remedy="mend the sites and run again with --resume; where the settings are at fault, "
+            "change them and begin anew, with --overwrite or in another folder",
         )
 
 

@@ -97,6 +97,7 @@ def _judge(
             given=f"{len(found)} of {len(expected)}; missing: {', '.join(missing)}"
             + (f"; {why}" if why else ""),
             expected=f"at least {quorum} (simulation.quorum)",
+            remedy="mend what the sites say, and run again",
         )
     if missing:
         log.warning("going on without %s: %s", ", ".join(missing), reason)

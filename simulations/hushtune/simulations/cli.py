@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,15 @@ import typer
 from rich.console import Console
 
 from hushtune.common.environment import be_quiet
-from hushtune.common.errors import DiskFullError, HushtuneError, InterruptedRunError
+from hushtune.common.errors import (
+    CheckpointError,
+    DiskFullError,
+    EncodingError,
+    HushtuneError,
+    InterruptedRunError,
+    RunError,
+)
+from hushtune.common.json_text import json_text
 from hushtune.simulations.cli_ledger import ledger_app
 from hushtune.simulations.planner_command import plan
 
@@ -59,8 +68,16 @@ def simulate(
 ) -> None:
     """Run a federation of simulated sites and compare it with what each site could do alone."""
     console = Console(stderr=as_json)
+    if out is None and not dry_run:
+        raise typer.BadParameter("a run needs a folder: --out DIR")
     if resume and out is not None and preset is None and config is None:
         config = out / "config.toml"
+        if not config.is_file():
+            raise CheckpointError(
+                "there is no run to resume",
+                given=str(out),
+                remedy="leave --resume out and say what to run: --preset demo, or --config FILE",
+            )
     settings = _settings(preset, config, set_)
     if dry_run:
         from hushtune.simulations.estimate import estimate
@@ -71,8 +88,7 @@ def simulate(
         show_estimate(console, figures)
         _print_json(figures, as_json)
         return
-    if out is None:
-        raise typer.BadParameter("a run needs a folder: --out DIR")
+    assert out is not None  # checked above
     from hushtune.simulations.show import ProgressView, show_summary
     from hushtune.simulations.study import run
 
@@ -209,7 +225,7 @@ def _settings(preset: str | None, config: Path | None, overrides: list[str] | No
 
 def _print_json(value: object, wanted: bool) -> None:
     if wanted:
-        sys.stdout.write(json.dumps(value, sort_keys=True, default=str) + "\n")
+        sys.stdout.write(json_text(value) + "\n")
 
 
 def main() -> None:
@@ -218,6 +234,7 @@ def main() -> None:
     logging.getLogger("flwr").setLevel(logging.ERROR)
     errors = Console(stderr=True)
     try:
+        _check_arguments(sys.argv[1:])
         # Not standalone, typer returns an exit status (130 for Ctrl-C) in place of raising it.
         status = app(standalone_mode=False)
         if status == INTERRUPTED:
@@ -239,6 +256,19 @@ def main() -> None:
         _exit_with(error, errors)
 
 
+def _check_arguments(arguments: Sequence[str]) -> None:
+    """What is not UTF-8 can be neither shown, nor written to a file, nor tokenised."""
+    for place, text in enumerate(arguments, start=1):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise EncodingError(
+                f"argument {place} is not UTF-8",
+                given=repr(os.fsencode(text)),
+                expected="text and paths in UTF-8",
+            ) from None
+
+
 def _show_error(error: HushtuneError, errors: Console) -> None:
     errors.print(f"[bold red]{error.code}[/] ", end="")
     errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
@@ -256,10 +286,18 @@ def _exit_with(error: Exception, errors: Console) -> None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         full = DiskFullError(
             "the disk is full",
-            given=str(error.filename or "a file of the run"),
-            remedy="free some space and run again with --resume",
+            given=str(error.filename or "where the command prints to, or a file of the run"),
+            remedy="free some space and try again; a run goes on with --resume",
         )
         _show_error(full, errors)
+        sys.exit(USER_ERROR)
+    if isinstance(error, OSError) and error.filename is not None:
+        told = RunError(
+            "a file or folder cannot be used",
+            given=f"{os.fsdecode(error.filename)}: {error.strerror}",
+            remedy="check the path and who may read and write there",
+        )
+        _show_error(told, errors)
         sys.exit(USER_ERROR)
     kind = type(error).__name__
     errors.print(f"[bold red]HT000[/] an unforeseen error: {kind}", highlight=False)

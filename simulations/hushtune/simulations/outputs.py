@@ -11,6 +11,7 @@ from typing import Any
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import config_hash
 from hushtune.common.files import write_text
+from hushtune.common.json_text import json_text
 from hushtune.common.names import METHODS
 from hushtune.common.planning import POOLED
 from hushtune.common.privacy.statement_html import render_html
@@ -28,6 +29,7 @@ from hushtune.simulations.privacy_report import privacy_of
 
 Table = Mapping[str, Mapping[str, float]]
 METRIC = "accuracy"
+_MOST_CHANGED = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ def write_all(run: FinishedRun) -> dict[str, Any]:
     """Write statement, adapter, plot and, last, the summary; return the summary."""
     context, workspace, result = run.context, run.workspace, run.result
     privacy = privacy_of(context, result)
-    write_text(context.out / "privacy.json", json.dumps(privacy, indent=2, sort_keys=True) + "\n")
+    write_text(context.out / "privacy.json", json_text(privacy, indent=2) + "\n")
     write_text(context.out / "privacy.md", render_markdown(privacy))
     write_text(context.out / "privacy.html", render_html(privacy))
     summary = summarise(run, privacy)
@@ -69,7 +71,7 @@ def write_all(run: FinishedRun) -> dict[str, Any]:
         partition.plot(workspace.data, context.out / "sites.png")
     else:
         summary["missing"] = "curve.png: pip install matplotlib"
-    write_text(context.out / "summary.json", json.dumps(summary, indent=2, sort_keys=True) + "\n")
+    write_text(context.out / "summary.json", json_text(summary, indent=2) + "\n")
     return summary
 
 
@@ -135,11 +137,15 @@ def checkpointed_rows(context: RunContext) -> Sequence[Mapping[str, Any]]:
     return load(folder).history if exists(folder) else ()
 
 
+def _toml(value: object) -> str:
+    return "nothing" if value is None else json.dumps(value, ensure_ascii=False)
+
+
 def difference(stored: RunConfig, asked: RunConfig) -> str:
-    """The first settings in which two configurations differ."""
+    """The settings in which two configurations differ, with both values."""
     left, right = stored.model_dump(mode="json"), asked.model_dump(mode="json")
     changed = [
-        f"{section}.{key}: {value!r} there, {right[section][key]!r} asked"
+        f"{section}.{key}: {_toml(value)} there, {_toml(right[section][key])} asked"
         for section in left
         if isinstance(left[section], dict)
         for key, value in left[section].items()
@@ -147,4 +153,5 @@ def difference(stored: RunConfig, asked: RunConfig) -> str:
     ]
     if stored.seed != asked.seed:
         changed.insert(0, f"seed: {stored.seed} there, {asked.seed} asked")
-    return "; ".join(changed[:3])
+    more = f"; and {len(changed) - _MOST_CHANGED} more" if len(changed) > _MOST_CHANGED else ""
+    return "; ".join(changed[:_MOST_CHANGED]) + more

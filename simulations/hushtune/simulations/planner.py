@@ -39,6 +39,9 @@ FAINT = 10.0
 """Below this, noise is likely to be longer than the signal: the demo's mean gradients were at most
 a quarter of the clip norm, and a twentieth or less for most of the run."""
 
+MOST_VALUES = 10**12
+"""More trained values than any model has."""
+
 MOST_STEPS = 100_000
 """Beyond this the accountant needs minutes for four times as many."""
 
@@ -56,11 +59,12 @@ def plan_run(sites: Mapping[str, int], outline: Outline) -> dict[str, Any]:
     """
     for name, value in asdict(outline).items():
         counted = name in ("rounds", "local_steps", "trained_values")
-        if isinstance(value, int | float) and not (1 if counted else -math.inf) <= value < math.inf:
+        least, most = (1, MOST_VALUES) if counted else (-1e300, 1e300)
+        if isinstance(value, int | float) and not least <= value <= most:
             raise PlanError(
                 f"{name} is out of range",
                 given=str(value),
-                expected="1 or more" if counted else "a finite number",
+                expected=f"1 to {MOST_VALUES}" if counted else "a finite number",
             )
     steps = outline.rounds * outline.local_steps
     if steps > MOST_STEPS:
@@ -100,7 +104,7 @@ def check_any(figures: Mapping[str, Any]) -> None:
         raise PlanError(
             "no site can take part in this run",
             given=first + (f"; nor can {', '.join(rest)}" if rest else ""),
-            remedy="see the warning of each site; lower delta, the batch or the number of rounds, "
+            remedy="see the warning of each site; change delta, the batch or the number of rounds, "
             "raise epsilon, or plan with other sites",
         )
 

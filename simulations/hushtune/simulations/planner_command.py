@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +11,8 @@ import typer
 from rich.console import Console
 
 from hushtune.common.errors import ConfigError
+from hushtune.common.files import check_writable
+from hushtune.common.json_text import json_text
 from hushtune.common.privacy.plan import Relation
 
 
@@ -70,7 +71,7 @@ def plan(
         plot_plan(figures, plot)
         console.print(f"picture  {plot}", highlight=False, soft_wrap=True, markup=False)
     if as_json:
-        sys.stdout.write(json.dumps(figures, sort_keys=True, allow_nan=False) + "\n")
+        sys.stdout.write(json_text(figures) + "\n")
     check_any(figures)
 
 
@@ -86,3 +87,4 @@ def _check_plot(path: Path) -> None:
             given=str(path),
             expected="a file that ends in .png, in a folder that exists",
         )
+    check_writable(path.absolute().parent)

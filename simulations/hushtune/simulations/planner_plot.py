@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from hushtune.common.files import write_bytes
+from hushtune.common.pictures import drawn_name, save_picture
 from hushtune.simulations.planner import DROWNED, FAINT, epsilon_curve
 from hushtune.simulations.plots import BLACK, BLUE, GREY, ORANGE, SITES
 
@@ -29,10 +28,7 @@ def plot_plan(figures: Mapping[str, Any], path: Path) -> None:
     _bars(bars, figures)
     for axes in (curves, bars):
         axes.spines[["top", "right"]].set_visible(False)
-    picture = BytesIO()
-    figure.savefig(picture, format="png", dpi=140)
-    pyplot.close(figure)
-    write_bytes(path, picture.getvalue())
+    save_picture(figure, path, dpi=140)
 
 
 def _curves(axes: Axes, figures: Mapping[str, Any]) -> None:
@@ -64,7 +60,7 @@ def _curves(axes: Axes, figures: Mapping[str, Any]) -> None:
 
 def _together(names: list[str]) -> str:
     rest = len(names) - _MOST_NAMES
-    shown = ", ".join(map(_literal, names[:_MOST_NAMES]))
+    shown = ", ".join(map(drawn_name, names[:_MOST_NAMES]))
     return f"{shown} and {rest} more" if rest > 0 else shown
 
 
@@ -96,14 +92,9 @@ def _bars(axes: Axes, figures: Mapping[str, Any]) -> None:
             va="bottom",
             fontsize=8,
         )
-    axes.set_yticks(range(len(rows)), [_literal(name) for name, _ in rows])
+    axes.set_yticks(range(len(rows)), [drawn_name(name) for name, _ in rows])
     axes.invert_yaxis()
     axes.set_xlabel(
         f"signal to noise of {figures['steps']} steps, at most ({figures['trained_values']} values)"
     )
     axes.set_title("What each site can learn, at best", pad=18)
-
-
-def _literal(name: str) -> str:
-    """Text whose dollar signs matplotlib must not read as mathematics."""
-    return name.replace("$", r"\$")

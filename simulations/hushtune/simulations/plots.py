@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from hushtune.common.names import METHODS
+from hushtune.common.pictures import drawn_name, save_picture
 
 # Okabe and Ito's colours, safe for the colour-blind.
 BLUE, ORANGE, GREY, BLACK = "#0072B2", "#D55E00", "#999999", "#000000"
@@ -31,8 +32,7 @@ def plot_run(history: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], p
     _bars(bars, summary)
     for axes in (curve, spent, bars):
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=140)
-    pyplot.close(figure)
+    save_picture(figure, path, dpi=140)
 
 
 def _curve(axes: Axes, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
@@ -47,7 +47,8 @@ def _curve(axes: Axes, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, 
                 if name in row.get("sites", {})
             ]
             if points:
-                axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.2, label=name)
+                label = drawn_name(name)
+                axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.2, label=label)
     axes.plot(
         rounds,
         [row[metric] for row in rows],
@@ -98,7 +99,7 @@ def _spent(axes: Axes, history: Sequence[Mapping[str, Any]], summary: Mapping[st
             color=SITES[place % len(SITES)],
             linewidth=1.8,
             linestyle=("-", "--", "-.", ":")[place % 4],
-            label=name,
+            label=drawn_name(name),
         )
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

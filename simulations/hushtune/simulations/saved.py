@@ -26,6 +26,7 @@ from hushtune.common.errors import (
     MissingFileError,
     OutputExistsError,
 )
+from hushtune.common.files import write_errors
 from hushtune.common.model import AdaptedModel
 from hushtune.common.tasks.assets import resolve_model
 from hushtune.common.tasks.text_classification import EVALUATION_BATCH, tokenize
@@ -112,6 +113,12 @@ def adapter_folder(folder: Path) -> Path:
     for candidate in (folder / "adapter", folder):
         if (candidate / DESCRIPTION).is_file():
             return candidate
+    if (folder / "config.toml").is_file() and (folder / "checkpoint").is_dir():
+        raise MissingFileError(
+            "the run in this folder has not finished, so it has no adapter yet",
+            given=str(folder),
+            remedy=f"hushtune simulate --out {folder} --resume",
+        )
     raise MissingFileError(
         "no trained adapter is there",
         given=str(folder),
@@ -180,10 +187,22 @@ def export(folder: Path, to: Path, *, merged: bool) -> Path:
     to a temporary folder and moved into place whole.
     """
     source = adapter_folder(folder)
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise OutputExistsError(
-            "the folder to export to is not empty", given=str(to), remedy="name a new folder"
-        )
+    with write_errors(to):
+        if to.exists() and (not to.is_dir() or any(to.iterdir())):
+            raise OutputExistsError(
+                "the folder to export to is not empty"
+                if to.is_dir()
+                else "a folder is exported, and there is a file of that name",
+                given=str(to),
+                remedy="name a new folder",
+            )
+        if to.resolve().is_relative_to(source.resolve()):
+            raise OutputExistsError(
+                "an adapter cannot be exported into itself",
+                given=str(to),
+                expected=f"a folder outside {source}",
+                remedy="name another folder",
+            )
     with _whole_folder(to) as partial:
         if merged:
             _write_merged(load(source), source, partial)
@@ -195,8 +214,9 @@ def export(folder: Path, to: Path, *, merged: bool) -> Path:
 @contextmanager
 def _whole_folder(to: Path, *, replace: bool = False) -> Generator[Path]:
     """A temporary folder that takes the place of ``to`` when all in it is written."""
-    to.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}."))
+    with write_errors(to):
+        to.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}."))
     try:
         yield partial
         partial.chmod(0o755)  # mkdtemp's is its owner's alone

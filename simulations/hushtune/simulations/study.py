@@ -17,7 +17,8 @@ from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import dump_toml, loads_config, replace
 from hushtune.common.errors import CheckpointError, ConfigError, OutputExistsError
-from hushtune.common.files import write_text
+from hushtune.common.files import check_writable, write_errors, write_text
+from hushtune.common.json_text import json_text
 from hushtune.common.planning import POOLED, site_plans
 from hushtune.common.run_context import RunContext, run_config
 from hushtune.common.tasks.workspace import Workspace, check_sizes, open_workspace, resolve
@@ -65,7 +66,11 @@ def run(
         for baseline in trained_baselines(config).values():
             site_plans(baseline)  # one that cannot be had is found now, and not after the training
     context = RunContext(config, folder)
-    _check_folder(context, resume=resume, overwrite=overwrite)
+    with write_errors(folder):
+        _check_folder(context, resume=resume, overwrite=overwrite)
+    for place in (folder, config.simulation.ledgers):
+        if place is not None:
+            check_writable(place)
     workspace = open_workspace(config, observer.preparing)
     _check_data(context, workspace, resume=resume)
     _prepare_folder(context, overwrite=overwrite)
@@ -157,7 +162,7 @@ class _Judge:
     def begin(self, resume: bool) -> None:
         """Before the first round: keep the lines of the rounds that the checkpoint has."""
         rows = outputs.checkpointed_rows(self._context) if resume else ()
-        lines = [json.dumps(row, sort_keys=True) + "\n" for row in rows]
+        lines = [json_text(row) + "\n" for row in rows]
         write_text(self._context.out / METRICS, "".join(lines))
         self.already = len(lines)
         self._observer.started(self._context.config.train.rounds, self.already)
@@ -171,7 +176,7 @@ class _Judge:
             self.seconds += time.perf_counter() - began
         row = {**outcome.row, **extra}
         with (self._context.out / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, sort_keys=True) + "\n")
+            file.write(json_text(row) + "\n")
         self._observer.round_done(row)
         return extra
 
@@ -211,12 +216,17 @@ def _check_folder(context: RunContext, *, resume: bool, overwrite: bool) -> None
             raise CheckpointError(
                 "there is no run to resume", given=str(out), remedy="leave --resume out"
             )
-        stored = loads_config((out / CONFIG).read_text(encoding="utf-8"))
+        # The checkpoint's own copy, as config.toml may have been edited since the run began.
+        kept = next(p for p in (checkpoint_folder(out) / CONFIG, out / CONFIG) if p.is_file())
+        stored = loads_config(kept.read_text(encoding="utf-8"))
         if stored != context.config:
             raise CheckpointError(
-                "the folder's run has another configuration, so it cannot go on as this one",
+                "the folder's run has other settings, so it cannot go on with these",
                 given=outputs.difference(stored, context.config),
-                remedy=f"hushtune simulate --config {out / CONFIG} --out {out} --resume",
+                expected="the settings that the run began with",
+                remedy="to change settings, begin anew: --overwrite in place of --resume, or "
+                f"another --out; to go on unchanged: hushtune simulate --config {kept} "
+                f"--out {out} --resume",
             )
         return
     if out.is_dir() and any(out.iterdir()):
@@ -252,6 +262,7 @@ def _keep_data(context: RunContext, workspace: Workspace) -> None:
     sites = sorted(context.config.data.public_sizes)
     found = {site: workspace.data.fingerprint(site) for site in sites}
     write_text(checkpoint_folder(context.out) / DATA, json.dumps(found, indent=1) + "\n")
+    write_text(checkpoint_folder(context.out) / CONFIG, dump_toml(context.config))
 
 
 def _holds_run(out: Path) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hushtune.common.errors import DataError, HushtuneError
 from hushtune.common.tasks.assets import resolve_model
 from hushtune.common.tasks.preview import preview
 from hushtune.common.tasks.workspace import load_tokenizer
@@ -15,10 +17,25 @@ def preview_file(
     file: Path, *, text: str, label: str, site: str | None, model: str, rows: int
 ) -> dict[str, Any]:
     """The first rows of a file and their tokens under a model's tokenizer."""
-    tokenizer = load_tokenizer(str(resolve_model(model)))
+    try:
+        tokenizer = load_tokenizer(str(resolve_model(model)))
+    except HushtuneError as error:
+        _speak_of_options(error)
+        raise
 
     def tokens(sentence: str) -> list[str]:
         return list(tokenizer.convert_ids_to_tokens(tokenizer(sentence)["input_ids"]))  # pyright: ignore[reportArgumentType]
 
-    found = preview(file, tokenize=tokens, rows=rows, text=text, label=label, site=site)
+    try:
+        found = preview(file, tokenize=tokens, rows=rows, text=text, label=label, site=site)
+    except DataError as error:
+        _speak_of_options(error)
+        raise
     return {"file": str(file), "rows": [asdict(row) for row in found]}
+
+
+def _speak_of_options(error: HushtuneError) -> None:
+    """Where others speak of a run's settings, a preview has options of its own."""
+    if error.remedy is not None:
+        named = re.sub(r"\bdata\.(text|label|site)\b", r"--\1", error.remedy)
+        error.remedy = named.replace("model.name", "--model")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hushtune.common.errors import PlanError, TooFewRowsError
 from hushtune.common.privacy import accountant
 from hushtune.common.privacy.plan import (
+    LEAST_DELTA,
     DpSgdEvent,
     PrivacyPlan,
     Relation,
@@ -95,6 +96,8 @@ def test_n_and_n_plus_1_records_give_one_plan(rows: int) -> None:
         ({"delta": 0.0}, "delta"),
         ({"delta": 1 / 4000}, "delta"),
         ({"delta": 0.5}, "delta"),
+        ({"delta": 0.99e-12}, "too small to account for"),
+        ({"delta": 1e-300}, "too small to account for"),
         ({"steps": 0}, "steps"),
         ({"clip_norm": 0.0}, "clip_norm"),
         ({"public_size": 0}, "public_size"),
@@ -109,6 +112,10 @@ def test_n_and_n_plus_1_records_give_one_plan(rows: int) -> None:
 def test_bad_numbers_are_refused_by_name(change: dict[str, Any], named: str) -> None:
     with pytest.raises(PlanError, match=named):
         plan(**change)
+
+
+def test_the_smallest_delta_has_a_sane_plan() -> None:
+    assert plan(delta=LEAST_DELTA).noise_multiplier < 4 * plan(delta=1e-5).noise_multiplier
 
 
 def test_delta_just_below_one_over_n_is_fine() -> None:

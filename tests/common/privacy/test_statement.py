@@ -1,6 +1,7 @@
 """The statement: every key of the contract, the right sentence, and no false promise."""
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hushtune.common.privacy.figures import at_least
 from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import DpSgdEvent, Relation, Trust, Unit
 from hushtune.common.privacy.statement import statement
+from hushtune.common.privacy.statement_html import render_html
 from hushtune.common.privacy.statement_markdown import render_markdown
 
 from .statements import full_site, plan, private_content, site
@@ -43,6 +45,39 @@ def test_every_key_of_the_contract_is_there(content: dict[str, Any]) -> None:
     for told in content["sites"].values():
         assert keys <= set(told)
     assert json.loads(json.dumps(content, allow_nan=False)) == content
+
+
+def test_a_figure_without_bound_is_said_in_words_and_never_as_infinity(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = accountant.epsilon
+
+    def only_at_large_delta(events: Any, *, delta: float, relation: Relation) -> float:
+        return math.inf if delta < 1e-6 else real(events, delta=delta, relation=relation)
+
+    monkeypatch.setattr(accountant, "epsilon", only_at_large_delta)
+    monkeypatch.setattr(accountant, "epsilon_group", lambda *_, **__: math.inf)
+    made = site(plan(), limit_epsilon=4.0, limit_delta=1e-7)
+    told = statement(sites={"north": made})
+    json.dumps(told, allow_nan=False)
+    north = told["sites"]["north"]
+    assert told["guarantee"] is True
+    assert north["lifetime"]["epsilon"] is None
+    assert {at["delta"]: at["epsilon"] for at in north["curve"]}[1e-7] is None
+    page = render_markdown(told)
+    assert "| epsilon at delta 1e-07 | no bound |" in page
+    assert "no bound of 4" in page
+    assert "no bound" in render_html(told)
+
+
+def test_without_any_bound_nothing_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accountant, "epsilon", lambda *_, **__: math.inf)
+    told = statement(sites={"north": site(plan())})
+    json.dumps(told, allow_nan=False)
+    assert told["guarantee"] is False
+    assert told["federation"]["epsilon"] is None
+    assert "NO PRIVACY" in render_markdown(told)
+    assert "NO PRIVACY" in render_html(told)
 
 
 def test_what_was_spent_is_told_and_not_what_was_planned(content: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from hushtune.common.errors import (
     MissingFileError,
     UnsupportedDataError,
 )
+from hushtune.common.tasks import tables
 from hushtune.common.tasks.preview import preview
 from hushtune.common.tasks.readers import read_dataset, read_file, read_rated_sentences
 from hushtune.common.tasks.rows import RawRow
@@ -210,6 +211,7 @@ def test_dataset_joins_splits_and_names_classes(monkeypatch: pytest.MonkeyPatch)
     names = ["bad", "good"]
     train = _Table([{"text": "a", "label": 1, "x": 0}, {"text": "b", "label": 0, "x": 0}], names)
     hidden = _Table([{"text": "c", "label": -1, "x": 0}], names)
+    monkeypatch.setattr(tables, "find_on_hub", lambda *_: None)
     library = ModuleType("datasets")
     library.load_dataset = lambda name: {"train": train, "test": hidden}  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "datasets", library)
@@ -224,6 +226,7 @@ def test_dataset_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(name: str) -> None:
         raise ConnectionError(f"no route to {name}")
 
+    monkeypatch.setattr(tables, "find_on_hub", lambda *_: None)
     library = ModuleType("datasets")
     library.load_dataset = load  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "datasets", library)

@@ -22,6 +22,20 @@ def upwards(value: float, *, places: int = 4) -> str:
     return f"{exact.quantize(Decimal(1).scaleb(-places), ROUND_CEILING, _WIDE):f}"
 
 
+def bounded(epsilon: float) -> float | None:
+    """The same, or None for no bound: JSON has no infinity."""
+    return epsilon if epsilon < math.inf else None
+
+
+def epsilon_text(epsilon: float | None) -> str:
+    """Rounded up, or "no bound".
+
+    >>> epsilon_text(bounded(2.99991)), epsilon_text(bounded(math.inf))
+    ('3.0000', 'no bound')
+    """
+    return "no bound" if epsilon is None else upwards(epsilon)
+
+
 def at_most(value: float) -> str:
     """At most six significant digits, rounded up: for delta and the sampling probability.
 
@@ -67,7 +81,7 @@ def most_advantage(epsilon: float, delta: float) -> float:
     The total variation distance of Kairouz, Oh and Viswanath (1311.0776), remark to theorem 2.1:
     ``1 - 2 (1 - delta) / (1 + exp(epsilon))``.
 
-    >>> round(most_advantage(1.0, 0.0), 4), most_advantage(0.0, 0.01)
+    >>> round(most_advantage(1.0, 0.0), 4), round(most_advantage(0.0, 0.01), 4)
     (0.4621, 0.01)
     """
     return 1 - 2 * (1 - delta) / (1 + math.exp(min(epsilon, _LARGEST_EPSILON)))

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
 
+LEAST_DELTA = 1e-12
+"""The smallest delta that is accounted for: tails of about 1e-15 are cut off in each composition,
+and near that no noise is enough and no epsilon finite."""
+
+
 class Unit(StrEnum):
     """What one person's contribution is, for the guarantee."""
 
@@ -253,6 +258,14 @@ def _rate(
 
 
 def _check_delta(place: str, delta: float, public_size: int) -> None:
+    if 0 < delta < LEAST_DELTA:
+        raise PlanError(
+            "delta is too small to account for: tails of the privacy loss of about 1e-15 are cut "
+            "off, so no noise would be enough",
+            given=f"delta = {delta:g}",
+            expected=f"{LEAST_DELTA:g} or more, and below 1/n = {1 / public_size:.3g}",
+            remedy="a delta well below 1/n is enough, such as 1e-06 for a thousand records",
+        )
     if not 0 < delta < 1 / public_size:
         raise PlanError(
             f"delta must be below 1/n at {place}: at 1/n, publishing one of its n = {public_size} "

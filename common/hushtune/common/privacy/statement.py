@@ -15,7 +15,7 @@ from typing import Any
 
 from hushtune.common.errors import PlanError
 from hushtune.common.privacy import accountant
-from hushtune.common.privacy.figures import at_most, upwards
+from hushtune.common.privacy.figures import at_most, bounded, upwards
 from hushtune.common.privacy.plan import DpSgdEvent, PrivacyPlan, Relation, Unit
 
 CURVE_DELTAS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
@@ -192,6 +192,8 @@ def sentence(name: str, site: SiteStatement, *, epsilon: float) -> str:
             f"NO PRIVACY: the noise of site {name} can be reproduced from a seed, so what it "
             "released is not protected."
         )
+    if epsilon == math.inf:
+        return f"NO PRIVACY: no bound is known for what site {name} released."
     if not site.events:
         return f"Site {name} released nothing, so nothing about its records was disclosed."
     change = {
@@ -213,7 +215,7 @@ def sentence(name: str, site: SiteStatement, *, epsilon: float) -> str:
 def _site(name: str, site: SiteStatement) -> dict[str, Any]:
     plan = site.plan
     spent = _spent(site, site.events, plan.relation)
-    guarantee = plan.is_private and site.noise_secure
+    guarantee = plan.is_private and site.noise_secure and spent is not None
     return {
         "epsilon": spent if guarantee else None,
         "delta": plan.delta,
@@ -268,11 +270,11 @@ def _accounts(site: SiteStatement) -> dict[str, Any]:
     limit_delta = delta if site.limit_delta is None else site.limit_delta
     return {
         "epsilon_by_relation": {str(kind): _spent(site, site.events, kind) for kind in Relation},
-        "epsilon_rdp": accountant.epsilon_rdp(site.events, delta=delta),
+        "epsilon_rdp": bounded(accountant.epsilon_rdp(site.events, delta=delta)),
         "epsilon_lifetime": _spent(site, lifetime, relation),
         "lifetime": {
             # At the limit's own delta, as the site itself compares the two.
-            "epsilon": accountant.epsilon(lifetime, delta=limit_delta, relation=relation),
+            "epsilon": bounded(accountant.epsilon(lifetime, delta=limit_delta, relation=relation)),
             "delta": limit_delta,
             "limit_epsilon": site.limit_epsilon,
             "limit_delta": site.limit_delta,
@@ -281,17 +283,15 @@ def _accounts(site: SiteStatement) -> dict[str, Any]:
         "curve": [
             {
                 "delta": other,
-                "epsilon": accountant.epsilon(site.events, delta=other, relation=relation),
+                "epsilon": bounded(accountant.epsilon(site.events, delta=other, relation=relation)),
             }
             for other in CURVE_DELTAS
         ],
         "epsilon_by_records": {
             # Of one record the finer figure is there already.
-            str(count): accountant.epsilon(
-                site.events, delta=delta, relation=Relation.ADD_OR_REMOVE_ONE
-            )
+            str(count): _spent(site, site.events, Relation.ADD_OR_REMOVE_ONE)
             if count == 1
-            else accountant.epsilon_group(site.events, delta=delta, records=count)
+            else bounded(accountant.epsilon_group(site.events, delta=delta, records=count))
             for count in GROUP_SIZES
         },
     }
@@ -300,7 +300,7 @@ def _accounts(site: SiteStatement) -> dict[str, Any]:
 def _spent(site: SiteStatement, events: Sequence[DpSgdEvent], relation: Relation) -> float | None:
     if not site.plan.is_private:
         return None
-    return accountant.epsilon(events, delta=site.plan.delta, relation=relation)
+    return bounded(accountant.epsilon(events, delta=site.plan.delta, relation=relation))
 
 
 def _version(name: str) -> str | None:

@@ -29,7 +29,7 @@ def render_html(content: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "upwards": _epsilon,
+        "upwards": figures.epsilon_text,
         "at_most": figures.at_most,
         "at_least": figures.at_least,
         "percent": figures.percent,
@@ -51,10 +51,6 @@ def render_html(content: Mapping[str, Any]) -> str:
             line for site in content["sites"].values() for line in site["released"]["declared"]
         ),
     )
-
-
-def _epsilon(value: float | None) -> str:
-    return "no bound" if value is None else figures.upwards(value)
 
 
 def _times(factor: float) -> str:
@@ -91,8 +87,8 @@ def _tests(site: Mapping[str, Any]) -> dict[str, Any]:
 
 def _share(lifetime: Mapping[str, Any]) -> float | None:
     """The part of the data set's budget that is spent; above 1 where it is exceeded."""
-    limit = lifetime["limit_epsilon"]
-    return None if limit is None else lifetime["epsilon"] / limit
+    limit, spent = lifetime["limit_epsilon"], lifetime["epsilon"]
+    return None if limit is None or spent is None else spent / limit
 
 
 def _two_sites(sites: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
@@ -136,7 +132,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 344.0, 12.0, 180.0
 def _chart(site: Mapping[str, Any]) -> _Chart:
     """Epsilon over delta, delta on a logarithmic axis."""
     mark = (site["delta"], site["epsilon"])
-    curve = sorted({*((at["delta"], at["epsilon"]) for at in site["curve"]), mark})
+    told = [(at["delta"], at["epsilon"]) for at in site["curve"] if at["epsilon"] is not None]
+    curve = sorted({*told, mark})
     low, high = math.log10(curve[0][0]), math.log10(curve[-1][0])
     step = _step(max(epsilon for _, epsilon in curve))
     most = step * math.ceil(max(epsilon for _, epsilon in curve) / step)
@@ -152,7 +149,7 @@ def _chart(site: Mapping[str, Any]) -> _Chart:
     return _Chart(
         points=[place(*point) for point in curve],
         mark=place(*mark),
-        across=[_Tick(place(at["delta"], 0)[0], f"{at['delta']:g}") for at in site["curve"]],
+        across=[_Tick(place(delta, 0)[0], f"{delta:g}") for delta, _ in told],
         up=[
             _Tick(place(curve[0][0], index * step)[1], f"{index * step:g}")
             for index in range(round(most / step) + 1)

@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hushtune.common.privacy.figures import at_least, at_most, upwards
+from hushtune.common.privacy.figures import at_least, at_most, epsilon_text, upwards
 
 
 def render_markdown(content: Mapping[str, Any]) -> str:
@@ -54,16 +54,20 @@ def _render_site(name: str, site: Mapping[str, Any]) -> str:
     ]
     if site["guarantee"]:
         rows[1:1] = [
-            *((f"epsilon, {kind}", upwards(e)) for kind, e in site["epsilon_by_relation"].items()),
-            ("epsilon of all charges in this ledger", upwards(site["epsilon_lifetime"])),
+            *(
+                (f"epsilon, {kind}", epsilon_text(e))
+                for kind, e in site["epsilon_by_relation"].items()
+            ),
+            ("epsilon of all charges in this ledger", epsilon_text(site["epsilon_lifetime"])),
             *_limit(site["lifetime"]),
             *(
-                (f"epsilon for one with {count} records", upwards(e))
+                (f"epsilon for one with {count} records", epsilon_text(e))
                 for count, e in site["epsilon_by_records"].items()
             ),
         ]
         rows += [
-            (f"epsilon at delta {at['delta']:g}", upwards(at["epsilon"])) for at in site["curve"]
+            (f"epsilon at delta {at['delta']:g}", epsilon_text(at["epsilon"]))
+            for at in site["curve"]
         ]
     table = "\n".join(f"| {what} | {value} |" for what, value in rows)
     parts = [f"## Site {_plain(name)}", _plain(site["sentence"]), f"| | |\n|---|---|\n{table}"]
@@ -78,7 +82,7 @@ def _limit(lifetime: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         (
             f"of this data set's budget, at delta {at_most(lifetime['delta'])}",
-            f"{upwards(lifetime['epsilon'])} of {lifetime['limit_epsilon']:g}",
+            f"{epsilon_text(lifetime['epsilon'])} of {lifetime['limit_epsilon']:g}",
         )
     ]
 

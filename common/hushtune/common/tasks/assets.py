@@ -27,6 +27,7 @@ from platformdirs import user_cache_dir
 from hushtune.common.errors import AssetError, DiskFullError, MissingWeightsError
 from hushtune.common.tasks.archives import unpack
 from hushtune.common.tasks.downloads import Asset, Runner, download, remove_leftovers
+from hushtune.common.tasks.hub import find_on_hub
 
 _MANIFEST: Final = ".hushtune-asset.json"
 _LOCK_SECONDS: Final = 3600.0
@@ -126,6 +127,7 @@ def resolve_model(name: str) -> Path | str:
 
     Raises:
         MissingWeightsError: a local folder without ``config.json`` or ``*.safetensors``.
+        AssetError: no such model is here, and the hub has none or cannot be reached.
     """
     if name in _MODEL_NAMES:
         return fetch(name)
@@ -138,7 +140,7 @@ def resolve_model(name: str) -> Path | str:
             f"there is no model folder {name}",
             expected="a folder with config.json and *.safetensors, 'demo', or a hub id",
         )
-    return name
+    return find_on_hub(name, "model") or name
 
 
 def _check_model_folder(folder: Path) -> None:

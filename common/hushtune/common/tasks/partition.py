@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hushtune.common.errors import TooFewRowsError
+from hushtune.common.pictures import drawn_name, save_picture
 from hushtune.common.seeds import rng
 from hushtune.common.tasks.base import Rows
 
@@ -112,18 +113,18 @@ def plot(data: LabelledText, path: Path) -> None:
     from matplotlib import pyplot
 
     rows = table(data)
-    sites: Sequence[str] = [str(row["site"]) for row in rows]
+    sites = [drawn_name(str(row["site"])) for row in rows]
     figure, axes = pyplot.subplots(figsize=(7, 0.6 + 0.45 * len(sites)), layout="constrained")
     left = np.zeros(len(sites))
     colours = pyplot.get_cmap("cividis")(np.linspace(0.1, 0.9, len(data.label_names)))
     for name, colour in zip(data.label_names, colours, strict=True):
         width = np.array([int(row[name]) for row in rows])
-        axes.barh(sites, width, left=left, label=name, color=colour)
+        axes.barh(range(len(sites)), width, left=left, label=drawn_name(name), color=colour)
         left += width
+    axes.set_yticks(range(len(sites)), sites)
     axes.invert_yaxis()
     axes.set_xlabel("rows")
     if len(data.label_names) <= 12:
         axes.legend(title="label", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    save_picture(figure, path, dpi=150)

@@ -10,7 +10,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -41,6 +41,10 @@ class Columns:
         """The columns that a file must have."""
         return (self.text, self.label, *(name for name in (self.site, self.group) if name))
 
+    def setting(self, name: str) -> str:
+        """Which setting names a column."""
+        return next(f"data.{key}" for key, column in asdict(self).items() if column == name)
+
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
@@ -58,7 +62,9 @@ def check_file(path: Path) -> None:
     if path.is_file():
         return
     if path.is_dir():
-        raise UnsupportedDataError("this is a folder, not a file", file=path)
+        raise UnsupportedDataError(
+            "this is a folder, not a file", file=path, remedy="name one of the files in it"
+        )
     siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, siblings, n=1)
     raise MissingFileError(
@@ -89,7 +95,7 @@ def check_columns(found: Sequence[str], columns: Columns, *, file: str) -> None:
                 file=file,
                 column=name,
                 given=", ".join(found) or "no columns",
-                remedy="set data.text, data.label, data.site and data.group to columns of the file",
+                remedy=f"set {columns.setting(name)} to a column of the file",
             )
 
 
@@ -180,8 +186,10 @@ def _cell(value: object) -> str | None:
         return str(int(value)) if value.is_integer() else repr(value)
     if isinstance(value, str):
         text = value.strip()
+        if any("\ud800" <= letter <= "\udfff" for letter in text):  # JSON can escape such halves
+            raise ValueError("the text holds half a character, which is not Unicode")
         return None if text.casefold() in ("", "nan") else text
-    raise ValueError(f"the value is a {type(value).__name__}, not text or a whole number")
+    raise ValueError(f"the value is a {type(value).__name__}, not text or a number")
 
 
 def _is_nan(value: object) -> bool:

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from hushtune.common.errors import EmptyDataError, UnsupportedDataError
+from hushtune.common.errors import AssetError, EmptyDataError, UnsupportedDataError
+from hushtune.common.tasks.hub import find_on_hub
 from hushtune.common.tasks.rows import Columns, RawRow, check_columns, to_row
 
 
@@ -49,11 +50,20 @@ def read_table(name: str, columns: Columns) -> Iterator[RawRow]:
 
     Raises:
         UnsupportedDataError: datasets is not installed, or cannot load this.
+        AssetError: no such data set is here, and the hub has none or cannot be reached.
         MissingColumnError, BadValueError: as in `readers.read_file`.
     """
+    if Path(name).expanduser().is_file():
+        raise UnsupportedDataError(
+            "this is a file, not a data set of the datasets library",
+            file=name,
+            remedy="set data.file to it; a spreadsheet has to be saved as CSV (UTF-8) first",
+        )
     datasets = _import("datasets", extra="data", file=name)
     try:
         loaded = _load(datasets, name)
+    except AssetError:
+        raise
     except Exception as error:  # its loaders raise whatever they meet: network, YAML, pyarrow
         raise UnsupportedDataError(
             "the data set cannot be loaded",
@@ -86,7 +96,8 @@ def _load(datasets: Any, name: str) -> Any:
     saved = ("dataset_dict.json", "state.json")
     if folder.is_dir() and any((folder / marker).is_file() for marker in saved):
         return datasets.load_from_disk(str(folder))
-    return datasets.load_dataset(str(folder) if folder.is_dir() else name)
+    place = folder if folder.is_dir() else find_on_hub(name, "dataset")
+    return datasets.load_dataset(name if place is None else str(place))
 
 
 def _import(module: str, *, extra: str, file: str) -> Any:
