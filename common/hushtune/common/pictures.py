@@ -1,0 +1,72 @@
+"""Names in pictures: in fonts that this machine has, or by number where it has none for them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from functools import cache
+
+from matplotlib import font_manager, rc_context
+
+NUMBERED = "#: a name that no font here can draw, by its place among all names, sorted"
+
+# By script, in what systems come with; matplotlib cannot draw bitmap fonts such as colour emoji.
+_FONTS = (
+    "DejaVu Sans",
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Source Han Sans SC"),
+    *("WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback"),
+    *("PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Arial Unicode MS"),
+    *("Microsoft YaHei", "Yu Gothic", "Malgun Gothic"),
+    *("Noto Sans Arabic", "Noto Sans Hebrew", "Noto Sans Devanagari", "Noto Sans Thai"),
+    *("Noto Emoji", "Segoe UI Emoji", "Segoe UI Symbol", "Symbola"),
+)
+
+
+@contextmanager
+def fonts() -> Generator[None]:
+    """Draw with each of the fonts that are here, the next where one lacks a character."""
+    with rc_context({"font.family": list(_here())}):
+        yield
+
+
+def legible(names: Iterable[str]) -> dict[str, str]:
+    """How to write each name in a picture that is drawn with ``fonts``.
+
+    A name with a character that no font has becomes its number, from 1, among all names in their
+    order, and the picture should then say what ``note`` returns. Dollar signs are escaped, which
+    matplotlib would read as mathematics.
+    """
+    return {
+        name: _literal(name) if _drawable(name) else f"#{number}"
+        for number, name in enumerate(sorted(names), 1)
+    }
+
+
+def note(names: Iterable[str]) -> str:
+    """``NUMBERED`` where ``legible`` numbers one of the names, else nothing."""
+    return "" if all(map(_drawable, names)) else NUMBERED
+
+
+def _literal(name: str) -> str:
+    # A legend leaves out what begins with an underscore.
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
+
+
+def _drawable(name: str) -> bool:
+    return all(ord(character) in _characters() for character in name)
+
+
+@cache
+def _here() -> tuple[str, ...]:
+    installed = {entry.name for entry in font_manager.fontManager.ttflist}
+    return tuple(name for name in _FONTS if name in installed)
+
+
+@cache
+def _characters() -> frozenset[int]:
+    """The code points for which one of the fonts has a glyph."""
+    found: set[int] = set()
+    for name in _here():
+        path = font_manager.findfont(name, fallback_to_default=False)
+        found.update(font_manager.get_font(path).get_charmap())
+    return frozenset(found)
