@@ -176,7 +176,7 @@ def test_a_preset_spends_its_budget_and_never_more(
     for name in ("privacy.md", "privacy.html"):
         page = (out / name).read_text(encoding="utf-8")
         assert not loud(page)
-        assert all(row["sentence"] in page for row in privacy["sites"].values())
+        assert all(alike["sentence"] in page for alike in privacy["sentences"])
 
 
 def test_the_statement_tells_what_crossed_a_site_s_border(

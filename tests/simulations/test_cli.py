@@ -170,7 +170,13 @@ def test_a_dry_run_tells_the_bytes_that_a_run_sends(
 ) -> None:
     toml, out = settings.file(tmp_path), tmp_path / "out"
     answer = hushtune("simulate", "--config", toml, "--dry-run", "--json")
-    told = json.loads(answer.out.splitlines()[-1])["bytes_total"]
+    figures = json.loads(answer.out.splitlines()[-1])
+    told, warmup = figures["bytes_total"], figures["warmup_rounds"]
+    adapted = figures["rounds"] - warmup
+    assert 0 < warmup < figures["rounds"]
+    assert told == (
+        warmup * figures["bytes_per_warmup_round"] + adapted * figures["bytes_per_round"]
+    )
     run(settings.config(), out)
     text = (out / "metrics.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]

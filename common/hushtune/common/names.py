@@ -13,3 +13,10 @@ METHODS: Mapping[str, str] = {
     "pooled_private": "pooled, private",
     "pooled": "pooled, no privacy",
 }
+
+
+def methods(*, private: bool) -> Mapping[str, str]:
+    """METHODS as they are called in a run; of one without privacy none is called private."""
+    if private:
+        return METHODS
+    return {name: label.replace(", private", "") for name, label in METHODS.items()}

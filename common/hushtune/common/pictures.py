@@ -2,43 +2,88 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from matplotlib import font_manager, rc_context
+from matplotlib.figure import Figure
 
 from hushtune.common.files import write_bytes
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+NUMBERED = "#: a name that no font here can draw, by its place among all names, sorted"
 
 _MOST_CHARACTERS = 32
 
+# By script, in what systems come with; matplotlib cannot draw bitmap fonts such as colour emoji.
+_FONTS = (
+    "DejaVu Sans",
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Source Han Sans SC"),
+    *("WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback"),
+    *("PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Arial Unicode MS"),
+    *("Microsoft YaHei", "Yu Gothic", "Malgun Gothic"),
+    *("Noto Sans Arabic", "Noto Sans Hebrew", "Noto Sans Devanagari", "Noto Sans Thai"),
+    *("Noto Emoji", "Segoe UI Emoji", "Segoe UI Symbol", "Symbola"),
+)
 
-def drawn_name(name: str) -> str:
-    r"""Somebody's name for a picture: short, and nothing in it read as mathematics or as hidden.
 
-    >>> drawn_name("a $5 shop"), drawn_name("n" * 300)
-    ('a \\$5 shop', 'nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn…')
+@contextmanager
+def fonts() -> Generator[None]:
+    """Draw with each of the fonts that are here, the next where one lacks a character."""
+    with rc_context({"font.family": list(_here())}):
+        yield
+
+
+def legible(names: Iterable[str]) -> dict[str, str]:
+    """How to write each name in a picture that is drawn with ``fonts``.
+
+    A name with a character that no font has becomes its number, from 1, among all names in their
+    order, and the picture should then say what ``note`` returns. Long names are cut, and dollar
+    signs escaped, which matplotlib would read as mathematics.
     """
-    line = " ".join(name.split())
-    if len(line) > _MOST_CHARACTERS:
-        line = f"{line[: _MOST_CHARACTERS - 1]}…"
-    if line.startswith("_"):  # matplotlib leaves such names out of legends
-        line = f"\u200a{line}"
-    return line.replace("$", r"\$")
+    return {
+        name: _literal(name) if _drawable(name) else f"#{number}"
+        for number, name in enumerate(sorted(names), 1)
+    }
+
+
+def note(names: Iterable[str]) -> str:
+    """``NUMBERED`` where ``legible`` numbers one of the names, else nothing."""
+    return "" if all(map(_drawable, names)) else NUMBERED
 
 
 def save_picture(figure: Figure, path: Path, *, dpi: int) -> None:
-    """Write a PNG, there whole or not at all, and close the figure.
-
-    Letters that the font lacks are drawn as boxes, unsaid: the figures beside them count.
-    """
-    from matplotlib import pyplot
-
+    """Write a PNG, there whole or not at all."""
     picture = BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from", UserWarning)
-        figure.savefig(picture, format="png", dpi=dpi)
-    pyplot.close(figure)
+    figure.savefig(picture, format="png", dpi=dpi)
     write_bytes(path, picture.getvalue())
+
+
+def _literal(name: str) -> str:
+    name = " ".join(name.split())
+    if len(name) > _MOST_CHARACTERS:
+        name = f"{name[: _MOST_CHARACTERS - 1]}…"
+    # A legend leaves out what begins with an underscore.
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
+
+
+def _drawable(name: str) -> bool:
+    return all(ord(character) in _characters() for character in name if not character.isspace())
+
+
+@cache
+def _here() -> tuple[str, ...]:
+    installed = {entry.name for entry in font_manager.fontManager.ttflist}
+    return tuple(name for name in _FONTS if name in installed)
+
+
+@cache
+def _characters() -> frozenset[int]:
+    """The code points for which one of the fonts has a glyph."""
+    found: set[int] = set()
+    for name in _here():
+        path = font_manager.findfont(name, fallback_to_default=False)
+        found.update(font_manager.get_font(path).get_charmap())
+    return frozenset(found)

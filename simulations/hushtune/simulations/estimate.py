@@ -64,6 +64,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     return {
         "trust": config.privacy.trust,
         "rounds": train.rounds,
+        "warmup_rounds": train.warmup_rounds,
         "sites": {
             site: {
                 "train_rows": config.data.public_sizes[site],
@@ -77,7 +78,9 @@ def estimate(config: RunConfig) -> dict[str, Any]:
             for site, plan in plans.items()
         },
         "who_has_what": partition.table(workspace.data),
+        "data_notes": workspace.data.report.lines(),
         "bytes_per_round": per_round * (down + up["adapter" if adapted else "warmup"]),
+        "bytes_per_warmup_round": per_round * (down + up["warmup"]),
         "bytes_total": total,
         "memory_megabytes": round(600 + weights + kept),
         "minutes": round(seconds / 60 + 0.2, 1),

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hushtune.common.pictures import drawn_name, save_picture
+from hushtune.common.pictures import fonts, legible, note, save_picture
 from hushtune.simulations.planner import DROWNED, FAINT, epsilon_curve
 from hushtune.simulations.plots import BLACK, BLUE, GREY, ORANGE, SITES
 
@@ -23,15 +23,20 @@ def plot_plan(figures: Mapping[str, Any], path: Path) -> None:
     """Draw what `planner.plan_run` returned into a PNG, which is there whole or not at all."""
     sites = figures["sites"]
     height = max(4.4, 1.6 + 0.32 * len(sites))
-    figure, (curves, bars) = pyplot.subplots(1, 2, figsize=(12, height), layout="constrained")
-    _curves(curves, figures)
-    _bars(bars, figures)
-    for axes in (curves, bars):
-        axes.spines[["top", "right"]].set_visible(False)
-    save_picture(figure, path, dpi=140)
+    figure = Figure(figsize=(12, height), layout="constrained")
+    with fonts():
+        curves, bars = figure.subplots(1, 2)
+        names = legible(sites)
+        _curves(curves, figures, names)
+        _bars(bars, figures, names)
+        for axes in (curves, bars):
+            axes.spines[["top", "right"]].set_visible(False)
+        if note(sites):
+            figure.supxlabel(note(sites), fontsize=8, color="#666666")
+        save_picture(figure, path, dpi=140)
 
 
-def _curves(axes: Axes, figures: Mapping[str, Any]) -> None:
+def _curves(axes: Axes, figures: Mapping[str, Any], written: Mapping[str, str]) -> None:
     # Sites with one rate have one noise and one curve.
     alike: dict[tuple[float, float], list[str]] = {}
     for name, site in figures["sites"].items():
@@ -45,7 +50,7 @@ def _curves(axes: Axes, figures: Mapping[str, Any]) -> None:
             color=SITES[place],
             linestyle=_LINES[place % len(_LINES)],
             linewidth=2,
-            label=f"{_together(names)} (q {rate:.3g}, noise {sigma:.3g})",
+            label=f"{_together(names, written)} (q {rate:.3g}, noise {sigma:.3g})",
         )
     axes.axhline(figures["epsilon"], color=GREY, linestyle=":", linewidth=1)
     axes.axvline(figures["rounds"], color=GREY, linestyle=":", linewidth=1)
@@ -58,13 +63,13 @@ def _curves(axes: Axes, figures: Mapping[str, Any]) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
-def _together(names: list[str]) -> str:
+def _together(names: list[str], written: Mapping[str, str]) -> str:
     rest = len(names) - _MOST_NAMES
-    shown = ", ".join(map(drawn_name, names[:_MOST_NAMES]))
+    shown = ", ".join(written[name] for name in names[:_MOST_NAMES])
     return f"{shown} and {rest} more" if rest > 0 else shown
 
 
-def _bars(axes: Axes, figures: Mapping[str, Any]) -> None:
+def _bars(axes: Axes, figures: Mapping[str, Any], written: Mapping[str, str]) -> None:
     rows = [*figures["sites"].items(), ("federation", figures["federation"])]
     ratios = {
         place: row["signal_to_noise"]["run"]
@@ -92,7 +97,7 @@ def _bars(axes: Axes, figures: Mapping[str, Any]) -> None:
             va="bottom",
             fontsize=8,
         )
-    axes.set_yticks(range(len(rows)), [drawn_name(name) for name, _ in rows])
+    axes.set_yticks(range(len(rows)), [written.get(name, name) for name, _ in rows])
     axes.invert_yaxis()
     axes.set_xlabel(
         f"signal to noise of {figures['steps']} steps, at most ({figures['trained_values']} values)"

@@ -9,48 +9,69 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hushtune.common.names import METHODS
-from hushtune.common.pictures import drawn_name, save_picture
+from hushtune.common.names import methods
+from hushtune.common.pictures import fonts, legible, note, save_picture
 
 # Okabe and Ito's colours, safe for the colour-blind.
 BLUE, ORANGE, GREY, BLACK = "#0072B2", "#D55E00", "#999999", "#000000"
 SITES = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00")
-_MOST_SITES = 7
+_MOST_SITES = len(SITES)
+_LINES = ("-", "--", "-.", ":")
+_MOST_MARKERS = 30
 
 
 def plot_run(history: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], path: Path) -> None:
     """Draw learning curve, epsilon spent and comparison, side by side, into a PNG."""
-    figure, (curve, spent, bars) = pyplot.subplots(
-        1, 3, figsize=(15, 4.4), width_ratios=(1.1, 0.9, 1.3), layout="constrained"
-    )
-    _curve(curve, [row for row in history if summary["metric"] in row], summary)
-    _spent(spent, history, summary)
-    _bars(bars, summary)
-    for axes in (curve, spent, bars):
+    with fonts():
+        save_picture(draw_run(history, summary), path, dpi=140)
+
+
+def draw_run(history: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> Figure:
+    """The figure of ``plot_run``; without privacy it has no panel for it, and says so on top."""
+    private = summary["trust"] != "off"
+    widths = (1.1, 0.9, 1.3) if private else (1.1, 1.3)
+    figure = Figure(figsize=(15 if private else 11, 4.4), layout="constrained")
+    panels: list[Axes] = list(figure.subplots(1, len(widths), width_ratios=widths))
+    names = legible(summary["sites"])
+    rows = [row for row in history if summary["metric"] in row]
+    _curve(panels[0], rows, summary, names)
+    if private:
+        _spent(panels[1], history, names)
+    else:
+        figure.suptitle("NO PRIVACY: this run added no noise", color=ORANGE, weight="bold")
+    _bars(panels[-1], summary)
+    for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
-    save_picture(figure, path, dpi=140)
+    for axes in panels[:-1]:
+        axes.set_xlim(0.5, max([1, *(row["round"] for row in history)]) + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    # Many sites share one line of the legend, and no name is drawn then.
+    if len(names) <= _MOST_SITES and note(names):
+        figure.supxlabel(note(names), fontsize=8, color="#666666")
+    return figure
 
 
-def _curve(axes: Axes, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
+def _curve(
+    axes: Axes,
+    rows: Sequence[Mapping[str, Any]],
+    summary: Mapping[str, Any],
+    names: Mapping[str, str],
+) -> None:
     metric = summary["metric"]
-    rounds = [row["round"] for row in rows]
-    names = sorted(summary["sites"])
-    if len(names) <= _MOST_SITES:
-        for name, colour in zip(names, SITES, strict=False):
-            points = [
-                (row["round"], row["sites"][name][metric])
-                for row in rows
-                if name in row.get("sites", {})
-            ]
-            if points:
-                label = drawn_name(name)
-                axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.2, label=label)
+    of_sites: dict[str, list[tuple[int, float]]] = {}
+    for name in sorted(names):
+        of_sites[name] = [
+            (row["round"], row["sites"][name][metric])
+            for row in rows
+            if name in row.get("sites", {})
+        ]
+    _sites(axes, of_sites, names, dashes=False)
     axes.plot(
-        rounds,
+        [row["round"] for row in rows],
         [row[metric] for row in rows],
         color=BLACK,
         linewidth=2.4,
@@ -61,62 +82,81 @@ def _curve(axes: Axes, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, 
     adapted = next((row["round"] for row in rows if row.get("phase") == "adapter"), None)
     if adapted is not None and adapted > 1:
         axes.axvline(adapted - 0.5, color=GREY, linestyle=":", linewidth=1)
-        axes.text(
-            adapted - 0.45,
-            0.02,
-            "LoRA",
+        axes.text(  # above the panel, where no curve and no legend can be
+            adapted - 0.5,
+            1.01,
+            f"LoRA from round {adapted}",
             transform=axes.get_xaxis_transform(),
-            color=GREY,
+            ha="right" if adapted > rows[-1]["round"] / 2 else "left",
+            color="#666666",
             fontsize=8,
         )
     part = rows[0].get("evaluated_on", "held-out") if rows else "held-out"
-    axes.set(xlabel="round", ylabel=f"{metric} on {part} rows", title="Learning")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="round", ylabel=f"{metric} on {part} rows")
+    axes.set_title("Learning", pad=16)
     axes.legend(frameon=False, fontsize=8)
 
 
-def _spent(axes: Axes, history: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
-    axes.set(xlabel="round", ylabel="epsilon spent", title="Privacy")
-    names = sorted(summary["sites"])
-    if summary["trust"] == "off" or not history:
-        axes.text(
-            0.5,
-            0.5,
-            "NO PRIVACY",
-            ha="center",
-            va="center",
-            transform=axes.transAxes,
-            color=ORANGE,
-            fontsize=16,
-            weight="bold",
-        )
-        return
-    for place, name in enumerate(names[:_MOST_SITES]):
-        line = [row["epsilon"].get(name) for row in history]
-        axes.plot(
-            [row["round"] for row in history],
-            line,
-            color=SITES[place % len(SITES)],
-            linewidth=1.8,
-            linestyle=("-", "--", "-.", ":")[place % 4],
-            label=drawn_name(name),
-        )
+def _spent(axes: Axes, history: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> None:
+    of_sites: dict[str, list[tuple[int, float]]] = {}
+    for name in sorted(names):
+        told = [(row["round"], row["epsilon"].get(name)) for row in history]
+        of_sites[name] = [(number, value) for number, value in told if value is not None]
+    _sites(axes, of_sites, names, dashes=True)
+    if len(names) > _MOST_SITES:
+        largest = [
+            (row["round"], max(told))
+            for row in history
+            if (told := [value for value in row["epsilon"].values() if value is not None])
+        ]
+        if largest:
+            style: dict[str, Any] = {"color": BLACK, "linewidth": 2, "markersize": 4}
+            axes.plot(*zip(*largest, strict=True), marker="o", label="the largest of any", **style)
+    axes.set(xlabel="round", ylabel="epsilon spent")
+    axes.set_title("Privacy", pad=16)
     axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize=8)
+
+
+def _sites(
+    axes: Axes,
+    of_sites: Mapping[str, Sequence[tuple[int, float]]],
+    names: Mapping[str, str],
+    *,
+    dashes: bool,
+) -> None:
+    """A line for each site: in colours by name, or of many all thin and grey under one label."""
+    many = len(of_sites) > _MOST_SITES
+    num_points = max(map(len, of_sites.values()), default=0)
+    markers = num_points == 1 if many else num_points <= _MOST_MARKERS
+    shared: str | None = f"each of {len(of_sites)} sites"
+    for place, (name, points) in enumerate(of_sites.items()):
+        if not points:
+            continue
+        axes.plot(
+            *zip(*points, strict=True),
+            color=GREY if many else SITES[place],
+            alpha=0.5 if many else 1,
+            linewidth=0.8 if many else 1.6,
+            linestyle=_LINES[place % len(_LINES)] if dashes and not many else "-",
+            marker="o" if markers else None,
+            markersize=2 if many else 3,
+            label=shared if many else names[name],
+        )
+        shared = None  # once in the legend
 
 
 def _bars(axes: Axes, summary: Mapping[str, Any]) -> None:
     values = {**summary["baselines"], "federated": summary["value"]}
-    names = [name for name in METHODS if values.get(name) is not None]
-    labels = dict(METHODS)
-    if summary["trust"] == "off":
-        labels = {name: text.replace(", private", "") for name, text in labels.items()}
+    labels = methods(private=summary["trust"] != "off")
+    names = [name for name in labels if values.get(name) is not None]
     places = range(len(names))
     colours = [ORANGE if name == "federated" else BLUE for name in names]
     axes.barh(places, [values[name] for name in names], color=colours, height=0.7)
     for place, name in zip(places, names, strict=True):
         axes.text(values[name] + 0.005, place, f"{values[name]:.3f}", va="center", fontsize=9)
     axes.set_yticks(list(places), [labels[name] for name in names])
+    axes.set_ylim(-0.6, max(len(names), 3) - 0.4)  # one bar alone does not fill the panel
     axes.set_xlim(0, 1.08)
-    axes.set(xlabel=f"{summary['metric']} on all sites' test rows", title="Comparison")
+    axes.set(xlabel=f"{summary['metric']} on all sites' test rows")
+    axes.set_title("Comparison", pad=16)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -10,9 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from hushtune.common.names import METHODS
+from hushtune.common.names import METHODS, methods
+from hushtune.common.privacy.figures import at_most, upwards
 
 _MOST_LABELS = 8
+_MOST_SITES, _OF_MANY = 6, 4
 _NOT_PRIVATE = "[bold red]NO PRIVACY: this run adds no noise[/]"
 
 
@@ -58,7 +61,7 @@ class ProgressView:
             line += f"  loss {row['loss']:.3f}  accuracy {row['accuracy']:.3f}"
         line += f"  {_epsilons(row['epsilon'])}"
         if row.get("rejected"):
-            line += f"  not counted: {', '.join(sorted(row['rejected']))}"
+            line += f"  not counted: {_few(sorted(row['rejected']))}"
         self._console.print(line, markup=False, highlight=False)
         self._progress.update(self._tasks["rounds"], completed=row["round"])
 
@@ -73,42 +76,58 @@ class ProgressView:
 
 
 def _epsilons(spent: Mapping[str, float | None]) -> str:
-    """What each site has spent so far; one figure where all have spent the same."""
-    known = {site: f"{value:.2f}" for site, value in spent.items() if value is not None}
+    """What each site has spent so far; of many the range, one figure where all spent the same."""
+    found = {site: value for site, value in spent.items() if value is not None}
+    known = {site: upwards(value, places=2) for site, value in found.items()}
     if not known:
         return "NO PRIVACY"
     if len(set(known.values())) == 1 and len(known) == len(spent):
         return f"epsilon {next(iter(known.values()))} spent at every site"
+    if len(known) > _MOST_SITES:
+        least, most = min(found, key=found.__getitem__), max(found, key=found.__getitem__)
+        return f"epsilon spent: from {known[least]} ({least}) to {known[most]} ({most})"
     return "epsilon spent: " + " ".join(f"{site} {value}" for site, value in known.items())
+
+
+def _few(names: Sequence[str]) -> str:
+    if len(names) <= _MOST_SITES:
+        return ", ".join(names)
+    return f"{', '.join(names[:_OF_MANY])} and {len(names) - _OF_MANY} more"
 
 
 def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
     """The result: accuracies by model and site, epsilons, and where everything lies."""
-    sites = list(summary["sites"])
     private = summary["trust"] != "off"
+    labels = methods(private=private)
+    rows: Mapping[str, Mapping[str, Any]] = summary["sites"]
+    sites = _first(rows, lambda site: rows[site]["value"])
     table = Table(title="Accuracy on held-out rows", title_justify="left")
+    if len(sites) < len(rows):
+        table.caption = (
+            f"The {len(sites)} sites with the lowest federated accuracy, and all rows together; "
+            f"{len(rows) - len(sites)} more sites are in summary.json."
+        )
     table.add_column("model")
     for site in sites:
-        table.add_column(_plain(site), justify="right")
+        table.add_column(_plain(site), justify="right", overflow="fold")
     table.add_column("all", justify="right", style="bold")
     for name, row in _rows(summary):
         style = "bold green" if name == "federated" else None
-        label = METHODS[name] if private else METHODS[name].replace(", private", "")
         cells = [f"{row[site]:.3f}" if site in row else "" for site in [*sites, "pooled"]]
-        table.add_row(label, *cells, style=style)
+        table.add_row(labels[name], *cells, style=style)
     console.print(table)
-    spent = Table(title="Privacy at each site", title_justify="left")
-    for column in ("site", "training rows", "epsilon", "delta"):
-        spent.add_column(column, justify="left" if column == "site" else "right")
-    for site, row in summary["sites"].items():
-        epsilon = "none" if row["epsilon"] is None else f"{row['epsilon']:.3f}"
-        spent.add_row(_plain(site), str(row["train_rows"]), epsilon, f"{row['delta']:g}")
-    console.print(spent if private else _NOT_PRIVATE)
-    for site, rows in summary["rejected"].items():
-        console.print(f"[yellow]{_plain(site)} did not count in {len(rows)} rounds:[/] ", end="")
-        console.print(f"{rows[0]['reason']} (round {rows[0]['round']})", markup=False)
-    for line in summary["data_notes"]:
-        console.print(line, style="dim", highlight=False, markup=False)
+    console.print(_spent(rows) if private else _NOT_PRIVATE)
+    rejected: Mapping[str, Sequence[Mapping[str, Any]]] = summary["rejected"]
+    worst = _first(rejected, lambda site: -len(rejected[site]))
+    for site in worst:
+        first, count = rejected[site][0], len(rejected[site])
+        rounds = "1 round" if count == 1 else f"{count} rounds"
+        console.print(f"[yellow]{_plain(site)} did not count in {rounds}:[/] ", end="")
+        console.print(f"{first['reason']} (round {first['round']})", markup=False)
+    if len(worst) < len(rejected):
+        more = len(rejected) - len(worst)
+        console.print(f"[yellow]nor did {more} more sites in some rounds[/] (summary.json)")
+    _show_notes(console, summary["data_notes"])
     files = {"adapter": "adapter/", "statement": "privacy.md", "as a page": "privacy.html"}
     files["metrics"] = "metrics.jsonl"
     files |= {"summary": "summary.json"} if "missing" in summary else {"plot": "curve.png"}
@@ -117,6 +136,33 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
     if "missing" in summary:
         console.print(f"[yellow]not drawn:[/] {summary['missing']}", highlight=False)
     console.print(f"{'took':>10}  {summary['seconds']['total']:.0f} s", highlight=False)
+
+
+def _first(names: Iterable[str], rank: Callable[[str], float]) -> list[str]:
+    """All of a few names in their order; of many those that rank lowest."""
+    known = list(names)
+    return known if len(known) <= _MOST_SITES else sorted(known, key=rank)[:_OF_MANY]
+
+
+def _spent(rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Rows and spend of each site; of many those that spent most, which bound the others."""
+    table = Table(title="Privacy at each site", title_justify="left")
+    for column in ("site", "training rows", "epsilon", "delta"):
+        table.add_column(column, justify="left" if column == "site" else "right")
+    # Where noise voids the promise no site has a figure: it comes before any that has.
+    shown = _first(rows, lambda site: -math.inf if _none(rows[site]) else -rows[site]["epsilon"])
+    for site in shown:
+        row = rows[site]
+        epsilon = "none" if _none(row) else upwards(row["epsilon"], places=3)
+        table.add_row(_plain(site), str(row["train_rows"]), epsilon, at_most(row["delta"]))
+    if len(shown) < len(rows):
+        more = len(rows) - len(shown)
+        table.caption = f"The largest epsilons of any site; {more} more sites are in summary.json."
+    return table
+
+
+def _none(row: Mapping[str, Any]) -> bool:
+    return row["epsilon"] is None
 
 
 def _rows(summary: Mapping[str, Any]) -> Sequence[tuple[str, Mapping[str, float]]]:
@@ -139,7 +185,7 @@ def show_estimate(console: Console, figures: Mapping[str, Any]) -> None:
     for column in columns:
         table.add_column(column, justify="left" if column == "site" else "right")
     for site, row in figures["sites"].items():
-        epsilon = "none" if row["epsilon"] is None else f"{row['epsilon']:.2f}"
+        epsilon = "none" if _none(row) else upwards(row["epsilon"], places=2)
         table.add_row(
             _plain(site),
             str(row["train_rows"]),
@@ -148,14 +194,29 @@ def show_estimate(console: Console, figures: Mapping[str, Any]) -> None:
             str(row["steps"]),
             f"{row['noise_multiplier']:.3f}",
             epsilon,
-            f"{row['delta']:g}",
+            at_most(row["delta"]),
         )
     console.print(table)
     show_partition(console, figures["who_has_what"])
+    _show_notes(console, figures["data_notes"])
     if figures["trust"] == "off":
         console.print(_NOT_PRIVATE)
-    for key in ("rounds", "bytes_per_round", "bytes_total", "memory_megabytes", "minutes"):
-        console.print(f"{key.replace('_', ' '):>18}  {figures[key]:,}", highlight=False)
+    warmup, adapted = figures["warmup_rounds"], figures["rounds"] - figures["warmup_rounds"]
+    # What is sent up differs between the two kinds of rounds, so that their sums are the total.
+    rounds = {
+        "bytes_per_warmup_round": f"  in each of {warmup}: the sites send the head alone",
+        "bytes_per_round": f"  in each of {adapted}: the sites send head and adapter",
+    }
+    told = ["rounds", *(key for key, many in zip(rounds, (warmup, adapted), strict=True) if many)]
+    for key in (*told, "bytes_total", "memory_megabytes", "minutes"):
+        line = f"{key.replace('_', ' '):>22}  {figures[key]:,}{rounds.get(key, '')}"
+        console.print(line, highlight=False)
+
+
+def _show_notes(console: Console, notes: Sequence[str]) -> None:
+    """Which rows cleaning left out."""
+    for line in notes:
+        console.print(line, style="dim", highlight=False, markup=False)
 
 
 def show_partition(console: Console, rows: Sequence[Mapping[str, str | int]]) -> None:

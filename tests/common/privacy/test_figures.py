@@ -31,6 +31,22 @@ def test_epsilon_has_four_decimals(value: float, shown: str) -> None:
     assert figures.upwards(value) == shown
 
 
+@pytest.mark.parametrize(
+    ("value", "places", "shown"),
+    [(0.00312, 2, "0.0032"), (1.0001e-5, 3, "1.1e-05"), (0.09, 2, "0.09"), (0.101, 2, "0.11")],
+)
+def test_a_small_epsilon_keeps_two_digits_and_is_rounded_up(
+    value: float, places: int, shown: str
+) -> None:
+    assert figures.upwards(value, places=places) == shown
+
+
+@given(st.floats(1e-12, 1e3), st.integers(1, 4))
+def test_a_small_epsilon_is_overstated_by_a_tenth_at_most(value: float, places: int) -> None:
+    shown = Decimal(figures.upwards(value, places=places))
+    assert Decimal(repr(value)) <= shown <= Decimal(repr(value)) * Decimal("1.1001")
+
+
 @pytest.mark.parametrize("sigma", [0.4, 1.0, 4.0])
 @pytest.mark.parametrize("false", [0.001, 0.01, 0.3])
 def test_no_test_of_a_gaussian_mechanism_beats_the_bound(sigma: float, false: float) -> None:

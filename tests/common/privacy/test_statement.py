@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from hushtune.common.privacy.statement_html import render_html
 from hushtune.common.privacy.statement_markdown import render_markdown
 
 from .statements import full_site, plan, private_content, site
+from .test_statement_html import Parsed
 
 
 @pytest.fixture(scope="module")
@@ -145,9 +147,10 @@ def test_the_page_has_each_site_s_numbers(content: dict[str, Any]) -> None:
         assert f"| noise multiplier | {at_least(told['noise_multiplier'])} |" in section
         assert f"| denominator | {told['denominator']:g} |" in section
         assert f"{told['steps']} of 36" in section
-        assert "4000 (declared)" in section
+        assert "| public number of records | 4000 |" in section
         assert told["ledger_head"] in section
         assert "ChaCha20" in section
+    assert page.count("Public numbers of records: declared.") == 1
     assert "round 12: budget" in page.split("## Site south")[0]
     assert "What is not covered" in page
     assert accountant.ACCOUNTANT in page
@@ -167,6 +170,52 @@ def test_off_says_loudly_that_there_is_no_privacy() -> None:
     assert page.count("NO PRIVACY") == 2
     assert "-DP" not in page.replace("DP-SGD", "")
     assert "covered" not in page
+    for reassuring in ("ChaCha20", "noise multiplier", "PLD", "entropy"):
+        assert reassuring not in page + render_html(content) + json.dumps(content["sites"]).replace(
+            '"noise_multiplier"', ""
+        ), reassuring
+    assert content["mechanism"] == "none"
+
+
+def test_what_is_the_same_at_all_sites_is_said_once() -> None:
+    made = plan()
+    names = [f"site-{number}" for number in range(50)]
+    content = statement(
+        sites={name: site(made) for name in names}
+        | {"other": site(made, rounds=6, last_round=6, public_size_source="a letter")}
+    )
+    both = render_markdown(content), Parsed(render_html(content)).text
+    for page in both:
+        assert page.count("For neighbouring datasets") == 2
+        assert (
+            f"at any one of the sites {', '.join(sorted(names))}, everything that this site" in page
+        )
+        assert content["sites"]["other"]["sentence"] in page
+        assert "(a letter)" in page
+    assert sorted(told for alike in content["sentences"] for told in alike["sites"]) == sorted(
+        [*names, "other"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("unit", "one", "more"), [(Unit.EXAMPLE, "record", "records"), (Unit.GROUP, "group", "groups")]
+)
+def test_one_record_is_no_records(unit: Unit, one: str, more: str) -> None:
+    page = render_markdown(statement(sites={"a": site(plan(unit=unit))}))
+    assert f"| epsilon for 1 {one} |" in page
+    assert f"| epsilon for 2 {more} together |" in page
+    assert "1 records" not in page
+
+
+def test_a_site_s_words_cannot_break_a_table() -> None:
+    name = "a|b`c` [x](y) *z*"
+    page = render_markdown(
+        statement(sites={name: site(plan(), noise_source=f"dice | {name}", refusals=[name])})
+    )
+    assert "| noise | dice \\| a\\|b\\`c\\` \\[x\\](y) \\*z\\* |\n" in page
+    for line in page.splitlines():
+        if line.startswith("| "):
+            assert len(re.findall(r"(?<!\\)\|", line)) == 3, line
 
 
 def test_reproducible_noise_voids_the_promise() -> None:
@@ -185,7 +234,7 @@ def test_a_site_that_refused_everything_released_nothing() -> None:
     told = statement(sites={"a": site(plan(), rounds=0, first_round=0)})["sites"]["a"]
     assert told["epsilon"] == 0.0
     assert told["steps"] == 0
-    assert "released nothing" in told["sentence"]
+    assert told["sentence"].startswith("Nothing was released by site a,")
 
 
 def test_mixed_or_missing_sites_are_refused() -> None:

@@ -14,12 +14,14 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 def upwards(value: float, *, places: int = 4) -> str:
     """Rounded up to `places` decimals: a rounded promise must not be stronger than the true one.
 
-    >>> upwards(2.99991), upwards(3.0), upwards(1e-9)
-    ('3.0000', '3.0000', '0.0001')
+    What would keep fewer than two digits so has two significant ones, still rounded up.
+
+    >>> upwards(2.99991), upwards(3.0), upwards(0.000312), upwards(1e-9)
+    ('3.0000', '3.0000', '0.00032', '1e-09')
     """
-    # repr names the float exactly, where a product with 10^4 could itself round down.
-    exact = Decimal(repr(float(value)))
-    return f"{exact.quantize(Decimal(1).scaleb(-places), ROUND_CEILING, _WIDE):f}"
+    if 0 < value < 10.0 ** (1 - places):
+        return _digits(value, ROUND_CEILING, num_digits=2)
+    return _decimals(value, places)
 
 
 def bounded(epsilon: float) -> float | None:
@@ -60,7 +62,7 @@ def percent(share: float) -> str:
     >>> percent(0.20086), percent(1.0)
     ('20.1', '100.0')
     """
-    return upwards(float(Decimal(repr(float(share))).scaleb(2)), places=1)
+    return _decimals(float(Decimal(repr(float(share))).scaleb(2)), 1)
 
 
 def most_true_positives(epsilon: float, delta: float, *, false_positives: float) -> float:
@@ -91,6 +93,12 @@ _WIDE = Context(prec=400)
 _LARGEST_EPSILON = 700.0  # beyond, exp overflows; every bound above is 1 long before
 
 
-def _digits(value: float, rounding: str) -> str:
-    rounded = Context(prec=6, rounding=rounding).create_decimal(repr(float(value)))
+def _decimals(value: float, places: int) -> str:
+    # repr names the float exactly, where a product with 10^4 could itself round down.
+    exact = Decimal(repr(float(value)))
+    return f"{exact.quantize(Decimal(1).scaleb(-places), ROUND_CEILING, _WIDE):f}"
+
+
+def _digits(value: float, rounding: str, *, num_digits: int = 6) -> str:
+    rounded = Context(prec=num_digits, rounding=rounding).create_decimal(repr(float(value)))
     return f"{float(rounded):g}"

@@ -16,7 +16,7 @@ from typing import Any
 from hushtune.common.errors import PlanError
 from hushtune.common.privacy import accountant
 from hushtune.common.privacy.figures import at_most, bounded, upwards
-from hushtune.common.privacy.plan import DpSgdEvent, PrivacyPlan, Relation, Unit
+from hushtune.common.privacy.plan import DpSgdEvent, PrivacyPlan, Relation, Trust, Unit
 
 CURVE_DELTAS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 GROUP_SIZES = (1, 2, 4, 8)
@@ -59,6 +59,10 @@ CHARGE = (
 )
 """What a site's answers hold beside the update; a charge only where there is one."""
 
+MECHANISM = (
+    "DP-SGD at each site: per-example clipping over all trained tensors jointly, Poisson sampling, "
+    "Gaussian noise on the sum, a public denominator"
+)
 NO_METRICS = "none: a site sends no loss, no accuracy and no count of its rows or batches"
 
 
@@ -172,8 +176,8 @@ def statement(*, sites: Mapping[str, SiteStatement], run: str = "") -> dict[str,
         "relation": str(relation),
         "accountant": accountant.ACCOUNTANT,
         "guarantee": all(site["guarantee"] for site in told.values()),
-        "mechanism": "DP-SGD at each site: per-example clipping over all trained tensors jointly, "
-        "Poisson sampling, Gaussian noise on the sum, a public denominator",
+        "mechanism": MECHANISM if trust is not Trust.OFF else "none",
+        "sentences": _sentences(sites, told),
         "sites": told,
         "federation": _federation(told),
         "covered": list(COVERED),
@@ -182,31 +186,38 @@ def statement(*, sites: Mapping[str, SiteStatement], run: str = "") -> dict[str,
     }
 
 
-def sentence(name: str, site: SiteStatement, *, epsilon: float) -> str:
-    """The guarantee of one site in one sentence, as a lawyer can quote it."""
+def sentence(names: Sequence[str], site: SiteStatement, *, epsilon: float) -> str:
+    """The guarantee of a site in one sentence, as a lawyer can quote it.
+
+    `names`: the site's, or those of all sites to which the same applies, each for itself.
+    """
     plan = site.plan
+    where, who = f"site {names[0]}", names[0]
+    if len(names) > 1:
+        where, who = f"any one of the sites {', '.join(names)}", "this site"
     if not plan.is_private:
-        return f"NO PRIVACY: what site {name} released is not protected."
+        return f"NO PRIVACY: what {where} released is not protected."
     if not site.noise_secure:
         return (
-            f"NO PRIVACY: the noise of site {name} can be reproduced from a seed, so what it "
+            f"NO PRIVACY: the noise of {where} can be reproduced from a seed, so what it "
             "released is not protected."
         )
     if epsilon == math.inf:
-        return f"NO PRIVACY: no bound is known for what site {name} released."
+        return f"NO PRIVACY: no bound is known for what {where} released."
     if not site.events:
-        return f"Site {name} released nothing, so nothing about its records was disclosed."
+        return f"Nothing was released by {where}, so nothing about its records was disclosed."
     change = {
         Relation.ADD_OR_REMOVE_ONE: "adding or removing one",
         Relation.REPLACE_ONE: "replacing one",
     }[plan.relation]
+    plural = "" if site.max_records == 1 else "s"
     what = {
         Unit.EXAMPLE: "record",
-        Unit.GROUP: f"group with at most {site.max_records} records",
+        Unit.GROUP: f"group with at most {site.max_records} record{plural}",
     }[plan.unit]
     return (
-        f"For neighbouring datasets that differ by {change} {what} at site {name}, everything that "
-        f"{name} released in rounds {site.first_round} to {site.last_round} to the server, its "
+        f"For neighbouring datasets that differ by {change} {what} at {where}, everything that "
+        f"{who} released in rounds {site.first_round} to {site.last_round} to the server, its "
         f"peers and the public is ({upwards(epsilon)}, {at_most(plan.delta)})-DP, the number of "
         "its records being public."
     )
@@ -225,14 +236,18 @@ def _site(name: str, site: SiteStatement) -> dict[str, Any]:
         "clip_norm": plan.clip_norm if plan.is_private else None,
         "denominator": plan.denominator,
         "guarantee": guarantee,
-        "sentence": sentence(name, site, epsilon=math.inf if spent is None else spent),
+        "sentence": sentence([name], site, epsilon=math.inf if spent is None else spent),
         "planned": {"epsilon": plan.to_dict()["epsilon"], "steps": plan.steps},
         "rounds": {"first": site.first_round, "last": site.last_round},
         **(_accounts(site) if guarantee else {}),
         "sampler": "Poisson",
         "public_size": site.public_size,
         "public_size_source": site.public_size_source,
-        "noise": {"secure": site.noise_secure, "source": site.noise_source, "dtype": "float32"},
+        "noise": {
+            "secure": site.noise_secure,
+            "source": site.noise_source if plan.is_private else "none",
+            "dtype": "float32",
+        },
         "ledger_head": site.ledger_head,
         "refusals": list(site.refusals),
         "num_resent": site.num_resent,
@@ -247,6 +262,21 @@ def _site(name: str, site: SiteStatement) -> dict[str, Any]:
         "metrics": asdict(site.metrics),
         "received": [transfer.to_dict() for transfer in site.received],
     }
+
+
+def _sentences(
+    sites: Mapping[str, SiteStatement], told: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Each sentence once, with the sites to which it applies."""
+
+    def said(names: Sequence[str], of: str) -> str:
+        epsilon = told[of]["epsilon"]
+        return sentence(names, sites[of], epsilon=math.inf if epsilon is None else epsilon)
+
+    alike: dict[str, list[str]] = {}
+    for name in told:
+        alike.setdefault(said([""], name), []).append(name)
+    return [{"sites": names, "sentence": said(names, names[0])} for names in alike.values()]
 
 
 def _federation(sites: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:

@@ -7,7 +7,7 @@ holds no script, and its content security policy lets a browser fetch nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,11 +46,16 @@ def render_html(content: Mapping[str, Any]) -> str:
         spent={name: _share(site["lifetime"]) for name, site in told},
         two_sites=_two_sites([site for _, site in told]) if content["guarantee"] else None,
         tensors=_tensors(content["sites"]),
-        # The same at all sites, as a rule: told once.
+        # What is the same at all sites, as a rule, is told once.
+        origin=_if_one({site["public_size_source"] for site in content["sites"].values()}),
         declared=dict.fromkeys(
             line for site in content["sites"].values() for line in site["released"]["declared"]
         ),
     )
+
+
+def _if_one(words: Collection[str]) -> str | None:
+    return next(iter(words)) if len(words) == 1 else None
 
 
 def _times(factor: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,13 +12,23 @@ from hushtune.common.privacy.figures import at_least, at_most, epsilon_text, upw
 
 def render_markdown(content: Mapping[str, Any]) -> str:
     """The page `privacy.md` for what `statement` returned."""
+    # Where public numbers come from is a long sentence, and the same at all sites as a rule.
+    origins = {site["public_size_source"] for site in content["sites"].values()}
+    common = next(iter(origins)) if len(origins) == 1 else None
     parts = [
         "# Privacy statement",
         *(() if content["guarantee"] else (_WARNING,)),
         f"Trust model `{content['trust']}`, unit `{content['unit']}`, relation "
-        f"`{content['relation']}`. Accountant: {content['accountant']}.",
-        f"Mechanism: {content['mechanism']}." if content["trust"] != "off" else "Mechanism: none.",
-        *(_render_site(name, site) for name, site in content["sites"].items()),
+        f"`{content['relation']}`. Accountant: {content['accountant']}."
+        if content["trust"] != "off"
+        else "Trust model `off`: no noise was added, and nothing was accounted for.",
+        f"Mechanism: {content['mechanism']}.",
+        *(plain(alike["sentence"]) for alike in content["sentences"]),
+        *(() if common is None else (f"Public numbers of records: {plain(common)}.",)),
+        *(
+            _render_site(name, site, unit=content["unit"], origin=common is None)
+            for name, site in content["sites"].items()
+        ),
     ]
     if content["guarantee"]:
         parts += [
@@ -37,43 +48,58 @@ _WARNING = (
 )
 
 
-def _render_site(name: str, site: Mapping[str, Any]) -> str:
+def _render_site(name: str, site: Mapping[str, Any], *, unit: str, origin: bool) -> str:
+    size = str(site["public_size"])
+    again = ", not charged again" if site["noise_multiplier"] else ""
     rows = [
-        ("epsilon", "none" if site["epsilon"] is None else upwards(site["epsilon"])),
-        ("delta", at_most(site["delta"])),
-        ("steps charged, of those planned", f"{site['steps']} of {site['planned']['steps']}"),
         ("sampling probability (Poisson)", at_most(site["sampling_probability"])),
-        ("noise multiplier", at_least(site["noise_multiplier"])),
-        ("clip norm", "none" if site["clip_norm"] is None else f"{site['clip_norm']:g}"),
         ("denominator", f"{site['denominator']:g}"),
-        ("public number of records", f"{site['public_size']} ({site['public_size_source']})"),
+        ("public number of records", f"{size} ({site['public_size_source']})" if origin else size),
         ("noise", site["noise"]["source"]),
-        ("rounds charged whose update is not in the model", str(site["num_aborted"])),
-        ("rounds answered again, not charged again", str(site["num_resent"])),
-        ("last hash of the ledger", site["ledger_head"] or "none"),
+        (f"rounds answered again{again}", str(site["num_resent"])),
     ]
-    if site["guarantee"]:
-        rows[1:1] = [
-            *(
-                (f"epsilon, {kind}", epsilon_text(e))
-                for kind, e in site["epsilon_by_relation"].items()
-            ),
-            ("epsilon of all charges in this ledger", epsilon_text(site["epsilon_lifetime"])),
-            *_limit(site["lifetime"]),
-            *(
-                (f"epsilon for one with {count} records", epsilon_text(e))
-                for count, e in site["epsilon_by_records"].items()
-            ),
+    if site["noise_multiplier"]:
+        rows[3:3] = [
+            ("noise multiplier", at_least(site["noise_multiplier"])),
+            ("clip norm", "none" if site["clip_norm"] is None else f"{site['clip_norm']:g}"),
         ]
+        charged = "rounds charged whose update is not in the model"
+        rows += [
+            (charged, str(site["num_aborted"])),
+            ("last hash of the ledger", site["ledger_head"] or "none"),
+        ]
+    rows[:0] = _spent(site, unit) if site["guarantee"] else _unprotected(site)
+    if site["guarantee"]:
         rows += [
             (f"epsilon at delta {at['delta']:g}", epsilon_text(at["epsilon"]))
             for at in site["curve"]
         ]
-    table = "\n".join(f"| {what} | {value} |" for what, value in rows)
-    parts = [f"## Site {_plain(name)}", _plain(site["sentence"]), f"| | |\n|---|---|\n{table}"]
+    table = "\n".join(f"| {what} | {plain(value)} |" for what, value in rows)
+    parts = [f"## Site {plain(name)}", f"| | |\n|---|---|\n{table}"]
     if site["refusals"]:
-        parts.append("Refused:\n\n" + _bullets(map(_plain, site["refusals"])))
+        parts.append("Refused:\n\n" + _bullets(map(plain, site["refusals"])))
     return "\n\n".join(parts)
+
+
+def _spent(site: Mapping[str, Any], unit: str) -> list[tuple[str, str]]:
+    one = "group" if unit == "group" else "record"
+    return [
+        ("epsilon", upwards(site["epsilon"])),
+        *((f"epsilon, {kind}", epsilon_text(e)) for kind, e in site["epsilon_by_relation"].items()),
+        ("epsilon of all charges in this ledger", epsilon_text(site["epsilon_lifetime"])),
+        *_limit(site["lifetime"]),
+        *(
+            (f"epsilon for 1 {one}" if count == "1" else f"epsilon for {count} {one}s together", e)
+            for count, e in ((n, epsilon_text(e)) for n, e in site["epsilon_by_records"].items())
+        ),
+        ("delta", at_most(site["delta"])),
+        ("steps charged, of those planned", f"{site['steps']} of {site['planned']['steps']}"),
+    ]
+
+
+def _unprotected(site: Mapping[str, Any]) -> list[tuple[str, str]]:
+    steps = f"{site['steps']} of {site['planned']['steps']}"
+    return [("epsilon", "none: no bound"), ("steps, of those planned", steps)]
 
 
 def _limit(lifetime: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -87,9 +113,13 @@ def _limit(lifetime: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _plain(text: str) -> str:
-    """A site's words on one line, and no markup of their own: they must not forge the page."""
-    return html.escape(" ".join(text.split()), quote=False)
+def plain(text: str) -> str:
+    """Somebody's words on one line, and no markup of their own: they must not forge the page.
+
+    >>> plain("a|b <c>")
+    'a\\\\|b &lt;c&gt;'
+    """
+    return re.sub(r"([\\`*|\[\]])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
 def _bullets(lines: Iterable[str]) -> str:

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hushtune.common.errors import TooFewRowsError
-from hushtune.common.pictures import drawn_name, save_picture
 from hushtune.common.seeds import rng
 from hushtune.common.tasks.base import Rows
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from hushtune.common.tasks.data import LabelledText
 
 _ATTEMPTS = 100
 _MIN_ROWS = 10
+_WIDE_BARS, _MOST_INCHES, _MOST_LABELS = 12, 30, 12
 
 
 def partition(
@@ -107,24 +109,46 @@ def table(data: LabelledText) -> list[Mapping[str, str | int]]:
 
 def plot(data: LabelledText, path: Path) -> None:
     """Draw who has what as stacked bars, one bar a site."""
-    import matplotlib
+    from hushtune.common.pictures import fonts, save_picture
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    with fonts():
+        save_picture(draw(data), path, dpi=150)
+
+
+def draw(data: LabelledText) -> Figure:
+    """The figure of ``plot``: many sites in thinner bars, and so many that no name fits unnamed."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from hushtune.common.pictures import legible, note
 
     rows = table(data)
-    sites = [drawn_name(str(row["site"])) for row in rows]
-    figure, axes = pyplot.subplots(figsize=(7, 0.6 + 0.45 * len(sites)), layout="constrained")
-    left = np.zeros(len(sites))
-    colours = pyplot.get_cmap("cividis")(np.linspace(0.1, 0.9, len(data.label_names)))
+    places = range(len(rows))
+    sites = legible(str(row["site"]) for row in rows)
+    inches = 0.45 if len(rows) <= _WIDE_BARS else max(0.16, 4 / len(rows))
+    height = min(0.9 + inches * len(rows), _MOST_INCHES)
+    figure = Figure(figsize=(7, height), layout="constrained")
+    axes = figure.subplots()
+    left = np.zeros(len(rows))
+    colours = matplotlib.colormaps["cividis"](np.linspace(0.1, 0.9, len(data.label_names)))
+    labels = legible(data.label_names)
     for name, colour in zip(data.label_names, colours, strict=True):
         width = np.array([int(row[name]) for row in rows])
-        axes.barh(range(len(sites)), width, left=left, label=drawn_name(name), color=colour)
+        axes.barh(places, width, left=left, label=labels[name], color=colour)
         left += width
-    axes.set_yticks(range(len(sites)), sites)
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    shown = len(data.label_names) <= _MOST_LABELS
+    unwritable = note(labels) if shown else ""
+    if height < _MOST_INCHES:
+        axes.set_yticks(places, sites.values(), fontsize=10 if inches > 0.3 else 7)
+        unwritable = unwritable or note(sites)
+    else:
+        axes.set_yticks([])
+        axes.set_ylabel(f"{len(rows)} sites, by name")
     axes.set_xlabel("rows")
-    if len(data.label_names) <= 12:
+    if unwritable:
+        figure.supxlabel(unwritable, fontsize=7, color="#666666")
+    if shown:
         axes.legend(title="label", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    save_picture(figure, path, dpi=150)
+    return figure

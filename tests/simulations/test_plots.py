@@ -1,0 +1,134 @@
+"""The pictures: what is drawn of one site, of many, of one round, and of names without glyphs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from hushtune.common import pictures
+from hushtune.common.tasks import partition
+from hushtune.common.tasks.data import DataReport, LabelledText
+from hushtune.common.tasks.splits import Split
+from hushtune.simulations.plots import draw_run, plot_run
+
+MANY = [f"site-{number:02}" for number in range(50)]
+UNWRITABLE = "\U000f0000 clinic"  # a private character, for which no font has a glyph
+
+
+def history(names: Sequence[str], *, rounds: int, warmup: int = 0) -> list[dict[str, Any]]:
+    """Rounds in which each site spends more than the one before it."""
+    return [
+        {
+            "round": number,
+            "phase": "warmup" if number <= warmup else "adapter",
+            "accuracy": 0.6,
+            "sites": {name: {"accuracy": 0.5} for name in names},
+            "epsilon": {name: number * (1.0 + place) for place, name in enumerate(names)},
+        }
+        for number in range(1, rounds + 1)
+    ]
+
+
+def summary(names: Sequence[str], **changes: Any) -> dict[str, Any]:
+    told = {"metric": "accuracy", "sites": dict.fromkeys(names), "trust": "site"}
+    return {**told, "baselines": {"majority": 0.5}, "value": 0.6, **changes}
+
+
+def drawn(names: Sequence[str], *, rounds: int = 3, warmup: int = 1, **changes: Any) -> Figure:
+    return draw_run(history(names, rounds=rounds, warmup=warmup), summary(names, **changes))
+
+
+def panel(figure: Figure, title: str) -> Axes:
+    return next(axes for axes in figure.axes if axes.get_title() == title)
+
+
+def legend(axes: Axes) -> list[str]:
+    found = axes.get_legend()
+    assert found is not None
+    return [text.get_text() for text in found.get_texts()]
+
+
+def data_of(names: Sequence[str], labels: Sequence[str] = ("bad", "good")) -> LabelledText:
+    """Three rows of each site."""
+    sites = {
+        name: Split(*(np.array([3 * place + part]) for part in range(3)))
+        for place, name in enumerate(names)
+    }
+    numbers = np.arange(3 * len(names)) % len(labels)
+    texts = tuple(map(str, numbers))
+    return LabelledText(texts, numbers, tuple(labels), sites, DataReport())
+
+
+def test_every_one_of_many_sites_is_drawn_and_the_largest_epsilon_told() -> None:
+    figure = drawn(MANY)
+    for title, total in (("Learning", "all sites"), ("Privacy", "the largest of any")):
+        axes = panel(figure, title)
+        assert legend(axes) == ["each of 50 sites", total]
+        assert len([line for line in axes.get_lines() if len(line.get_xdata()) == 3]) == 51  # pyright: ignore[reportArgumentType]
+    highest = [max(line.get_ydata()) for line in panel(figure, "Privacy").get_lines()]  # pyright: ignore
+    assert max(highest) == highest[-1] == 3 * 50
+
+
+@pytest.mark.parametrize("names", [["only"], list("abcdefg")])
+def test_few_sites_are_named(names: list[str]) -> None:
+    figure = drawn(names)
+    assert legend(panel(figure, "Learning")) == [*names, "all sites"]
+    assert legend(panel(figure, "Privacy")) == names
+
+
+@pytest.mark.parametrize("names", [["only"], MANY])
+def test_one_round_is_seen_and_ticked_as_one(names: list[str]) -> None:
+    figure = drawn(names, rounds=1, warmup=0)
+    for title in ("Learning", "Privacy"):
+        axes = panel(figure, title)
+        assert all(line.get_marker() == "o" for line in axes.get_lines())
+        low, high = axes.get_xlim()
+        assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]
+
+
+def test_the_phase_s_label_is_above_curves_and_legend() -> None:
+    figure = drawn(["a", "b"])
+    axes = panel(figure, "Learning")
+    (text,) = [text for text in axes.texts if "LoRA" in text.get_text()]
+    figure.draw_without_rendering()
+    found = axes.get_legend()
+    assert found is not None
+    assert text.get_window_extent().y0 >= axes.get_window_extent().y1
+    assert not text.get_window_extent().overlaps(found.get_window_extent())
+    assert not text.get_window_extent().overlaps(axes.title.get_window_extent())
+
+
+def test_without_privacy_there_is_no_panel_for_it() -> None:
+    figure = drawn(["a", "b"], trust="off")
+    assert [axes.get_title() for axes in figure.axes] == ["Learning", "Comparison"]
+    assert figure.get_suptitle().startswith("NO PRIVACY")
+    assert "private" not in str([t.get_text() for t in figure.axes[1].get_yticklabels()])
+
+
+def test_a_name_that_no_font_can_draw_is_numbered_and_no_one_is_warned(tmp_path: Path) -> None:
+    names = ["münchen", "_u $x$", UNWRITABLE]
+    figure = drawn(names)
+    assert legend(panel(figure, "Privacy")) == [r" _u \$x\$", "münchen", "#3"]
+    assert figure.get_supxlabel() == pictures.NUMBERED
+    assert drawn(names[:2]).get_supxlabel() == ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot_run(history(names, rounds=2), summary(names), tmp_path / "curve.png")
+        partition.plot(data_of(names, ["bad", UNWRITABLE]), tmp_path / "sites.png")
+    assert (tmp_path / "sites.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("number", [1, 4, 50, 400])
+def test_bars_of_sites_fill_their_panel(number: int) -> None:
+    (axes,) = partition.draw(data_of([f"site-{place:03}" for place in range(number)])).axes
+    low, high = sorted(axes.get_ylim())
+    assert high - low <= number + 0.3  # no blank bands above and below
+    assert len(axes.patches) == 2 * number
+    assert len(axes.get_yticks()) == (number if number < 100 else 0)

@@ -1,0 +1,123 @@
+"""What the terminal shows of four sites and of fifty, and of small epsilons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from hushtune.common.names import METHODS
+from hushtune.simulations.show import ProgressView, show_estimate, show_summary
+
+FEW = ["amazon", "movie", "nyt", "tweets"]
+MANY = [f"hospital-{number:02}" for number in range(50)]
+
+
+def console(width: int = 110) -> Console:
+    return Console(width=width, file=StringIO(), color_system=None)
+
+
+def said(at: Console) -> str:
+    assert isinstance(at.file, StringIO)
+    return at.file.getvalue()
+
+
+def summary(names: Sequence[str], *, epsilon: float = 2.0, **changes: Any) -> dict[str, Any]:
+    """Later sites are worse and spent more."""
+    value = {name: 0.9 - place / 100 for place, name in enumerate(names)}
+    spent = {name: epsilon * (1 + place / 100) for place, name in enumerate(names)}
+    baselines = {name: {"pooled": 0.5, **value} for name in METHODS if name != "alone_private"}
+    own = {f"alone_private/{name}": {name: 0.432, "pooled": 0.5} for name in names}
+    return {
+        "trust": "site",
+        "sites": {
+            name: {"value": value[name], "epsilon": spent[name], "delta": 1e-5, "train_rows": 90}
+            for name in names
+        },
+        "table": {**baselines, **own},
+        "baselines": {"alone_private": 0.5},
+        "rejected": {},
+        "data_notes": [],
+        "out": "runs/x",
+        "seconds": {"total": 1.0},
+        **changes,
+    }
+
+
+@pytest.mark.parametrize("width", [80, 110])
+def test_of_few_sites_every_one_is_shown(width: int) -> None:
+    at = console(width)
+    show_summary(at, summary(FEW))
+    text = said(at)
+    assert all(text.count(name) >= 2 for name in FEW)
+    assert "0.432" in text
+    assert "2.000" in text
+    assert "more sites" not in text
+
+
+@pytest.mark.parametrize("width", [80, 110])
+def test_of_many_sites_the_worst_are_shown_and_the_others_counted(width: int) -> None:
+    at = console(width)
+    rejected = {name: [{"round": 1, "reason": "late"}] for name in MANY}
+    show_summary(at, summary(MANY, rejected=rejected))
+    text = said(at)
+    assert max(map(len, text.splitlines())) <= width
+    accuracy, privacy = text.split("Privacy at each site")
+    for table in (accuracy, privacy):
+        assert "46 more sites" in " ".join(table.split())
+    assert "0.410" in accuracy  # of the last, the worst
+    assert "0.900" not in accuracy
+    assert "hospital-49" in privacy
+    assert "2.980" in privacy
+    assert text.count("did not count") == 4
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (FEW, "epsilon spent: amazon 0.0032 movie 0.0032 nyt 0.0032 tweets 0.0033"),
+        (MANY, "epsilon spent: from 0.0032 (hospital-00) to 0.0047 (hospital-49)"),
+    ],
+)
+def test_a_round_s_line_stays_short_and_a_small_epsilon_is_not_zero(
+    names: list[str], told: str
+) -> None:
+    at = console(200)
+    spent = {name: 0.00312 * (1 + place / 100) for place, name in enumerate(names)}
+    with ProgressView(at) as view:
+        view.started(1, 0)
+        view.round_done({"round": 1, "epsilon": spent, "rejected": dict.fromkeys(names, "late")})
+    (line,) = [line for line in said(at).splitlines() if line.startswith("round   1")]
+    assert told in line
+    assert len(line) < 200
+    assert ("and 46 more" in line) == (names is MANY)
+
+
+def test_small_epsilons_are_not_shown_as_zero() -> None:
+    at = console()
+    show_summary(at, summary(FEW, epsilon=1.2001e-4))
+    assert "0.00013" in said(at)
+    assert " 0.000 " not in said(at)
+
+
+def test_a_dry_run_s_bytes_add_up_and_its_dropped_rows_are_told() -> None:
+    row = {"train_rows": 9, "batch": 3.0, "sampling_probability": 0.3, "steps": 2}
+    figures: dict[str, Any] = {
+        "trust": "site",
+        "sites": {"a": {**row, "noise_multiplier": 1.0, "epsilon": 1.2001e-3, "delta": 1e-5}},
+        "who_has_what": [{"site": "a", "train": 9, "validation": 1, "test": 2, "good": 12}],
+        "data_notes": ["3 rows left out: no text (such as a.csv:7)"],
+        **{"rounds": 5, "warmup_rounds": 3, "bytes_per_warmup_round": 1000},
+        **{"bytes_per_round": 20000, "bytes_total": 43000, "memory_megabytes": 1, "minutes": 0.1},
+    }
+    at = console()
+    show_estimate(at, figures)
+    text = " ".join(said(at).split())
+    assert "3 rows left out: no text (such as a.csv:7)" in text
+    assert "0.0013" in text
+    assert "bytes per warmup round 1,000 in each of 3:" in text
+    assert "bytes per round 20,000 in each of 2:" in text
+    assert "bytes total 43,000" in text
