@@ -12,13 +12,13 @@ from hushtune.simulations import run
 
 from ..conftest import made_up_rows, write_csv
 
-SITES = ("\u5317\u4eac" * 15, "n" * 300, "../evil", r"_$\frac")
+SITES = ("\u5317\u4eac" * 15, "n" * 300, "../evil", r"_$\frac$")
 
 
 def test_a_run_of_sites_with_long_and_hostile_names(
     settings: Any, hushtune: Any, tmp_path: Path
 ) -> None:
-    rows = made_up_rows(dict.fromkeys(SITES, 50), labels=("bad", r"$\bad"))
+    rows = made_up_rows(dict.fromkeys(SITES, 50), labels=("bad", r"$\bad$"))
     data = write_csv(tmp_path / "rows.csv", rows)
     out = tmp_path / "out"
     summary = run(
