@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from hushtune.common.config_io import config_hash, load_config
 from hushtune.common.presets import PRESETS
+from hushtune.common.privacy import figures
 from hushtune.simulations import run
 from hushtune.simulations.saved import load
 
@@ -225,7 +226,7 @@ def test_the_model_card_says_what_it_is_and_what_it_promises(
     for wanted in (
         f"Base model: {config.model.name}",
         "epsilon",
-        f"{epsilon:.2f}",
+        figures.upwards(epsilon, places=2),
         f"{config.privacy.delta:g}",
         "Unit: one example",
         "Trust model: `site`",

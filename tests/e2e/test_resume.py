@@ -13,12 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import Context, RecordDict
 
+from hushtune.client.app import app as client_app
 from hushtune.client.site import ledger_path
 from hushtune.common.errors import CheckpointError, ConfigError, OutputExistsError
 from hushtune.common.privacy.ledger import Ledger
+from hushtune.common.run_context import run_config
+from hushtune.common.tasks.workspace import resolve
 from hushtune.server import checkpoint
+from hushtune.server.app import app as server_app
 from hushtune.simulations import run
+from hushtune.simulations.engine import InProcessGrid
 from hushtune.simulations.observer import Silent
 
 SITES = ("east", "north", "south")
@@ -136,11 +142,50 @@ def test_a_run_that_was_stopped_while_comparing_keeps_what_it_compared(
 def test_resuming_a_finished_run_changes_nothing(settings: Any, tmp_path: Path) -> None:
     config, out = settings.config(privacy__trust="site"), tmp_path / "out"
     first = run(config, out)
+    before = tree(out)
+    told: list[str] = []
+
+    class Listens(Silent):
+        def nothing_left(self) -> None:
+            """See Observer."""
+            told.append("nothing left")
+
+    again = run(config, out, resume=True, observer=Listens())
+    assert again == first  # its seconds too
+    assert told == ["nothing left"]
+    assert rounds_told(out) == [1, 2, 3]
+    assert tree(out) == before
+
+
+def test_a_run_of_flower_s_app_gets_its_statement(settings: Any, tmp_path: Path) -> None:
+    """``flwr run`` leaves adapter, ledgers and checkpoint; nothing is charged again for it."""
+    config, out = resolve(settings.config(privacy__trust="site")), tmp_path / "out"
+    context = run_config(config, out)
+    grid = InProcessGrid(client_app, num_sites=3, run_config=context)
+    nobody = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=context)
+    server_app(grid, nobody)
+    assert not (out / "privacy.json").exists()
     ledgers = tree(out / "ledger")
+    summary = run(config, out, resume=True)
+    assert tree(out / "ledger") == ledgers
+    assert checkpoint.load(out / "checkpoint").state.digest() == summary["adapter_digest"]
+    assert rounds_told(out) == [1, 2, 3]
+    privacy = json.loads((out / "privacy.json").read_text(encoding="utf-8"))
+    assert all(2.9 < site["epsilon"] <= 3.0 for site in privacy["sites"].values())
+    assert (out / "privacy.html").is_file()
+
+
+def test_what_a_finished_run_lost_is_written_again(settings: Any, tmp_path: Path) -> None:
+    """Such as its pictures, or whatever it wrote before matplotlib was installed."""
+    config, out = settings.config(privacy__trust="site"), tmp_path / "out"
+    first = run(config, out)
+    ledgers = tree(out / "ledger")
+    (out / "curve.png").unlink()
     again = run(config, out, resume=True)
+    assert (out / "curve.png").is_file()
     assert again["adapter_digest"] == first["adapter_digest"]
     assert again["sites"] == first["sites"]
-    assert rounds_told(out) == [1, 2, 3]
+    assert all(again["seconds"][key] >= spent for key, spent in first["seconds"].items())
     assert tree(out / "ledger") == ledgers
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from hushtune.common.errors import CheckpointError, MissingFileError, OutputExis
 from hushtune.common.tasks.workspace import open_workspace
 from hushtune.server import checkpoint
 from hushtune.simulations import run, saved
+
+from ..conftest import made_up_rows, write_csv
 
 TEXTS = [
     "a lovely song",
@@ -168,6 +171,43 @@ def elsewhere(kind: str, folder: Path, texts: Sequence[str], at: Path) -> tuple[
     return torch.tensor(logits), labels
 
 
+LIBRARIES = {"own": "transformers\n", "mean": "sentence-transformers\n"}
+
+
+def use(card: str, folder: Path, at: Path, texts: Sequence[str] = TEXTS) -> str:
+    """The last line that the code of a card prints, for these texts and this folder."""
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    for old, new in (('"FOLDER"', repr(str(folder))), ('["a sentence"]', repr(list(texts)))):
+        assert old in code
+        code = code.replace(old, new)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=at,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+def test_the_card_is_first_of_all_loud_and_tells_all_rows(trained: Trained) -> None:
+    """And no method of a run without privacy is called private."""
+    card = (trained.out / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert card.index("No privacy is promised") < card.index("- Base model")
+    assert ", private" not in card
+    summary = json.loads((trained.out / "summary.json").read_text(encoding="utf-8"))
+    sums = [
+        sum(site[f"{part}_rows"] for site in summary["sites"].values())
+        for part in ("train", "validation", "test")
+    ]
+    assert f"Data: {sums[0]} training, {sums[1]} validation and {sums[2]} test rows" in card
+    for name, site in summary["sites"].items():
+        counts = [site[f"{part}_rows"] for part in ("train", "validation", "test")]
+        assert f"| {name} | {' | '.join(map(str, counts))} |" in card
+
+
 def test_a_merged_model_loads_without_hushtune_and_agrees(trained: Trained, tmp_path: Path) -> None:
     if trained.head == "mean":
         pytest.importorskip("sentence_transformers")
@@ -176,6 +216,11 @@ def test_a_merged_model_loads_without_hushtune_and_agrees(trained: Trained, tmp_
     to = saved.export(trained.out, tmp_path / "merged", merged=True)
     assert not list(to.rglob("adapter_*"))
     assert (to / "README.md").is_file()
+    card = (to / "README.md").read_text(encoding="utf-8")
+    assert "peft" not in card.replace("no peft is needed", "")
+    assert card.startswith("---\nlibrary_name: " + LIBRARIES[trained.head])
+    told = [row["label"] for row in predictor.predict(TEXTS)]
+    assert use(card, to, tmp_path) == repr(told)
     found, labels = elsewhere(trained.head, to, TEXTS, tmp_path)
     close(found, expected)
     assert labels == list(predictor.labels)
@@ -297,3 +342,17 @@ def test_predictions_name_labels_and_sum_to_one(trained: Trained) -> None:
         assert answer["text"] == text
         assert answer["label"] == predictor.labels[int(row.argmax())]
         assert list(answer["probabilities"].values()) == pytest.approx(row.tolist(), abs=1e-6)
+
+
+def test_a_name_cannot_break_the_card_s_tables(settings: Any, tmp_path: Path) -> None:
+    rows = made_up_rows({"ea|st": 40, "<b>north": 40})
+    config = settings.config(data__file=str(write_csv(tmp_path / "a.csv", rows)), train__rounds=1)
+    run(config, tmp_path / "out")
+    card = (tmp_path / "out" / "adapter" / "README.md").read_text(encoding="utf-8")
+    table = [line for line in card.splitlines() if line.startswith("| ")]
+    assert any(line.startswith("| ea\\|st |") for line in table)
+    assert any(line.startswith("| &lt;b&gt;north |") for line in table)
+    columns = {len(re.findall(r"(?<!\\)\|", line)) for line in table}
+    assert columns == {8, 3}
+    page = (tmp_path / "out" / "privacy.html").read_text(encoding="utf-8")
+    assert "<b>" not in page

@@ -83,8 +83,9 @@ def checkpoint_folder(out: Path) -> Path:
 def main(grid: Grid, context: Context) -> None:
     """Run the federation of a Flower run configuration and save its adapter.
 
-    Evaluation, baselines and the report belong to ``hushtune simulate``; this is what
-    ``flwr run .`` does with the same apps.
+    This is what ``flwr run .`` does with the same apps. Evaluation, baselines and the privacy
+    statement need what lies at the sites, which a server does not see: of simulated sites
+    ``hushtune simulate --out DIR --resume`` adds them to the folder of the finished run.
     """
     run = read_run_config(context.run_config)
     if run.out.exists() and (not run.out.is_dir() or any(run.out.iterdir())):

@@ -17,6 +17,10 @@ class Observer(Protocol):
         """The rounds begin, ``done`` of them behind us."""
         ...
 
+    def nothing_left(self) -> None:
+        """The run that should be resumed is finished, and left as it is."""
+        ...
+
     def round_done(self, row: Mapping[str, Any]) -> None:
         """A round is over; ``row`` is its line in metrics.jsonl."""
         ...
@@ -33,6 +37,9 @@ class Silent:
         """See Observer."""
 
     def started(self, rounds: int, done: int) -> None:
+        """See Observer."""
+
+    def nothing_left(self) -> None:
         """See Observer."""
 
     def round_done(self, row: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ from hushtune.simulations.card import model_card
 from hushtune.simulations.privacy_report import privacy_of
 
 Table = Mapping[str, Mapping[str, float]]
-METRIC = "accuracy"
+METRIC, SUMMARY = "accuracy", "summary.json"
 _MOST_CHANGED = 8
 
 
@@ -71,8 +71,26 @@ def write_all(run: FinishedRun) -> dict[str, Any]:
         partition.plot(workspace.data, context.out / "sites.png")
     else:
         summary["missing"] = "curve.png: pip install matplotlib"
-    write_text(context.out / "summary.json", json_text(summary, indent=2) + "\n")
+    write_text(context.out / SUMMARY, json_text(summary, indent=2) + "\n")
     return summary
+
+
+def finished(context: RunContext) -> dict[str, Any] | None:
+    """The summary of a run of which everything is written already; None if anything is missing."""
+    pictures = ("curve.png", "sites.png") if find_spec("matplotlib") is not None else ()
+    wanted = (SUMMARY, "privacy.json", "privacy.md", "privacy.html", "adapter", *pictures)
+    if not all((context.out / name).exists() for name in wanted):
+        return None
+    return {**_summary(context), "out": str(context.out)}  # the folder may have been moved
+
+
+def earlier_seconds(context: RunContext) -> Mapping[str, float]:
+    """Where the time of a finished run went; nothing of one that is not."""
+    return _summary(context)["seconds"] if (context.out / SUMMARY).is_file() else {}
+
+
+def _summary(context: RunContext) -> dict[str, Any]:
+    return json.loads((context.out / SUMMARY).read_text(encoding="utf-8"))
 
 
 def summarise(run: FinishedRun, privacy: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,6 +121,7 @@ def summarise(run: FinishedRun, privacy: Mapping[str, Any]) -> dict[str, Any]:
                 "epsilon": privacy["sites"][name]["epsilon"],
                 "delta": privacy["sites"][name]["delta"],
                 "train_rows": len(workspace.rows(name, "train")),
+                "validation_rows": len(workspace.rows(name, "validation")),
                 "test_rows": test[name],
             }
             for name, row in own.items()

@@ -31,6 +31,7 @@ from hushtune.common.model import AdaptedModel
 from hushtune.common.tasks.assets import resolve_model
 from hushtune.common.tasks.text_classification import EVALUATION_BATCH, tokenize
 from hushtune.common.tasks.workspace import Workspace, load_base, load_tokenizer
+from hushtune.simulations.card import merged_card
 
 DESCRIPTION = "hushtune.json"
 
@@ -239,7 +240,13 @@ def _write_merged(trained: Predictor, source: Path, folder: Path) -> None:
     base.config.label2id = {name: index for index, name in names.items()}
     base.save_pretrained(str(folder), safe_serialization=True)
     trained.tokenizer.save_pretrained(str(folder))
-    shutil.copy(source / "README.md", folder / "README.md")
+    card = merged_card(
+        (source / "README.md").read_text(encoding="utf-8"),
+        labels=trained.labels,
+        head=trained.settings.head,
+        max_tokens=trained.settings.max_tokens,
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
     if trained.model.head is None:
         return
     width, scale = trained.model.head.in_features, trained.settings.feature_scale

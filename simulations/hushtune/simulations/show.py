@@ -54,6 +54,10 @@ class ProgressView:
         """See Observer."""
         self._advance("rounds", done, rounds, "")
 
+    def nothing_left(self) -> None:
+        """See Observer."""
+        self._console.print("the run was finished: nothing was left to do", highlight=False)
+
     def round_done(self, row: Mapping[str, Any]) -> None:
         """See Observer."""
         line = f"round {row['round']:>3}"

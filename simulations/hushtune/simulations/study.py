@@ -48,6 +48,7 @@ def run(
     """Run one study into the folder ``out`` and return its summary (``summary.json``).
 
     ``resume`` goes on from the folder's last checkpoint, bit for bit but for privacy noise;
+    a run that is finished is left as it is, and one that ``flwr run`` finished gets its report.
     ``overwrite`` replaces a run that is there. Raises HushtuneErrors; whatever is wrong with data,
     model or plan is found before anything is written.
     """
@@ -73,6 +74,9 @@ def run(
             check_writable(place)
     workspace = open_workspace(config, observer.preparing)
     _check_data(context, workspace, resume=resume)
+    if resume and (summary := outputs.finished(context)) is not None:
+        observer.nothing_left()
+        return summary
     _prepare_folder(context, overwrite=overwrite)
     _keep_data(context, workspace)
     workspace.warm()
@@ -100,6 +104,8 @@ def run(
         "orchestration": federated - prepared - training - judge.seconds,
         "baselines": ended - federated,
     }
+    # A run of which only some file was missing keeps the time that it took before.
+    earlier = outputs.earlier_seconds(context) if resume else {}
     return outputs.write_all(
         outputs.FinishedRun(
             context=context,
@@ -107,7 +113,7 @@ def run(
             result=result,
             table=table,
             final=final[POOLED],
-            seconds=seconds,
+            seconds={key: spent + earlier.get(key, 0.0) for key, spent in seconds.items()},
         )
     )
 
