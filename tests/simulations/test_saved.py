@@ -197,6 +197,7 @@ def test_the_card_is_first_of_all_loud_and_tells_all_rows(trained: Trained) -> N
     card = (trained.out / "adapter" / "README.md").read_text(encoding="utf-8")
     assert card.index("No privacy is promised") < card.index("- Base model")
     assert ", private" not in card
+    assert "differential-privacy" not in card
     summary = json.loads((trained.out / "summary.json").read_text(encoding="utf-8"))
     sums = [
         sum(site[f"{part}_rows"] for site in summary["sites"].values())
