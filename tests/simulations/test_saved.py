@@ -289,7 +289,9 @@ def test_an_interrupted_export_leaves_nothing_half(
         raise how
 
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "copy", stop)  # of the card, after the weights of a merged model
+        patch.setattr(
+            saved, "merged_card", stop
+        )  # of the card, after the weights of a merged model
         patch.setattr(shutil, "copytree", stop)
         with pytest.raises(how):
             saved.export(trained.out, tmp_path / "to", merged=merged)

@@ -74,12 +74,20 @@ def write_all(run: FinishedRun) -> dict[str, Any]:
 
 
 def finished(context: RunContext) -> dict[str, Any] | None:
-    """The summary of a run of which everything is written already; None if anything is missing."""
+    """The summary of a run of which everything is written already; None if anything is missing.
+
+    Raises CheckpointError for a checkpoint that is damaged.
+    """
     pictures = ("curve.png", "sites.png") if find_spec("matplotlib") is not None else ()
     wanted = (SUMMARY, "privacy.json", "privacy.md", "privacy.html", "adapter", *pictures)
-    if not all((context.out / name).exists() for name in wanted):
+    folder = checkpoint_folder(context.out)
+    if not exists(folder) or not all((context.out / name).exists() for name in wanted):
         return None
-    return {**_summary(context), "out": str(context.out)}  # the folder may have been moved
+    summary = _summary(context)
+    # Read anew: a damaged checkpoint is told of, whatever the summary says.
+    if load(folder).state.digest() != summary["adapter_digest"]:
+        return None
+    return {**summary, "out": str(context.out)}  # the folder may have been moved
 
 
 def earlier_seconds(context: RunContext) -> Mapping[str, float]:
