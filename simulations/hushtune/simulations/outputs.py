@@ -27,7 +27,8 @@ from hushtune.simulations.card import model_card
 from hushtune.simulations.privacy_report import privacy_of
 
 Table = Mapping[str, Mapping[str, float]]
-METRIC, SUMMARY = "accuracy", "summary.json"
+METRIC = "accuracy"
+METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +80,15 @@ def finished(context: RunContext) -> dict[str, Any] | None:
     Raises CheckpointError for a checkpoint that is damaged.
     """
     pictures = ("curve.png", "sites.png") if find_spec("matplotlib") is not None else ()
-    wanted = (SUMMARY, "privacy.json", "privacy.md", "privacy.html", "adapter", *pictures)
+    wanted = (SUMMARY, METRICS, "privacy.json", "privacy.md", "privacy.html", "adapter", *pictures)
     folder = checkpoint_folder(context.out)
     if not exists(folder) or not all((context.out / name).exists() for name in wanted):
         return None
-    summary = _summary(context)
-    # Read anew: a damaged checkpoint is told of, whatever the summary says.
-    if load(folder).state.digest() != summary["adapter_digest"]:
+    summary, checkpoint = _summary(context), load(folder)
+    lines = (context.out / METRICS).read_text(encoding="utf-8")
+    if lines != "".join(map(metrics_line, checkpoint.history)):
+        return None
+    if checkpoint.state.digest() != summary["adapter_digest"]:
         return None
     return {**summary, "out": str(context.out)}  # the folder may have been moved
 
@@ -154,6 +157,11 @@ def _rejected(result: FederationResult) -> dict[str, list[dict[str, Any]]]:
         for site, reason in row["rejected"].items():
             found.setdefault(site, []).append({"round": row["round"], "reason": reason})
     return dict(sorted(found.items()))
+
+
+def metrics_line(row: Mapping[str, Any]) -> str:
+    """A round's line in metrics.jsonl."""
+    return json.dumps(row, sort_keys=True) + "\n"
 
 
 def checkpointed_rows(context: RunContext) -> Sequence[Mapping[str, Any]]:

@@ -27,8 +27,9 @@ from hushtune.server.strategy import FederationResult, RoundResult
 from hushtune.simulations import engine, outputs
 from hushtune.simulations.baselines import compare, site_metrics, trained_baselines
 from hushtune.simulations.observer import Observer, Silent
+from hushtune.simulations.outputs import METRICS
 
-CONFIG, METRICS, DATA = "config.toml", "metrics.jsonl", "data.json"
+CONFIG, DATA = "config.toml", "data.json"
 OWN = frozenset(
     f"{CONFIG} {METRICS} summary.json privacy.json privacy.md privacy.html curve.png sites.png "
     "adapter checkpoint ledger".split()
@@ -163,7 +164,7 @@ class _Judge:
     def begin(self, resume: bool) -> None:
         """Before the first round: keep the lines of the rounds that the checkpoint has."""
         rows = outputs.checkpointed_rows(self._context) if resume else ()
-        lines = [json.dumps(row, sort_keys=True) + "\n" for row in rows]
+        lines = [outputs.metrics_line(row) for row in rows]
         write_text(self._context.out / METRICS, "".join(lines))
         self.already = len(lines)
         self._observer.started(self._context.config.train.rounds, self.already)
@@ -177,7 +178,7 @@ class _Judge:
             self.seconds += time.perf_counter() - began
         row = {**outcome.row, **extra}
         with (self._context.out / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, sort_keys=True) + "\n")
+            file.write(outputs.metrics_line(row))
         self._observer.round_done(row)
         return extra
 
