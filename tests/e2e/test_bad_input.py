@@ -153,7 +153,7 @@ def test_nan_in_some_rows_leaves_them_out_and_says_which(
     answer = hushtune("simulate", "--config", toml, "--out", tmp_path / "out", "--json")
     assert answer.status == 0, answer.err
     notes = " ".join(json.loads(answer.out.splitlines()[-1])["data_notes"])
-    assert "1 rows left out: no label" in notes
+    assert "1 row left out: no label" in notes
     assert "rows.csv:82" in notes
     assert str(tmp_path) not in notes
 

@@ -105,6 +105,13 @@ def test_the_phase_s_label_is_above_curves_and_legend() -> None:
     assert not text.get_window_extent().overlaps(axes.title.get_window_extent())
 
 
+def test_a_run_that_was_not_evaluated_by_round_says_so() -> None:
+    rows = [{"round": 1, "phase": "adapter", "epsilon": {"a": 1.0}}]
+    axes = panel(draw_run(rows, summary(["a"])), "Learning")
+    assert [text.get_text() for text in axes.texts] == ["not evaluated by round"]
+    assert axes.get_legend() is None
+
+
 def test_without_privacy_there_is_no_panel_for_it() -> None:
     figure = drawn(["a", "b"], trust="off")
     assert [axes.get_title() for axes in figure.axes] == ["Learning", "Comparison"]

@@ -197,6 +197,7 @@ def test_the_card_is_first_of_all_loud_and_tells_all_rows(trained: Trained) -> N
     card = (trained.out / "adapter" / "README.md").read_text(encoding="utf-8")
     assert card.index("No privacy is promised") < card.index("- Base model")
     assert ", private" not in card
+    assert "differential-privacy" not in card
     summary = json.loads((trained.out / "summary.json").read_text(encoding="utf-8"))
     sums = [
         sum(site[f"{part}_rows"] for site in summary["sites"].values())
@@ -288,7 +289,9 @@ def test_an_interrupted_export_leaves_nothing_half(
         raise how
 
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "copy", stop)  # of the card, after the weights of a merged model
+        patch.setattr(
+            saved, "merged_card", stop
+        )  # of the card, after the weights of a merged model
         patch.setattr(shutil, "copytree", stop)
         with pytest.raises(how):
             saved.export(trained.out, tmp_path / "to", merged=merged)

@@ -110,11 +110,13 @@ def model_card(
         f"only itself). Relation: {privacy['relation'].replace('_', ' ')}. Accountant: "
         f"{privacy['accountant']}. The full statement is in the run's privacy.md."
     )
+    tags = ["lora", "federated-learning"]
+    tags += ["differential-privacy"] if privacy["guarantee"] else []
     first = "" if privacy["guarantee"] else f"> {promise}\n\n"
     return f"""---
 library_name: peft
 pipeline_tag: text-classification
-tags: [lora, federated-learning, differential-privacy]
+tags: [{", ".join(tags)}]
 ---
 
 # A federated adapter for text classification
@@ -122,7 +124,7 @@ tags: [lora, federated-learning, differential-privacy]
 {first}- Base model: {base}{depth}, frozen (sha256 of its weights \
 {workspace.task.model.fingerprint[:16]}...)
 - Adapter: LoRA of rank {config.adapter.rank}, alpha {config.adapter.alpha:g}, rule \
-`{config.aggregation.rule}`, {summary["rounds"]} rounds
+`{config.aggregation.rule}`, {summary["rounds"]} round{"" if summary["rounds"] == 1 else "s"}
 - Data: {train} training, {validation} validation and {test} test rows at \
 {len(summary["sites"])} sites, labels {plain(", ".join(workspace.data.label_names))}
 

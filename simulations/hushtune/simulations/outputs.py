@@ -28,7 +28,8 @@ from hushtune.simulations.card import model_card
 from hushtune.simulations.privacy_report import privacy_of
 
 Table = Mapping[str, Mapping[str, float]]
-METRIC, SUMMARY = "accuracy", "summary.json"
+METRIC = "accuracy"
+METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 _MOST_CHANGED = 8
 
 
@@ -76,12 +77,22 @@ def write_all(run: FinishedRun) -> dict[str, Any]:
 
 
 def finished(context: RunContext) -> dict[str, Any] | None:
-    """The summary of a run of which everything is written already; None if anything is missing."""
+    """The summary of a run of which everything is written already; None if anything is missing.
+
+    Raises CheckpointError for a checkpoint that is damaged.
+    """
     pictures = ("curve.png", "sites.png") if find_spec("matplotlib") is not None else ()
-    wanted = (SUMMARY, "privacy.json", "privacy.md", "privacy.html", "adapter", *pictures)
-    if not all((context.out / name).exists() for name in wanted):
+    wanted = (SUMMARY, METRICS, "privacy.json", "privacy.md", "privacy.html", "adapter", *pictures)
+    folder = checkpoint_folder(context.out)
+    if not exists(folder) or not all((context.out / name).exists() for name in wanted):
         return None
-    return {**_summary(context), "out": str(context.out)}  # the folder may have been moved
+    summary, checkpoint = _summary(context), load(folder)
+    lines = (context.out / METRICS).read_text(encoding="utf-8")
+    if lines != "".join(map(metrics_line, checkpoint.history)):
+        return None
+    if checkpoint.state.digest() != summary["adapter_digest"]:
+        return None
+    return {**summary, "out": str(context.out)}  # the folder may have been moved
 
 
 def earlier_seconds(context: RunContext) -> Mapping[str, float]:
@@ -148,6 +159,11 @@ def _rejected(result: FederationResult) -> dict[str, list[dict[str, Any]]]:
         for site, reason in row["rejected"].items():
             found.setdefault(site, []).append({"round": row["round"], "reason": reason})
     return dict(sorted(found.items()))
+
+
+def metrics_line(row: Mapping[str, Any]) -> str:
+    """A round's line in metrics.jsonl."""
+    return json_text(row) + "\n"
 
 
 def checkpointed_rows(context: RunContext) -> Sequence[Mapping[str, Any]]:

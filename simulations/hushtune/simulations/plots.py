@@ -79,6 +79,9 @@ def _curve(
         markersize=4,
         label="all sites",
     )
+    if not rows:  # a run of Flower's app, whose server has no rows to evaluate on
+        text = axes.text(0.5, 0.5, "not evaluated by round", transform=axes.transAxes)
+        text.set(ha="center", va="center", color="#666666")
     adapted = next((row["round"] for row in rows if row.get("phase") == "adapter"), None)
     if adapted is not None and adapted > 1:
         axes.axvline(adapted - 0.5, color=GREY, linestyle=":", linewidth=1)
@@ -94,7 +97,8 @@ def _curve(
     part = rows[0].get("evaluated_on", "held-out") if rows else "held-out"
     axes.set(xlabel="round", ylabel=f"{metric} on {part} rows")
     axes.set_title("Learning", pad=16)
-    axes.legend(frameon=False, fontsize=8)
+    if rows:
+        axes.legend(frameon=False, fontsize=8)
 
 
 def _spent(axes: Axes, history: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> None:

@@ -18,7 +18,6 @@ from hushtune.common.config import RunConfig
 from hushtune.common.config_io import dump_toml, loads_config, replace
 from hushtune.common.errors import CheckpointError, ConfigError, OutputExistsError
 from hushtune.common.files import check_writable, write_errors, write_text
-from hushtune.common.json_text import json_text
 from hushtune.common.planning import POOLED, site_plans
 from hushtune.common.run_context import RunContext, run_config
 from hushtune.common.tasks.workspace import Workspace, check_sizes, open_workspace, resolve
@@ -28,8 +27,9 @@ from hushtune.server.strategy import FederationResult, RoundResult
 from hushtune.simulations import engine, outputs
 from hushtune.simulations.baselines import compare, site_metrics, trained_baselines
 from hushtune.simulations.observer import Observer, Silent
+from hushtune.simulations.outputs import METRICS
 
-CONFIG, METRICS, DATA = "config.toml", "metrics.jsonl", "data.json"
+CONFIG, DATA = "config.toml", "data.json"
 OWN = frozenset(
     f"{CONFIG} {METRICS} summary.json privacy.json privacy.md privacy.html curve.png sites.png "
     "adapter checkpoint ledger".split()
@@ -168,7 +168,7 @@ class _Judge:
     def begin(self, resume: bool) -> None:
         """Before the first round: keep the lines of the rounds that the checkpoint has."""
         rows = outputs.checkpointed_rows(self._context) if resume else ()
-        lines = [json_text(row) + "\n" for row in rows]
+        lines = [outputs.metrics_line(row) for row in rows]
         write_text(self._context.out / METRICS, "".join(lines))
         self.already = len(lines)
         self._observer.started(self._context.config.train.rounds, self.already)
@@ -182,7 +182,7 @@ class _Judge:
             self.seconds += time.perf_counter() - began
         row = {**outcome.row, **extra}
         with (self._context.out / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json_text(row) + "\n")
+            file.write(outputs.metrics_line(row))
         self._observer.round_done(row)
         return extra
 

@@ -42,7 +42,8 @@ class DataReport:
     def lines(self) -> list[str]:
         """One readable line a reason."""
         return [
-            f"{count} rows left out: {reason} (such as {', '.join(self.examples[reason])})"
+            f"{'1 row' if count == 1 else f'{count} rows'} left out: {reason} "
+            f"(such as {', '.join(self.examples[reason])})"
             for reason, count in sorted(self.dropped.items())
         ]
 
