@@ -80,6 +80,24 @@ def test_one_record_moves_the_sum_by_at_most_the_clip_norm(family: str, head: st
             assert moved_by.norm() >= clip * (1 - 1e-4)
 
 
+def test_a_gradient_whose_squares_vanish_in_float32_is_clipped_all_the_same() -> None:
+    """A server may scale A so that the gradients of B are as small as it likes."""
+    task = kept_task("bert", "mean")
+    state = moved(task.model)
+    keys = [key for key in state.keys if "lora_B" in key]
+    small = AdapterState(
+        state.spec,
+        {
+            key: tensor * (1e-23 if "lora_A" in key else 1.0)
+            for key, tensor in state.tensors.items()
+        },
+    )
+    for clip in (1e-30, 1e-27):
+        for row in range(NUM_ROWS):
+            alone = summed(task, [row], state=small, clip_norm=clip, keys=keys)
+            assert 0 < alone.norm() <= clip * (1 + ROUNDING)
+
+
 @every_case
 def test_an_example_s_share_does_not_depend_on_the_others(family: str, head: str) -> None:
     task = kept_task(family, head)

@@ -29,6 +29,9 @@ from hushtune.common.tasks.units import Units
 
 Gradients = Mapping[str, Tensor]
 
+_MOST_NORM = 1e30
+"""With the least clip norm of a plan, the factor is still a normal float32."""
+
 
 def poisson_batch(units: Units, probability: float, random: np.random.Generator) -> Units:
     """Each unit with the given probability, independently and as a whole; possibly none.
@@ -85,16 +88,23 @@ def clipped_sum(
             key: whole.means(_take(key, parameter, len(whole.rows)))
             for key, parameter in trained.items()
         }
-        squares = sum(sample.flatten(1).square().sum(1) for sample in samples.values())
+        # In float64: the square of a small float32 is zero, and what has no norm is not clipped.
+        squares = sum(_norms(sample).square() for sample in samples.values())
         norms = torch.sqrt(torch.as_tensor(squares))  # (units,)
-        # A gradient that is not finite counts as zero: an error would tell that there is one.
-        finite = torch.isfinite(norms)
+        # A gradient that is not finite, or beyond what a float32 factor scales exactly enough,
+        # counts as zero: an error would tell that there is one.
+        finite = norms <= _MOST_NORM
         factors = (clip_norm / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp(max=1.0)
-        factors = torch.where(finite, factors, 0.0)
+        factors = torch.where(finite, factors, 0.0).float()
         for key, sample in samples.items():
             counted = torch.where(finite.view(-1, *[1] * (sample.dim() - 1)), sample, 0.0)
             total[key] += torch.einsum("b,b...->...", factors, counted)
     return {key: tensor.detach().to("cpu", torch.float32) for key, tensor in total.items()}
+
+
+def _norms(sample: Tensor) -> Tensor:
+    """The L2 norm of each row of ``(units, ...)``, float64."""
+    return torch.linalg.vector_norm(sample.flatten(1), dim=1, dtype=torch.float64)
 
 
 def _take(key: str, parameter: nn.Parameter, size: int) -> Tensor:

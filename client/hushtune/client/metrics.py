@@ -42,7 +42,7 @@ def figures(
     """``accuracy`` in [0, 1] and ``loss`` in [0, MOST_LOSS] of an adapter, noised if asked."""
     sums = unit_sums(task, state, units)  # (2,)
     if noise_multiplier is not None:
-        sums = sums + noise.gaussian((2,), std=noise_multiplier * SENSITIVITY)
+        sums = noise.noised(sums, std=noise_multiplier * SENSITIVITY)
     # Cut to what is possible, which is free: it looks at nothing but the noisy sums.
     accuracy, loss = (sums / public_units).clamp(0.0, 1.0).tolist()
     return {"accuracy": accuracy, "loss": loss * MOST_LOSS}

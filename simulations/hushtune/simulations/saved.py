@@ -128,9 +128,9 @@ def adapter_folder(folder: Path) -> Path:
     )
 
 
-def load(folder: Path) -> Predictor:
+def load(folder: Path | str) -> Predictor:
     """Load a saved adapter onto its base; raises CheckpointError if the base is another one."""
-    folder = adapter_folder(folder)
+    folder = adapter_folder(Path(folder))
     raw = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     labels = tuple(map(str, raw["labels"]))
     # Answers in float32, whatever training used: a merged export has no other.

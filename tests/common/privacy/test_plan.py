@@ -39,6 +39,15 @@ def plan(**changes: Any) -> PrivacyPlan:
     return make_plan(**(ARGUMENTS | changes))
 
 
+@pytest.mark.parametrize("clip_norm", [1e-30, 9e-7, 1.1e6])
+def test_a_clip_norm_near_the_ends_of_float32_is_refused(clip_norm: float) -> None:
+    """Off the wire too: below, a hostile server's noise would be smaller than what is rounded."""
+    with pytest.raises(PlanError, match="clip_norm"):
+        plan(clip_norm=clip_norm)
+    with pytest.raises(PlanError, match="clip_norm"):
+        PrivacyPlan.from_dict({**plan().to_dict(), "clip_norm": clip_norm})
+
+
 def test_a_plan_keeps_its_epsilon() -> None:
     made = plan()
     spent = accountant.epsilon([made.event(36)], delta=made.delta, relation=made.relation)

@@ -21,6 +21,10 @@ LEAST_DELTA = 1e-12
 """The smallest delta that is accounted for: tails of about 1e-15 are cut off in each composition,
 and near that no noise is enough and no epsilon finite."""
 
+CLIP_NORMS = (1e-6, 1e6)
+"""Least and most: gradients, sums and noise of this size are far from the ends of float32, where
+small values vanish and a clipped sum could move by more than the clip norm."""
+
 
 class Unit(StrEnum):
     """What one person's contribution is, for the guarantee."""
@@ -118,6 +122,10 @@ class PrivacyPlan:
         _check_rate(self.sampling_probability)
         _require(0 < self.denominator < math.inf, "denominator", self.denominator, "> 0")
         _require(0 < self.delta < 1, "delta", self.delta, "above 0 and below 1")
+        if self.is_private:
+            least, most = CLIP_NORMS
+            allowed = f"{least:g} to {most:g}"
+            _require(least <= self.clip_norm <= most, "clip_norm", self.clip_norm, allowed)
         without = {"epsilon": math.inf, "noise_multiplier": 0.0, "clip_norm": math.inf}
         for name, value in without.items():
             given = getattr(self, name)
