@@ -196,6 +196,7 @@ def test_a_site_that_grants_less_refuses_and_the_run_goes_on(settings: Any, tmp_
     privacy = json.loads((tmp_path / "out" / "privacy.json").read_text(encoding="utf-8"))
     assert privacy["sites"]["north"]["epsilon"] < privacy["sites"]["east"]["epsilon"]
     assert len(privacy["sites"]["north"]["refusals"]) == 2
+    assert privacy["sites"]["north"]["lifetime"]["limit_epsilon"] == 3.0
 
 
 def test_a_site_with_a_policy_never_trains_without_privacy(settings: Any, tmp_path: Path) -> None:

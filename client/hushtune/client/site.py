@@ -127,10 +127,10 @@ def _make_site(run: RunContext, name: str, policy: Path | None, workspace: Works
     )
 
 
-def simulated_terms(config: RunConfig, site: str) -> Terms:
-    """What a simulated site agrees to: its own policy, or what the run asks."""
+def simulated_terms(config: RunConfig, site: str) -> Terms | None:
+    """What a simulated site's own policy says; None without one."""
     policy = _simulated_policy(config, site)
-    return terms_of_run(config) if policy is None else load_terms(policy)
+    return None if policy is None else load_terms(policy)
 
 
 def _simulated_policy(config: RunConfig, site: str) -> Path | None:

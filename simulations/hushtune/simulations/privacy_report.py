@@ -48,7 +48,7 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
             # What was charged may have left, whatever the server knows of it.
             answered = {entry.round for entry in mine}
         asked = answered | _rounds(result, site, "refused", "failed", "no answer")
-        limit = simulated_terms(config, site).limit
+        terms = simulated_terms(config, site)
         noise = _noise(result, site, config)
         sites[site] = SiteStatement(
             plan=plan,
@@ -66,8 +66,8 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
             refusals=[_refusal(row) for row in result.refusals.get(site, ())],
             num_resent=num_resent,
             num_aborted=len(answered - accepted),
-            limit_epsilon=limit.epsilon,
-            limit_delta=limit.delta,
+            limit_epsilon=None if terms is None else terms.max_epsilon,
+            limit_delta=None if terms is None else terms.max_delta,
             released=_released(config, result.state, answered),
             received=[_transfer(result.state, asked)] if asked else [],
             metrics=_metrics(result, site, told),

@@ -12,7 +12,7 @@ from hushtune.common.privacy import accountant
 from hushtune.common.privacy.figures import at_least
 from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import DpSgdEvent, Relation, Trust, Unit
-from hushtune.common.privacy.statement import statement
+from hushtune.common.privacy.statement import SiteMetrics, statement
 from hushtune.common.privacy.statement_html import render_html
 from hushtune.common.privacy.statement_markdown import render_markdown
 
@@ -117,8 +117,8 @@ def test_the_lifetime_of_the_data_is_told() -> None:
 @pytest.mark.parametrize(
     ("relation", "words"),
     [
-        (Relation.ADD_OR_REMOVE_ONE, "adding or removing one record at site north"),
-        (Relation.REPLACE_ONE, "replacing one record at site north"),
+        (Relation.ADD_OR_REMOVE_ONE, "adding or removing one training record at site north"),
+        (Relation.REPLACE_ONE, "replacing one training record at site north"),
     ],
 )
 def test_the_sentence_is_filled_in(relation: Relation, words: str) -> None:
@@ -290,3 +290,21 @@ def test_a_site_s_words_cannot_forge_the_page() -> None:
     assert "\n## Site south" not in page
     assert "<b>" not in page
     assert page.count("Trust me") == 4
+
+
+def test_the_sentence_does_not_promise_what_a_policy_declares_public() -> None:
+    for release, excepted in (("none", False), ("noised", False), ("public", True)):
+        told = SiteMetrics(release=release, noise_multiplier=5.0, num_reports=3)
+        content = statement(sites={"north": site(plan(), metrics=told)})
+        said = content["sites"]["north"]["sentence"]
+        assert ("except its accuracy and loss on held-out rows" in said) is excepted
+
+
+def test_groups_are_called_groups_wherever_they_are_what_is_counted() -> None:
+    content = statement(sites={"north": site(plan(unit=Unit.GROUP), max_records=2)})
+    assert "per-group clipping" in content["mechanism"]
+    assert "number of its groups being public" in content["sites"]["north"]["sentence"]
+    for page in (render_markdown(content), render_html(content)):
+        assert "ublic number of groups" in page
+        assert not re.search(r"(?<!declared )public numbers? of records", page, re.IGNORECASE)
+        assert "each record in each step" not in page

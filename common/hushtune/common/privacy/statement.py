@@ -60,7 +60,7 @@ CHARGE = (
 """What a site's answers hold beside the update; a charge only where there is one."""
 
 MECHANISM = (
-    "DP-SGD at each site: per-example clipping over all trained tensors jointly, Poisson sampling, "
+    "DP-SGD at each site: per-{unit} clipping over all trained tensors jointly, Poisson sampling, "
     "Gaussian noise on the sum, a public denominator"
 )
 NO_METRICS = "none: a site sends no loss, no accuracy and no count of its rows or batches"
@@ -176,7 +176,7 @@ def statement(*, sites: Mapping[str, SiteStatement], run: str = "") -> dict[str,
         "relation": str(relation),
         "accountant": accountant.ACCOUNTANT,
         "guarantee": all(site["guarantee"] for site in told.values()),
-        "mechanism": MECHANISM if trust is not Trust.OFF else "none",
+        "mechanism": MECHANISM.format(unit=unit) if trust is not Trust.OFF else "none",
         "sentences": _sentences(sites, told),
         "sites": told,
         "federation": _federation(told),
@@ -212,14 +212,17 @@ def sentence(names: Sequence[str], site: SiteStatement, *, epsilon: float) -> st
     }[plan.relation]
     plural = "" if site.max_records == 1 else "s"
     what = {
-        Unit.EXAMPLE: "record",
+        Unit.EXAMPLE: "training record",
         Unit.GROUP: f"group with at most {site.max_records} record{plural}",
     }[plan.unit]
+    aside = ""
+    if site.metrics.release == "public":
+        aside = ", except its accuracy and loss on held-out rows, which no promise covers,"
     return (
         f"For neighbouring datasets that differ by {change} {what} at {where}, everything that "
         f"{who} released in rounds {site.first_round} to {site.last_round} to the server, its "
-        f"peers and the public is ({upwards(epsilon)}, {at_most(plan.delta)})-DP, the number of "
-        "its records being public."
+        f"peers and the public{aside} is ({upwards(epsilon)}, {at_most(plan.delta)})-DP, the "
+        f"number of its {'groups' if plan.unit is Unit.GROUP else 'records'} being public."
     )
 
 

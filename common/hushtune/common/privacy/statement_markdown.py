@@ -24,7 +24,11 @@ def render_markdown(content: Mapping[str, Any]) -> str:
         else "Trust model `off`: no noise was added, and nothing was accounted for.",
         f"Mechanism: {content['mechanism']}.",
         *(plain(alike["sentence"]) for alike in content["sentences"]),
-        *(() if common is None else (f"Public numbers of records: {plain(common)}.",)),
+        *(
+            ()
+            if common is None
+            else (f"Public numbers of {_one(content['unit'])}s: {plain(common)}.",)
+        ),
         *(
             _render_site(name, site, unit=content["unit"], origin=common is None)
             for name, site in content["sites"].items()
@@ -54,7 +58,10 @@ def _render_site(name: str, site: Mapping[str, Any], *, unit: str, origin: bool)
     rows = [
         ("sampling probability (Poisson)", at_most(site["sampling_probability"])),
         ("denominator", f"{site['denominator']:g}"),
-        ("public number of records", f"{size} ({site['public_size_source']})" if origin else size),
+        (
+            f"public number of {'groups' if unit == 'group' else 'records'}",
+            f"{size} ({site['public_size_source']})" if origin else size,
+        ),
         ("noise", site["noise"]["source"]),
         (f"rounds answered again{again}", str(site["num_resent"])),
     ]
@@ -81,8 +88,12 @@ def _render_site(name: str, site: Mapping[str, Any], *, unit: str, origin: bool)
     return "\n\n".join(parts)
 
 
+def _one(unit: str) -> str:
+    return "group" if unit == "group" else "record"
+
+
 def _spent(site: Mapping[str, Any], unit: str) -> list[tuple[str, str]]:
-    one = "group" if unit == "group" else "record"
+    one = _one(unit)
     return [
         ("epsilon", upwards(site["epsilon"])),
         *((f"epsilon, {kind}", epsilon_text(e)) for kind, e in site["epsilon_by_relation"].items()),
