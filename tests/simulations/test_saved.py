@@ -149,6 +149,20 @@ labels = ["bad", "good"]
 """
 
 
+def last_line(code: str, *arguments: str, at: Path) -> str:
+    """The last line that a program prints, in a process of its own that must end well."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=at,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
 def elsewhere(kind: str, folder: Path, texts: Sequence[str], at: Path) -> tuple[Tensor, list[str]]:
     """Logits from a process that never hears of hushtune or peft."""
     code = (
@@ -158,16 +172,7 @@ def elsewhere(kind: str, folder: Path, texts: Sequence[str], at: Path) -> tuple[
         + "assert not [m for m in sys.modules if m.split('.')[0] == 'hushtune']\n"
         "print(json.dumps([logits.tolist(), labels]))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder), json.dumps(list(texts))],
-        capture_output=True,
-        text=True,
-        cwd=at,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    logits, labels = json.loads(done.stdout.splitlines()[-1])
+    logits, labels = json.loads(last_line(code, str(folder), json.dumps(list(texts)), at=at))
     return torch.tensor(logits), labels
 
 
@@ -180,16 +185,7 @@ def use(card: str, folder: Path, at: Path, texts: Sequence[str] = TEXTS) -> str:
     for old, new in (('"FOLDER"', repr(str(folder))), ('["a sentence"]', repr(list(texts)))):
         assert old in code
         code = code.replace(old, new)
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=at,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()[-1]
+    return last_line(code, at=at)
 
 
 def test_the_card_is_first_of_all_loud_and_tells_all_rows(trained: Trained) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from hushtune.common.privacy.plan import LEAST_DELTA
+from hushtune.common.privacy.plan import DELTA_TOO_SMALL, LEAST_DELTA
 
 REFUSED = "refused"
 """The type of the pydantic errors whose context holds `key`, `given`, `expected`, `remedy`."""
@@ -45,8 +45,7 @@ def _tuple_from_list(value: object) -> object:
 def _accountable(delta: float) -> float:
     if delta < LEAST_DELTA:
         refuse(
-            "delta is too small to account for: tails of the privacy loss of about 1e-15 are cut "
-            "off, so no noise would be enough",
+            DELTA_TOO_SMALL,
             key="",
             given=f"{delta:g}",
             expected=f"{LEAST_DELTA:g} or more, and below 1 / (rows of the smallest site)",

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 LEAST_DELTA = 1e-12
 """The smallest delta that is accounted for: tails of about 1e-15 are cut off in each composition,
 and near that no noise is enough and no epsilon finite."""
+DELTA_TOO_SMALL = (
+    "delta is too small to account for: tails of the privacy loss of about 1e-15 are cut off, so "
+    "no noise would be enough"
+)
 
 CLIP_NORMS = (1e-6, 1e6)
 """Least and most: gradients, sums and noise of this size are far from the ends of float32, where
@@ -268,8 +272,7 @@ def _rate(
 def _check_delta(place: str, delta: float, public_size: int) -> None:
     if 0 < delta < LEAST_DELTA:
         raise PlanError(
-            "delta is too small to account for: tails of the privacy loss of about 1e-15 are cut "
-            "off, so no noise would be enough",
+            DELTA_TOO_SMALL,
             given=f"delta = {delta:g}",
             expected=f"{LEAST_DELTA:g} or more, and below 1/n = {1 / public_size:.3g}",
             remedy="a delta well below 1/n is enough, such as 1e-06 for a thousand records",

@@ -7,13 +7,14 @@ holds no script, and its content security policy lets a browser fetch nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hushtune.common.privacy import figures
+from hushtune.common.privacy.statement_markdown import shared_origin
 
 FALSE_ALARMS = (0.001, 0.01, 0.1)
 """Shares of false alarms for which the page says how many records a test can recognise."""
@@ -47,15 +48,11 @@ def render_html(content: Mapping[str, Any]) -> str:
         two_sites=_two_sites([site for _, site in told]) if content["guarantee"] else None,
         tensors=_tensors(content["sites"]),
         # What is the same at all sites, as a rule, is told once.
-        origin=_if_one({site["public_size_source"] for site in content["sites"].values()}),
+        origin=shared_origin(content),
         declared=dict.fromkeys(
             line for site in content["sites"].values() for line in site["released"]["declared"]
         ),
     )
-
-
-def _if_one(words: Collection[str]) -> str | None:
-    return next(iter(words)) if len(words) == 1 else None
 
 
 def _times(factor: float) -> str:

@@ -12,9 +12,7 @@ from hushtune.common.privacy.figures import at_least, at_most, epsilon_text, upw
 
 def render_markdown(content: Mapping[str, Any]) -> str:
     """The page `privacy.md` for what `statement` returned."""
-    # Where public numbers come from is a long sentence, and the same at all sites as a rule.
-    origins = {site["public_size_source"] for site in content["sites"].values()}
-    common = next(iter(origins)) if len(origins) == 1 else None
+    common = shared_origin(content)
     parts = [
         "# Privacy statement",
         *(() if content["guarantee"] else (_WARNING,)),
@@ -46,6 +44,12 @@ def render_markdown(content: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def shared_origin(content: Mapping[str, Any]) -> str | None:
+    """Where the public numbers come from, to be told once; None where it differs between sites."""
+    origins = {site["public_size_source"] for site in content["sites"].values()}
+    return origins.pop() if len(origins) == 1 else None
+
+
 _WARNING = (
     "> **NO PRIVACY.** At least one site below released updates without any protection. Treat what "
     "came out of this run as if it contained that site's training records."
@@ -59,7 +63,7 @@ def _render_site(name: str, site: Mapping[str, Any], *, unit: str, origin: bool)
         ("sampling probability (Poisson)", at_most(site["sampling_probability"])),
         ("denominator", f"{site['denominator']:g}"),
         (
-            f"public number of {'groups' if unit == 'group' else 'records'}",
+            f"public number of {_one(unit)}s",
             f"{size} ({site['public_size_source']})" if origin else size,
         ),
         ("noise", site["noise"]["source"]),
