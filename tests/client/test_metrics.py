@@ -157,6 +157,29 @@ def test_the_noise_has_the_scale_that_is_charged(task: TensorTask, state: Adapte
     assert plain.shape == (2,)
 
 
+def test_no_bit_below_the_grid_of_the_noise_is_told(task: TensorTask, state: AdapterState) -> None:
+    """Else low-order bits of the noise could show those of the sums (Mironov, CCS 2012)."""
+    sigma, public = 5.0, 2**10  # dividing by a power of two rounds nothing
+    grid = 2.0 ** (math.floor(math.log2(sigma * metrics.SENSITIVITY)) - 20)
+    source = NoiseSource()
+    sums = np.array(
+        [
+            metrics.figures(
+                task,
+                state,
+                Units.single(np.arange(30)),
+                public_units=public,
+                noise_multiplier=sigma,
+                noise=source,
+            )["accuracy"]
+            * public
+            for _ in range(50)
+        ]
+    )
+    assert len(set(sums)) > 40
+    assert np.array_equal(sums / grid, np.round(sums / grid))
+
+
 def test_n_and_n_plus_1_rows_are_divided_by_the_same_number(
     task: TensorTask, state: AdapterState, tmp_path: Path
 ) -> None:
