@@ -97,13 +97,13 @@ def moved(model: AdaptedModel, *, seed: int = 1, by: float = 0.1) -> AdapterStat
     return start.map(lambda tensor: tensor + by * torch.randn(tensor.shape, generator=random))
 
 
-def token_rows(family: str, count: int = NUM_ROWS) -> TokenRows:
-    """Texts of 3 to 7 random tokens, so that batches are padded."""
+def token_rows(family: str, count: int = NUM_ROWS, *, longest: int = 12) -> TokenRows:
+    """Texts of 3 to ``longest`` random tokens, so that batches are padded."""
     random = np.random.default_rng(5)
-    lengths = random.integers(3, 8, count)
+    lengths = random.integers(3, longest + 1, count)
     ids = random.integers(3, 50, int(lengths.sum())).astype(np.int32)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return TokenRows(torch.from_numpy(ids), offsets, 1 if family == "roberta" else 0)
+    return TokenRows(torch.from_numpy(ids), offsets, 1 if family == "roberta" else 0, longest)
 
 
 def labels(count: int = NUM_ROWS) -> Rows:

@@ -7,10 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState, b_key
+from hushtune.common.config import AdapterConfig, ModelConfig
 from hushtune.common.model import Level
+from hushtune.common.tasks.activations import TokenRows, by_length
+from hushtune.common.tasks.base import Rows
 from hushtune.common.tasks.text_classification import TextClassification
 
 from .families import (
@@ -24,6 +30,7 @@ from .families import (
     make_task,
     moved,
     summed,
+    tiny_config,
     token_rows,
 )
 
@@ -64,6 +71,61 @@ def test_hidden_states_give_the_logits_and_sums_of_tokens(family: str, head: str
         for level in (Level.TOKENS, Level.HIDDEN)
     ]
     assert torch.linalg.norm(sums[1] - sums[0]) <= 1e-5
+
+
+@given(lengths=st.lists(st.integers(1, 37), min_size=1, max_size=30), size=st.integers(1, 9))
+def test_a_row_is_padded_by_its_own_length(lengths: list[int], size: int) -> None:
+    """Products of another width round otherwise: the rows beside it must not choose it."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    tokens = TokenRows(torch.full((int(offsets[-1]),), 7), offsets, 0, 37)
+    pieces = by_length(tokens, np.arange(len(lengths), dtype=np.int64), size)
+    assert sorted(np.concatenate(pieces)) == list(range(len(lengths)))
+    for piece in pieces:
+        found = tokens.inputs(piece)
+        assert 1 <= len(piece) <= size
+        for place, row in enumerate(piece):
+            alone = tokens.inputs(np.array([row]))
+            assert all(torch.equal(found[key][place], alone[key][0]) for key in found)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_row_s_kept_activations_do_not_depend_on_the_other_rows(precision: str) -> None:
+    """Else a record would move what others add to a sum, which no clipping bounds.
+
+    Wide enough that products of other shapes take other roads through the processor.
+    """
+    config = tiny_config("bert")
+    config.update({"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 768})
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        base = transformers.AutoModel.from_config(config, attn_implementation="eager").eval()
+    model = lora.attach(
+        base,
+        model=ModelConfig(head="mean", precision=precision),
+        adapter=AdapterConfig(rank=2, layers=1),
+        num_labels=3,
+        seed=0,
+    )
+    tokens = token_rows("bert", 150, longest=70)
+    everyone = np.arange(150, dtype=np.int64)
+
+    def kept(rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+        task = TextClassification(model, tokens, labels(150), cache_megabytes=64, rows_in_use=rows)
+        task.level(lora.initial_state(model, seed=0))
+        batches = [task.batch(rows[at : at + 1], Level.HIDDEN).inputs for at in range(len(rows))]
+        hidden = torch.cat([batch["hidden"].flatten(0, 1) for batch in batches])
+        return hidden, task.batch(rows, Level.FEATURES).inputs["features"]
+
+    whole = kept(everyone)
+    assert whole[1].std() > 0.1
+    longest = int(tokens.lengths.argmax())
+    for gone in (longest, 0, 77):
+        rest = np.delete(everyone, gone)
+        hidden, features = kept(rest)
+        start, end = (int(tokens.widths[:at].sum()) for at in (gone, gone + 1))
+        others = torch.cat([whole[0][:start], whole[0][end:]])
+        assert float((hidden - others).abs().max()) <= 1e-5
+        assert float((features - whole[1][rest]).abs().max()) <= 1e-5
 
 
 @every_text
@@ -126,7 +188,7 @@ def test_the_cache_keeps_to_its_megabytes() -> None:
     long, count = 40, 7000
     ids = np.full(count * long, 4, dtype=np.int32)
     rows = token_rows("bert")
-    many = type(rows)(torch.from_numpy(ids), np.arange(count + 1, dtype=np.int64) * long, 0)
+    many = type(rows)(torch.from_numpy(ids), np.arange(count + 1, dtype=np.int64) * long, 0, long)
     state = lora.initial_state(model, seed=0)
     found = {}
     for megabytes in (0, 1, 40):

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from hushtune.common.tasks.base import Rows
 
+_WIDTH = 8
+
 
 @dataclass(frozen=True)
 class TokenRows:
@@ -22,16 +24,26 @@ class TokenRows:
     ids: Tensor  # (total,), int32
     offsets: Rows  # (n + 1,)
     pad_id: int
+    max_tokens: int
 
     @property
     def lengths(self) -> Rows:
         """Tokens of each row, ``(n,)``."""
         return np.diff(self.offsets)
 
+    @property
+    def widths(self) -> Rows:
+        """Places that each row is padded to, ``(n,)``: from its own length alone.
+
+        Products of another width round otherwise, by a percent in bfloat16. A row that were padded
+        to the longest beside it would so change with it, beyond what clipping bounds.
+        """
+        return np.minimum(-(-self.lengths // _WIDTH) * _WIDTH, self.max_tokens)
+
     def inputs(self, rows: Rows) -> dict[str, Tensor]:
-        """``input_ids`` and ``attention_mask``, each ``(b, t)``, padded to the longest row."""
+        """``input_ids`` and ``attention_mask``, each ``(b, t)``, padded to the largest width."""
         lengths = self.lengths[rows]
-        ids = torch.full((len(rows), int(lengths.max())), self.pad_id, dtype=torch.long)
+        ids = torch.full((len(rows), int(self.widths[rows].max())), self.pad_id, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for place, row in enumerate(rows):
             start, size = int(self.offsets[row]), int(lengths[place])
@@ -55,8 +67,8 @@ class Activations:
         """``(b, t, d)``, zero where a row has ended."""
         if self.hidden is None:
             raise ValueError("hidden states were not kept")
-        lengths = tokens.lengths[rows]
-        out = self.hidden.new_zeros(len(rows), int(lengths.max()), self.hidden.shape[1])
+        lengths, width = tokens.lengths[rows], int(tokens.widths[rows].max())
+        out = self.hidden.new_zeros(len(rows), width, self.hidden.shape[1])
         for place, row in enumerate(rows):
             start, size = int(tokens.offsets[row]), int(lengths[place])
             out[place, :size] = self.hidden[start : start + size]
@@ -64,6 +76,8 @@ class Activations:
 
 
 def by_length(tokens: TokenRows, rows: Rows, size: int) -> list[Rows]:
-    """Pieces of at most ``size`` rows of like length; longest first, so that memory peaks early."""
-    order = rows[np.argsort(-tokens.lengths[rows], kind="stable")]
-    return [order[start : start + size] for start in range(0, len(order), size)]
+    """Pieces of at most ``size`` rows of one width; widest first, so that memory peaks early."""
+    widths = tokens.widths
+    order = rows[np.argsort(-widths[rows], kind="stable")]
+    alike = np.split(order, np.flatnonzero(np.diff(widths[order])) + 1)
+    return [same[start : start + size] for same in alike for start in range(0, len(same), size)]

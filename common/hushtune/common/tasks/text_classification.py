@@ -29,7 +29,7 @@ def tokenize(
     pad_id = next((i for i in found if isinstance(i, int)), 0)
     rows = [np.asarray(ids or [pad_id], dtype=np.int32) for ids in encoded]  # pyright: ignore[reportArgumentType]
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
-    return TokenRows(torch.from_numpy(np.concatenate(rows)), offsets, pad_id)
+    return TokenRows(torch.from_numpy(np.concatenate(rows)), offsets, pad_id, max_tokens)
 
 
 class TextClassification:
