@@ -131,6 +131,16 @@ def test_a_parameter_that_moves_beside_the_adapter_is_refused(
         trained(task, make_order(state, private_plan()))
 
 
+def test_what_is_sent_is_what_was_noised(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = tensor_task()
+    state = moved(task.model)
+    monkeypatch.setattr(lora, "extract", lambda model, keys=None: state)
+    order = make_order(state, private_plan(), trainable=("head.bias", "head.weight"))
+    monkeypatch.setattr(AdapterState, "select", lambda state, keys: state)
+    with pytest.raises(PrivacyError, match="not what was noised"):
+        trained(task, order)
+
+
 def test_a_noised_tensor_that_does_not_move_is_refused() -> None:
     """Epsilon would be spent on tensors that the model does not use."""
     task = tensor_task()

@@ -12,6 +12,7 @@ from hushtune.common.adapter import AdapterSpec, AdapterState
 from hushtune.common.planning import site_plans
 from hushtune.common.privacy.ledger import Ledger
 from hushtune.common.privacy.noise import NoiseSource
+from hushtune.common.privacy.plan import DpSgdEvent
 from hushtune.common.run_context import RunContext
 from hushtune.server.strategy import FederationResult
 from hushtune.simulations.privacy_report import privacy_of
@@ -47,6 +48,26 @@ def test_the_statement_tells_how_often_a_reply_was_sent_again(
         "north": 1,
         "south": 2,
     }
+
+
+def test_rounds_of_figures_alone_are_rounds_of_release(settings: Any, tmp_path: Path) -> None:
+    """A site that told figures and trained nothing released them in a round."""
+    config = settings.config(privacy__trust="site", data__public_sizes={"east": 60})
+    figures = DpSgdEvent(sampling_probability=1.0, noise_multiplier=20.0, steps=1)
+    Ledger(ledger_path(tmp_path, "east")).charge(figures, dataset="d", run="r/metrics", round=5)
+    site = privacy_of(RunContext(config, tmp_path), result())["sites"]["east"]
+    assert site["rounds"] == {"first": 5, "last": 5}
+    assert "in rounds 5 to 5" in site["sentence"]
+
+
+def test_the_statement_tells_what_was_charged_and_not_what_was_planned(
+    settings: Any, tmp_path: Path
+) -> None:
+    config = settings.config(privacy__trust="site", data__public_sizes={"east": 60})
+    louder = DpSgdEvent(sampling_probability=0.2, noise_multiplier=7.5, steps=2)
+    Ledger(ledger_path(tmp_path, "east")).charge(louder, dataset="d", run="r", round=1)
+    site = privacy_of(RunContext(config, tmp_path), result())["sites"]["east"]
+    assert (site["sampling_probability"], site["noise_multiplier"]) == (0.2, 7.5)
 
 
 def test_one_site_s_own_words_take_the_promise_away(settings: Any, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ def train_locally(
                 level=level,
             )
             gradients = dp.noisy_mean(total, order.plan, noise)
-            _check_coverage(trained, gradients, task)
+            _check_coverage(trained, gradients, order.trainable, task)
             for group in optimizer.param_groups:
                 group["lr"] = dp.learning_rate(
                     order.training.learning_rate,
@@ -63,6 +63,8 @@ def train_locally(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     delta = lora.extract(task.model, order.trainable) - order.adapter.select(order.trainable)
+    if delta.keys != tuple(sorted(trained)):
+        raise PrivacyError("what would be sent is not what was noised", given=len(delta.keys))
     task.model.requires_grad_(False)
     if order.plan.trust is not Trust.OFF and not all(bool(t.any()) for t in delta.tensors.values()):
         raise PrivacyError("a noised tensor did not move, so what was charged was not trained")
@@ -87,12 +89,13 @@ def _optimizer(trained: Mapping[str, nn.Parameter], how: LocalTraining) -> torch
 
 
 def _check_coverage(
-    trained: Mapping[str, nn.Parameter], gradients: dp.Gradients, task: Task
+    trained: Mapping[str, nn.Parameter], gradients: dp.Gradients, sent: Sequence[str], task: Task
 ) -> None:
     """What is noised, what requires gradients and what will be sent are the same tensors."""
-    moving = sum(1 for parameter in task.model.parameters() if parameter.requires_grad)
-    if set(trained) != set(gradients) or moving != len(trained):
+    moving = {id(parameter) for parameter in task.model.parameters() if parameter.requires_grad}
+    of_trained = {id(parameter) for parameter in trained.values()}
+    if not set(sent) == set(trained) == set(gradients) or moving != of_trained:
         raise PrivacyError(
             "the tensors that are trained, noised and sent are not the same",
-            given=f"{moving} trained, {len(gradients)} noised, {len(trained)} sent",
+            given=f"{len(moving)} trained, {len(gradients)} noised, {len(sent)} sent",
         )

@@ -50,6 +50,7 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
             # What was charged may have left, whatever the server knows of it.
             answered = {entry.round for entry in mine}
         asked = answered | _rounds(result, site, "refused", "failed", "no answer")
+        released = answered | {entry.round for entry in told}
         noise = _noise(result, site, config)
         sites[site] = SiteStatement(
             plan=plan,
@@ -58,8 +59,8 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
             lifetime=[entry.event for entry in lifetime],
             public_size=config.data.public_sizes[site],
             public_size_source=SIMULATED_SIZE,
-            first_round=min(answered, default=0),
-            last_round=max(answered, default=0),
+            first_round=min(released, default=0),
+            last_round=max(released, default=0),
             noise_secure=not noise.startswith(INSECURE),
             noise_source=noise,
             ledger_head=head,
@@ -73,7 +74,7 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
             received=[_transfer(result.state, asked)] if asked else [],
             metrics=_metrics(result, site, told),
         )
-    return statement(sites=sites, run=result.run)
+    return statement(sites=sites, run=result.run, group=config.data.group)
 
 
 def _noise(result: FederationResult, site: str, config: RunConfig) -> str:

@@ -193,6 +193,17 @@ def test_a_group_costs_between_one_record_and_the_generic_bound(
         assert single < found < records * one
 
 
+@pytest.mark.parametrize("records", [2, 8])
+def test_a_group_never_costs_more_than_its_records_one_after_the_other(records: int) -> None:
+    """At low rates the mixture's grid is too coarse to tell; the generic bound then holds."""
+    rate, sigma, steps, delta = 1e-4, 2.0, 1000, 1e-5
+    found = epsilon_group([event(rate, sigma, steps)], delta=delta, records=records)
+    share = delta / records**2
+    one = spent(rate, sigma, steps, share)
+    assert group_delta(one, records, share) <= delta
+    assert spent(rate, sigma, steps, delta) < found <= records * one
+
+
 def test_without_sampling_a_group_is_a_larger_sensitivity() -> None:
     for records in (1, 2, 4):
         exact = gaussian_epsilon(records * math.sqrt(5) / 12, 1e-6)

@@ -16,6 +16,7 @@ from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import Relation, Trust, Unit
 from hushtune.common.privacy.statement import statement
 from hushtune.common.privacy.statement_html import render_html
+from hushtune.common.privacy.statement_markdown import render_markdown
 
 from .statements import full_site, plan, private_content, site
 
@@ -152,7 +153,29 @@ def test_other_relations_and_units_have_their_page(relation: Relation, unit: Uni
     content = statement(sites={"a": full_site(plan(relation=relation, unit=unit))})
     text = Parsed(render_html(content)).text
     assert content["sites"]["a"]["sentence"] in text
-    assert ("which of two records" in text) is (relation is Relation.REPLACE_ONE)
+    one = "group" if unit is Unit.GROUP else "record"
+    asked = f"which of two {one}s" if relation is Relation.REPLACE_ONE else f"whether a given {one}"
+    assert f"find out {asked} was used" in text
+    assert f"The most {one}s that any test can recognise" in text
+    assert content["selection"] in text
+
+
+def test_the_column_that_makes_a_group_is_named() -> None:
+    made = plan(unit=Unit.GROUP)
+    content = statement(sites={"a": full_site(made, max_records=8)}, group="patient")
+    assert "with one value in column patient" in Parsed(render_html(content)).text
+    assert "with one value of `patient`" in render_markdown(content)
+
+
+def test_which_code_ran_is_on_both_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "hushtune.common.privacy.statement.source_commit", lambda: "ab12, with local changes"
+    )
+    content = statement(sites={"a": full_site(plan())})
+    assert content["source_commit"] == "ab12, with local changes"
+    for page in (Parsed(render_html(content)).text, render_markdown(content)):
+        assert "ommit" in page
+        assert "ab12, with local changes" in page
 
 
 # ------------------------------------------------------------------------------- markup ----

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from hushtune.common.errors import PlanError
-from hushtune.common.privacy.plan import MOST_NOISE_MULTIPLIER, DpSgdEvent, Relation
+from hushtune.common.privacy.plan import LEAST_DELTA, MOST_NOISE_MULTIPLIER, DpSgdEvent, Relation
 
 if TYPE_CHECKING:
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
@@ -78,7 +78,8 @@ def epsilon_group(events: Sequence[DpSgdEvent], *, delta: float, records: int) -
 
     By the mixture of Gaussians of Ganesh (2401.10294): of k records, each clipped to 1, a binomial
     number is drawn. An upper bound at the same `delta`, on a coarser grid than `epsilon`, which it
-    equals for one record.
+    equals for one record; where that grid is too coarse, as at very low rates, the generic bound
+    (Dwork and Roth 2014, theorem 2.2 and its extension to delta > 0) takes its place.
     """
     _check_delta(delta)
     if records < 1:
@@ -86,7 +87,9 @@ def epsilon_group(events: Sequence[DpSgdEvent], *, delta: float, records: int) -
     merged = _merge(events)
     if records == 1:
         return epsilon(events, delta=delta, relation=Relation.ADD_OR_REMOVE_ONE)
-    return _epsilon_group(merged, delta, records) if merged else 0.0
+    if not merged:
+        return 0.0
+    return min(_epsilon_group(merged, delta, records), _generic_group(merged, delta, records))
 
 
 def calibrate_noise(
@@ -269,6 +272,23 @@ def _epsilon_group(merged: _Merged, delta: float, records: int) -> float:
         )
         total = total.compose(step.self_compose(steps))
     return float(total.get_epsilon_for_delta(delta))
+
+
+def _generic_group(merged: _Merged, delta: float, records: int) -> float:
+    """k records one after the other: (k e, d (1 + exp(e) + ... + exp((k - 1) e))) at (e, d).
+
+    Any d that is small enough gives a bound; the search finds one close to the largest.
+    """
+    best, low, high = math.inf, math.log(LEAST_DELTA), math.log(delta / records)
+    for _ in range(30):
+        middle = (low + high) / 2
+        one = _epsilon(merged, math.exp(middle), Relation.ADD_OR_REMOVE_ONE)
+        steps_apart = [math.exp(min(700.0, number * one)) for number in range(records)]
+        if math.exp(middle) * sum(steps_apart) <= delta:
+            best, low = min(best, records * one), middle
+        else:
+            high = middle
+    return best
 
 
 def _interval(merged: _Merged, *, coarser: float = 1.0) -> float:

@@ -9,14 +9,18 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from hushtune.common.errors import PlanError
 from hushtune.common.privacy import accountant
 from hushtune.common.privacy.figures import at_most, bounded, upwards
-from hushtune.common.privacy.plan import DpSgdEvent, PrivacyPlan, Relation, Trust, Unit
+from hushtune.common.privacy.plan import DpSgdEvent, Relation, Trust, Unit
+from hushtune.common.privacy.statement_site import SiteMetrics, SiteStatement, Transfer
+from hushtune.common.version import source_commit
+
+__all__ = ["SiteMetrics", "SiteStatement", "Transfer", "sentence", "statement"]
 
 CURVE_DELTAS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 GROUP_SIZES = (1, 2, 4, 8)
@@ -41,8 +45,10 @@ NOT_COVERED = (
     "metrics on a site's own validation and test rows, which a simulation prints for study",
     "that the site took part, when, and how long it took",
     "the public numbers themselves: sizes, rates, steps, labels' names",
-    "cleaning and splitting: a record is counted from the training rows on",
-    "in a simulation, the batches' secrecy: they follow from the run's seed",
+    "cleaning and splitting: a record is counted from the training rows on; in a simulation texts "
+    "that occur at several sites are looked for, and kept at one",
+    "settings that somebody chooses for one run by what another run on the same data released: "
+    "what is added up over runs holds for settings that were fixed before",
     "low-order bits of floating-point noise (see Mironov, CCS 2012)",
 )
 
@@ -63,102 +69,19 @@ MECHANISM = (
     "DP-SGD at each site: per-{unit} clipping over all trained tensors jointly, Poisson sampling, "
     "Gaussian noise on the sum, a public denominator"
 )
-NO_METRICS = "none: a site sends no loss, no accuracy and no count of its rows or batches"
+SELECTION = (
+    "the model is that after the last round: no round, stop or setting was chosen within the run "
+    "by looking at private data"
+)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Transfer:
-    """Tensors that cross a site's border, in one direction, in each of some rounds.
-
-    `tensors`: number of values by name, float32 each. `num_bytes`: of one round's tensors as sent,
-    with their names and shapes.
-    """
-
-    rounds: Sequence[int]
-    tensors: Mapping[str, int]
-    num_bytes: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return {
-            "rounds": list(self.rounds),
-            "tensors": dict(self.tensors),
-            "num_values": sum(self.tensors.values()),
-            "num_bytes": self.num_bytes,
-        }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SiteMetrics:
-    """What a site told of its held-out rows: `release` is "none", "noised" or "public"."""
-
-    release: str = "none"
-    noise_multiplier: float | None = None
-    num_reports: int = 0
-
-    def __str__(self) -> str:
-        if self.release == "none":
-            return NO_METRICS
-        told = f"{self.num_reports} times its accuracy and loss on held-out rows"
-        if self.release == "public":
-            return (
-                f"{told}, as they are: the site's policy declares them public, and the promise "
-                "does not cover them"
-            )
-        return (
-            f"{told}, with noise of {self.noise_multiplier:g} times what one record can change; "
-            "charged, and in the figures here"
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SiteStatement:
-    """What one site did in one run.
-
-    `plan`: the whole run's. `spent`: the events charged for training in this run, `told` those for
-    metrics; `lifetime`: those charged on
-    the site's data set in all runs, this one included. `first_round`, `last_round`: 0 for none.
-    `public_size_source`: "declared", or how else it became public. `noise_secure` and
-    `noise_source`: as the NoiseSource says. `ledger_head`: hash of the last charge, "" without a
-    ledger. `refusals`: one line each. `num_resent`: rounds answered again with the same bytes.
-    `max_records`: training rows that one unit has at most.
-    `num_aborted`: rounds charged whose update is not in the model, since training failed or the
-    answer was lost or rejected. `limit_epsilon`, `limit_delta`: the most that the site's own policy
-    allows to be spent on the data set, ever; None for no limit, and for the plan's delta.
-    `released`, `received`: what left and entered the site. `metrics`: what it told of its rows.
-    """
-
-    plan: PrivacyPlan
-    spent: Sequence[DpSgdEvent]
-    public_size: int
-    public_size_source: str
-    first_round: int
-    last_round: int
-    noise_secure: bool
-    noise_source: str
-    lifetime: Sequence[DpSgdEvent] = ()
-    ledger_head: str = ""
-    refusals: Sequence[str] = ()
-    num_resent: int = 0
-    max_records: int = 1
-    num_aborted: int = 0
-    limit_epsilon: float | None = None
-    limit_delta: float | None = None
-    released: Sequence[Transfer] = ()
-    received: Sequence[Transfer] = ()
-    metrics: SiteMetrics = SiteMetrics()
-    told: Sequence[DpSgdEvent] = ()
-
-    @property
-    def events(self) -> list[DpSgdEvent]:
-        """All that was charged in this run."""
-        return [*self.spent, *self.told]
-
-
-def statement(*, sites: Mapping[str, SiteStatement], run: str = "") -> dict[str, Any]:
+def statement(
+    *, sites: Mapping[str, SiteStatement], run: str = "", group: str | None = None
+) -> dict[str, Any]:
     """Everything about a run's privacy, JSON-ready; None stands for "no bound".
 
-    `run`: what the run is called in its ledgers, "" where it has no name.
+    `run`: what the run is called in its ledgers, "" where it has no name. `group`: the column whose
+    equal values make one unit, where the unit is a group.
     Raises PlanError where the sites do not share one trust model, unit and relation, or for none.
     """
     shared = {(site.plan.trust, site.plan.unit, site.plan.relation) for site in sites.values()}
@@ -173,15 +96,18 @@ def statement(*, sites: Mapping[str, SiteStatement], run: str = "") -> dict[str,
         "run": run,
         "trust": str(trust),
         "unit": str(unit),
+        "group": group,
         "relation": str(relation),
         "accountant": accountant.ACCOUNTANT,
         "guarantee": all(site["guarantee"] for site in told.values()),
         "mechanism": MECHANISM.format(unit=unit) if trust is not Trust.OFF else "none",
+        "selection": SELECTION,
         "sentences": _sentences(sites, told),
         "sites": told,
         "federation": _federation(told),
         "covered": list(COVERED),
         "not_covered": list(NOT_COVERED),
+        "source_commit": source_commit(),
         "libraries": {name: _version(name) for name in LIBRARIES},
     }
 
@@ -230,11 +156,13 @@ def _site(name: str, site: SiteStatement) -> dict[str, Any]:
     plan = site.plan
     spent = _spent(site, site.events, plan.relation)
     guarantee = plan.is_private and site.noise_secure and spent is not None
+    # What was charged, which a ledger keeps the same throughout a run, and not what was planned.
+    kind = site.spent[0] if site.spent else plan
     return {
         "epsilon": spent if guarantee else None,
         "delta": plan.delta,
-        "sampling_probability": plan.sampling_probability,
-        "noise_multiplier": plan.noise_multiplier,
+        "sampling_probability": kind.sampling_probability,
+        "noise_multiplier": kind.noise_multiplier,
         "steps": sum(event.steps for event in site.spent) if plan.is_private else plan.steps,
         "clip_norm": plan.clip_norm if plan.is_private else None,
         "denominator": plan.denominator,

@@ -88,7 +88,7 @@ def _tests(site: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _share(lifetime: Mapping[str, Any]) -> float | None:
-    """The part of the data set's budget that is spent; above 1 where it is exceeded."""
+    """The part of the lifetime budget that is spent; above 1 where it is exceeded."""
     limit, spent = lifetime["limit_epsilon"], lifetime["epsilon"]
     return None if limit is None or spent is None else spent / limit
 

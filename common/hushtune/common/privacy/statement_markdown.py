@@ -21,6 +21,12 @@ def render_markdown(content: Mapping[str, Any]) -> str:
         if content["trust"] != "off"
         else "Trust model `off`: no noise was added, and nothing was accounted for.",
         f"Mechanism: {content['mechanism']}.",
+        *((f"Choice of the model: {content['selection']}.",) if content["guarantee"] else ()),
+        *(
+            (f"A group: all training records with one value of `{plain(content['group'])}`.",)
+            if content["group"]
+            else ()
+        ),
         *(plain(alike["sentence"]) for alike in content["sentences"]),
         *(
             ()
@@ -40,7 +46,8 @@ def render_markdown(content: Mapping[str, Any]) -> str:
             "adds the two figures up.",
         ]
     versions = (f"{name} {number or 'absent'}" for name, number in content["libraries"].items())
-    parts.append("## Software\n\n" + _bullets(versions))
+    commit = f"source commit {content['source_commit'] or 'unknown: a release, or no checkout'}"
+    parts.append("## Software\n\n" + _bullets([*versions, commit]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -122,7 +129,7 @@ def _limit(lifetime: Mapping[str, Any]) -> list[tuple[str, str]]:
         return []
     return [
         (
-            f"of this data set's budget, at delta {at_most(lifetime['delta'])}",
+            f"of the site's lifetime budget, at delta {at_most(lifetime['delta'])}",
             f"{epsilon_text(lifetime['epsilon'])} of {lifetime['limit_epsilon']:g}",
         )
     ]
