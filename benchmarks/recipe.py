@@ -3,8 +3,8 @@
     python benchmarks/recipe.py [--seeds 3]
 
 Federated and private: rounds, how many of them warm up the head alone, and the two learning rates.
-Pooled and without privacy: the factor by which the non-private baseline's rates are lower. The seeds
-are not those of `five_seeds.py`.
+Pooled and without privacy: the factor by which the non-private baseline's rates are lower. Seeds are
+other than those of `five_seeds.py`.
 """
 
 from __future__ import annotations
