@@ -3,7 +3,7 @@
     python benchmarks/recipe.py [--seeds 3]
 
 Federated and private: rounds, how many of them warm up the head alone, and the two learning rates.
-Pooled and without privacy: the factor by which the non-private baseline's rates are lower. Seeds are
+Pooled and without privacy: by which factor the non-private baseline has lower rates. Seeds are
 other than those of `five_seeds.py`.
 """
 
