@@ -60,7 +60,7 @@ def run_on_flower(
                 with_run_config(client_app, run_config),
                 num_sites,
                 backend_config={
-                    "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+                    "client_resources": {"num_cpus": 1, "num_gpus": _gpu_share(num_sites)},
                     "init_args": {"log_to_driver": False},
                 },
             )
@@ -74,6 +74,13 @@ def run_on_flower(
             given=str(error)[:300],
             remedy="pip install 'flwr[simulation]', or set simulation.engine = \"inprocess\"",
         ) from error
+
+
+def _gpu_share(num_sites: int) -> float:
+    """Of the GPU, where there is one: Ray hides it from actors that ask for none."""
+    import torch
+
+    return 1.0 / num_sites if torch.cuda.is_available() else 0.0
 
 
 @contextmanager
