@@ -17,7 +17,7 @@ from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import dump_toml, loads_config, replace
 from hushtune.common.errors import CheckpointError, ConfigError, OutputExistsError
-from hushtune.common.files import check_writable, write_errors, write_text
+from hushtune.common.files import check_writable, read_json, read_text, write_errors, write_text
 from hushtune.common.planning import POOLED, site_plans
 from hushtune.common.run_context import RunContext, run_config
 from hushtune.common.tasks.workspace import Workspace, check_sizes, open_workspace, resolve
@@ -35,6 +35,7 @@ OWN = frozenset(
     "adapter checkpoint ledger".split()
 )
 """All that a run writes into its folder; a folder with anything else is never replaced."""
+_BEGIN_ANEW = "put the file back from a backup, or begin a new run in another folder"
 
 
 def run(
@@ -201,7 +202,7 @@ def _as_before(config: RunConfig, folder: Path) -> RunConfig:
     path = folder / CONFIG
     if config.model.precision != "auto" or not path.is_file():
         return config
-    stored = loads_config(path.read_text(encoding="utf-8"))
+    stored = loads_config(read_text(path, remedy=_BEGIN_ANEW))
     return replace(config, {"model.precision": stored.model.precision})
 
 
@@ -224,7 +225,7 @@ def _check_folder(context: RunContext, *, resume: bool, overwrite: bool) -> None
             )
         # The checkpoint's own copy, as config.toml may have been edited since the run began.
         kept = next(p for p in (checkpoint_folder(out) / CONFIG, out / CONFIG) if p.is_file())
-        stored = loads_config(kept.read_text(encoding="utf-8"))
+        stored = loads_config(read_text(kept, remedy=_BEGIN_ANEW))
         if stored != context.config:
             raise CheckpointError(
                 "the folder's run has other settings, so it cannot go on with these",
@@ -255,7 +256,7 @@ def _check_data(context: RunContext, workspace: Workspace, *, resume: bool) -> N
     path = checkpoint_folder(context.out) / DATA
     if not resume or not path.is_file():
         return
-    before: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+    before = read_json(path, remedy=_BEGIN_ANEW)
     for site in sorted(context.config.data.public_sizes):
         if before.get(site) != workspace.data.fingerprint(site):
             raise CheckpointError(
