@@ -28,6 +28,7 @@ from hushtune.common.messages import (
 from hushtune.common.planning import site_plans
 from hushtune.common.privacy import accountant
 from hushtune.common.privacy.ledger import Ledger
+from hushtune.common.privacy.ledger_entry import RECORD
 from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import PrivacyPlan, Relation, Trust
 from hushtune.common.tasks.units import Units
@@ -75,10 +76,12 @@ def make_site(
         "held_out": Units.single(np.arange(20, 30, dtype=np.int64)),
         "public_held_out": 10.0,
         "dataset": "data of north",
+        "unit": RECORD,
         "policy": policy,
+        "limit": policy.terms.limit(whole_ledger=False),
         "ledger": Ledger(path / "north.sqlite") if path else None,
         "noise": NoiseSource(),
-        "sampling_seed": 11,
+        "batch_key": b"11",
     }
     return Site(**{**usual, **others})
 
@@ -228,7 +231,7 @@ def test_batches_differ_between_rounds_runs_and_sites(task: TensorTask) -> None:
     site = make_site(task, None)
     draws = {
         tuple(where.batch_randomness(run, round, sequence).random(4))
-        for where in (site, replace(site, sampling_seed=12))
+        for where in (site, replace(site, batch_key=b"12"))
         for run in ("a", "b")
         for round in (0, 1)
         for sequence in (0, 1)
@@ -294,7 +297,6 @@ def test_an_exhausted_budget_is_refused_before_compute_whatever_is_ordered(
 
 OWN_LIMITS = {
     "a smaller sigma": "too little noise",
-    "more steps than granted": "rounds or steps",
     "steps beyond the plan": "more steps than its plan",
     "no steps": "more steps than its plan",
     "a larger delta": "larger delta",
@@ -351,14 +353,13 @@ def test_what_another_process_spent_meanwhile_counts(
 ) -> None:
     """The budget is asked before training, and by the charge once more."""
     site = make_site(task, tmp_path)
-    ask_budget = Ledger.would_exceed
+    ask_budget = Ledger.check
 
-    def then_another_charges(ledger: Ledger, *event: Any, **limit: Any) -> bool:
-        found = ask_budget(ledger, *event, **limit)
+    def then_another_charges(ledger: Ledger, *event: Any, **limit: Any) -> None:
+        ask_budget(ledger, *event, **limit)
         ledger.charge(PLAN.event(2), dataset=site.dataset, run="another", round=0)
-        return found
 
-    monkeypatch.setattr(Ledger, "would_exceed", then_another_charges)
+    monkeypatch.setattr(Ledger, "check", then_another_charges)
     assert refused(site, make_order(state, PLAN)).code == "HT401"
     assert [entry.run for entry in Ledger(tmp_path / "north.sqlite").entries()] == ["another"]
 

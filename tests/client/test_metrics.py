@@ -69,6 +69,10 @@ def site(task: Any, path: Path, *, metrics: str = "noised", **others: Any) -> Si
     return replace(made, policy=replace(made.policy, terms=terms))
 
 
+def limited(site: Site, **terms: float) -> Site:
+    return replace(site, limit=replace(site.limit, **terms))
+
+
 def told(site: Site, asked: MetricsOrder) -> MetricsReport | Refusal:
     return decode_report(app.answer_metrics(encode_metrics_order(asked), site))
 
@@ -242,9 +246,7 @@ def test_an_exhausted_budget_gives_no_figures(
     task: TensorTask, state: AdapterState, tmp_path: Path
 ) -> None:
     cost = accountant.epsilon([metrics.event(10.0)], delta=1e-5, relation=RELATION)
-    here = site(task, tmp_path)
-    terms = here.policy.terms.model_copy(update={"max_epsilon": 1.01 * cost})
-    here = replace(here, policy=replace(here.policy, terms=terms))
+    here = limited(site(task, tmp_path), epsilon=1.01 * cost)
     assert isinstance(told(here, order(state)), MetricsReport)
 
     class Untouchable:
@@ -260,15 +262,13 @@ def test_told_figures_count_as_rounds_and_steps_but_for_a_repeat(
     task: TensorTask, state: AdapterState, tmp_path: Path
 ) -> None:
     for name in ("max_rounds", "max_steps"):
-        here = site(task, tmp_path / name)
-        terms = here.policy.terms.model_copy(update={name: 1})
-        here = replace(here, policy=replace(here.policy, terms=terms))
+        here = limited(site(task, tmp_path / name), **{name: 1})
         first = told(here, order(state))
         assert isinstance(first, MetricsReport)
         assert told(here, order(state)) == first
         second = told(here, order(state, round=2))
         assert isinstance(second, Refusal)
-        assert second.code == "HT404"
+        assert second.code == "HT401"
 
 
 @pytest.mark.parametrize(
@@ -396,7 +396,7 @@ def test_public_figures_need_a_policy_that_says_so(settings: Any, tmp_path: Path
     assert set(released["sites"]) == {"south"}
     assert set(released["missing"]) == {"east", "north"}
     assert all("HT404" in why for why in released["missing"].values())
-    assert len(Ledger(ledger_path(tmp_path / "out", "south")).entries()) == 3
+    assert len(Ledger(folder / "south.sqlite").entries()) == 3
 
 
 def test_figures_need_held_out_rows(settings: Any) -> None:

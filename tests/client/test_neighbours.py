@@ -24,6 +24,7 @@ from hushtune.common.config import AdapterConfig, ModelConfig, RunConfig
 from hushtune.common.messages import ClientUpdate, decode_reply, encode_order
 from hushtune.common.planning import site_plans
 from hushtune.common.privacy.ledger import Ledger
+from hushtune.common.privacy.ledger_entry import RECORD
 from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import DpSgdEvent, PrivacyPlan, Trust
 from hushtune.common.privacy.statement import SiteStatement, statement
@@ -64,6 +65,7 @@ def public_part(
     """All that two rounds and the statement show of a site that declares ``size``."""
     folder.mkdir()
     plan = declared_plan(size)
+    terms = Terms(max_epsilon=plan.epsilon, max_delta=plan.delta, min_batch=1e-9)
     site = Site(
         name="north",
         task=task,
@@ -76,12 +78,14 @@ def public_part(
             site="north",
             trust=Trust.SITE,
             public_size=size,
-            terms=Terms(max_epsilon=plan.epsilon, max_delta=plan.delta, min_batch=1e-9),
+            terms=terms,
             spec=lora.spec(task.model),
         ),
+        unit=RECORD,
+        limit=terms.limit(whole_ledger=True),
         ledger=Ledger(folder / "north.sqlite"),
         noise=NoiseSource(),
-        sampling_seed=rows,
+        batch_key=bytes([rows]),
     )
     texts, sizes, shown = [], [], []
     for round in range(2):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from hushtune.client.app import answer
 from hushtune.client.policy import SitePolicy
-from hushtune.client.site import ledger_path
 from hushtune.client.terms import Terms, load_terms, terms_template
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState
@@ -22,13 +23,21 @@ from hushtune.common.errors import (
     QuorumError,
     UnknownKeyError,
 )
-from hushtune.common.messages import RoundOrder, decode_order, encode_order
+from hushtune.common.messages import (
+    ClientUpdate,
+    Refusal,
+    RoundOrder,
+    decode_order,
+    decode_reply,
+    encode_order,
+)
 from hushtune.common.privacy.accountant import epsilon
 from hushtune.common.privacy.ledger import Ledger
 from hushtune.common.privacy.plan import Relation, Trust
 from hushtune.simulations import run
 
 from .families import TensorTask, make_order, moved, private_plan, tensor_task
+from .test_app import make_site
 
 PLAN = private_plan(noise_multiplier=4.0)
 GENEROUS: dict[str, Any] = {"max_epsilon": 1e6, "max_delta": 1e-5}
@@ -68,7 +77,7 @@ BEYOND: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a rank that is too high": ({"max_rank": 1}, {}, "at a rank"),
     "a target that is not allowed": ({"targets": ("query",)}, {}, "adapts modules"),
     "a tensor that the rule freezes": ({}, {"rule": "ffa"}, "does not"),
-    "another unit": ({"unit": "group"}, {}, "unit of privacy"),
+    "another unit": ({"unit": "group", "group": "patient"}, {}, "unit of privacy"),
     "another relation": ({"relation": "replace_one"}, {}, "neighbouring relation"),
     "a larger delta": ({"max_delta": 1e-6}, {}, "larger delta"),
 }
@@ -84,15 +93,20 @@ def test_what_goes_beyond_the_terms_is_refused(
         policy(task, **terms).check(order)
 
 
-def test_rounds_and_steps_count_over_the_life_of_the_data(task: TensorTask, tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "a.sqlite")
+@pytest.mark.parametrize("terms", [{"max_rounds": 3}, {"max_steps": 7}])
+def test_rounds_and_steps_count_over_the_life_of_the_data(
+    task: TensorTask, state: AdapterState, tmp_path: Path, terms: dict[str, int]
+) -> None:
+    limit = Terms(**{**GENEROUS, **terms}).limit(whole_ledger=True)
+    site = replace(make_site(task, tmp_path, epsilon=1e6), limit=limit)
     for number in range(3):
-        ledger.charge(PLAN.event(2), dataset="d", run=f"run {number}", round=1)
-    spent = ledger.entries("d")
-    policy(task, max_rounds=4, max_steps=8).check_lifetime(PLAN.event(2), spent)
-    for terms in ({"max_rounds": 3}, {"max_steps": 7}):
-        with pytest.raises(PolicyError, match="rounds or steps"):
-            policy(task, **terms).check_lifetime(PLAN.event(2), spent)
+        order = make_order(state, PLAN, run=f"run {number}", local_steps=2)
+        assert isinstance(decode_reply(answer(encode_order(order), site)), ClientUpdate)
+    order = make_order(state, PLAN, run="one more", local_steps=2)
+    reply = decode_reply(answer(encode_order(order), site))
+    assert isinstance(reply, Refusal)
+    assert reply.code == "HT401"
+    assert "rounds or steps" in reply.reason
 
 
 def test_what_is_unknown_in_an_order_is_refused(state: AdapterState) -> None:
@@ -190,8 +204,8 @@ def test_a_site_that_grants_less_refuses_and_the_run_goes_on(settings: Any, tmp_
     config = settings.config(privacy__trust="site", simulation__policies=folder)
     summary = run(config, tmp_path / "out")
     assert [row["round"] for row in summary["refusals"]["north"]] == [2, 3]
-    assert all(row["code"] == "HT404" for row in summary["refusals"]["north"])
-    assert len(Ledger(ledger_path(tmp_path / "out", "north")).entries()) == 1
+    assert all(row["code"] == "HT401" for row in summary["refusals"]["north"])
+    assert len(Ledger(tmp_path / "policies" / "north.sqlite").entries()) == 1
     assert set(summary["refusals"]) == {"north"}
     privacy = json.loads((tmp_path / "out" / "privacy.json").read_text(encoding="utf-8"))
     assert privacy["sites"]["north"]["epsilon"] < privacy["sites"]["east"]["epsilon"]
@@ -260,6 +274,60 @@ def test_runs_that_share_ledgers_share_the_budget(
         assert row["epsilon"] < row["epsilon_lifetime"]
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [{"data__max_rows_per_site": 55}, {"seed": 8}, {"data__label": "stars"}],
+)
+def test_a_site_s_budget_is_for_all_that_its_ledger_holds(
+    settings: Any, tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    """No other choice of rows or columns begins with a new budget; `--overwrite` keeps it."""
+    settings = with_columns(settings, tmp_path)
+    folder = policies(tmp_path / "policies")
+    common = {
+        "privacy__trust": "site",
+        "simulation__policies": folder,
+        "train__rounds": 2,
+        "train__warmup_rounds": 1,
+    }
+    run(settings.config(**common), tmp_path / "out")
+    with pytest.raises(QuorumError, match="HT401"):
+        run(settings.config(**common, **changed), tmp_path / "out", overwrite=True)
+    assert len(Ledger(tmp_path / "policies" / "north.sqlite").entries()) == 2
+
+
+def test_a_run_that_protects_another_unit_gets_no_site(settings: Any, tmp_path: Path) -> None:
+    """A server that named the column could make a patient of every record."""
+    settings = with_columns(settings, tmp_path)
+    group = {"unit": "group", "group": "patient"}
+    folder = policies(tmp_path / "policies", north=group, east=group, south={})
+    config = settings.config(
+        privacy__trust="site",
+        privacy__unit="group",
+        data__group="visit",
+        simulation__policies=folder,
+        train__rounds=1,
+    )
+    with pytest.raises(Exception, match="another unit"):
+        run(config, tmp_path / "out")
+    with pytest.raises(ConfigError, match="belong together"):
+        load_terms(written(tmp_path, 'max_epsilon = 1\nmax_delta = 1e-6\nunit = "group"\n'))
+
+
+def with_columns(settings: Any, folder: Path) -> Any:
+    """The same data with a copy of the labels and two columns of groups."""
+    with settings.data.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    path = folder / "more.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        more = csv.DictWriter(file, [*rows[0], "stars", "patient", "visit"])
+        more.writeheader()
+        for number, row in enumerate(rows):
+            groups = {"patient": f"p{number // 2}", "visit": f"v{number}"}
+            more.writerow({**row, "stars": "1" if row["label"] == rows[0]["label"] else "2", **groups})
+    return replace(settings, data=path)
+
+
 def test_the_same_run_again_is_another_run_to_shared_ledgers(settings: Any, tmp_path: Path) -> None:
     common = {"privacy__trust": "site", "simulation__ledgers": str(tmp_path / "ledgers")}
     config = settings.config(**common, train__rounds=2, train__warmup_rounds=1)
@@ -277,7 +345,8 @@ def test_a_policy_at_the_node_is_the_site_s_own(settings: Any, tmp_path: Path) -
     from hushtune.common.tasks.workspace import resolve
 
     path = written(tmp_path, "max_epsilon = 0.25\nmax_delta = 1e-6\n")
-    config = resolve(settings.config(privacy__trust="site"))
+    elsewhere = {"simulation__ledgers": str(tmp_path / "elsewhere")}
+    config = resolve(settings.config(privacy__trust="site", **elsewhere))
     context = Context(
         run_id=1,
         node_id=1,
@@ -287,8 +356,11 @@ def test_a_policy_at_the_node_is_the_site_s_own(settings: Any, tmp_path: Path) -
     )
     site = open_site(context)
     close_sites()
-    assert site.policy.limit.epsilon == 0.25
+    assert site.limit.epsilon == 0.25
+    assert site.limit.whole_ledger
     assert site.policy.trust is Trust.SITE
+    assert site.ledger is not None
+    assert site.ledger.path == path.with_suffix(".sqlite")  # and not where the run wants it
 
 
 def test_an_order_off_the_wire_keeps_its_rule(state: AdapterState) -> None:

@@ -63,7 +63,7 @@ def data_of(names: Sequence[str], labels: Sequence[str] = ("bad", "good")) -> La
     }
     numbers = np.arange(3 * len(names)) % len(labels)
     texts = tuple(map(str, numbers))
-    return LabelledText(texts, numbers, tuple(labels), sites, DataReport())
+    return LabelledText(texts, numbers, tuple(labels), sites, DataReport(), {})
 
 
 def test_every_one_of_many_sites_is_drawn_and_the_largest_epsilon_told() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -14,8 +14,9 @@ from hushtune.client import metrics
 from hushtune.client.site import Site, open_site
 from hushtune.client.train import train_locally
 from hushtune.common.adapter import AdapterState
-from hushtune.common.errors import BudgetExceededError, HushtuneError, LedgerError, SiteError
+from hushtune.common.errors import HushtuneError, LedgerError, SiteError
 from hushtune.common.messages import (
+    METRICS_RUN,
     ClientUpdate,
     Refusal,
     RoundOrder,
@@ -26,16 +27,25 @@ from hushtune.common.messages import (
     encode_update,
 )
 from hushtune.common.metrics_messages import (
-    METRICS_RUN,
     MetricsOrder,
     MetricsReport,
     decode_metrics_order,
     encode_report,
 )
-from hushtune.common.privacy.ledger import Ledger, LedgerEntry
+from hushtune.common.privacy.ledger import Ledger, LedgerEntry, Limit
 from hushtune.common.privacy.plan import DpSgdEvent
 
 log = logging.getLogger(__name__)
+
+
+class _Charge(TypedDict):
+    """What a charge is for, but for its round."""
+
+    dataset: str
+    run: str
+    unit: str
+    limit: Limit
+
 
 _Order = TypeVar("_Order", RoundOrder, MetricsOrder)
 
@@ -105,7 +115,9 @@ def _reply(
     try:
         order = decode(content)
         return obey(order)
-    except HushtuneError as error:
+    except Exception as caught:
+        # Whatever an order does to this site, it gets an answer that tells nothing of the rows.
+        error = caught if isinstance(caught, HushtuneError) else _unexpected(caught)
         run, number = ("", 0) if order is None else (order.run, order.round)
         log.warning("site %s refuses round %d: %s", site.name, number, error)
         # What was given may be a value or a path, which stays here; the log has it.
@@ -113,6 +125,11 @@ def _reply(
             run=run, round=number, site=site.name, code=error.code, reason=error.message
         )
         return encode_refusal(refusal)
+
+
+def _unexpected(error: Exception) -> SiteError:
+    log.debug("unexpected", exc_info=error)
+    return SiteError("the site's own work failed", given=type(error).__name__)
 
 
 def _updated(order: RoundOrder, site: Site) -> ClientUpdate:
@@ -181,32 +198,24 @@ def _charged(
 
     A round that is asked for again gets the kept bytes, uncharged.
     """
-    charged = ledger.entries()
-    spent = [entry for entry in charged if entry.dataset == site.dataset]
     kept = ledger.resend(run, round, dataset=site.dataset)
     if kept is not None:
         return kept.reply, kept.entry
-    site.policy.check_lifetime(event, spent)
-    limit = site.policy.limit
-    if ledger.would_exceed(
-        event,
-        dataset=site.dataset,
-        epsilon=limit.epsilon,
-        delta=limit.delta,
-        relation=limit.relation,
-    ):
-        raise BudgetExceededError(
-            f"round {round} would exceed the privacy budget of site {site.name}",
-            given=f"{len(spent)} rounds charged already",
-            expected=f"epsilon <= {limit.epsilon:g} at delta {limit.delta:g}",
-        )
-    if any((entry.run, entry.round) == (run, round) for entry in spent):
+    what: _Charge = {
+        "dataset": site.dataset,
+        "run": run,
+        "unit": site.unit,
+        "limit": site.limit,
+    }
+    ledger.check(event, **what)
+    of_run = [entry for entry in ledger.entries() if entry.run == run]
+    if any((entry.dataset, entry.round) == (site.dataset, round) for entry in of_run):
         raise LedgerError(
             f"round {round} was charged and refused before",
             given=f"run {run}",
             remedy="order another round",
         )
-    if any(entry.run == run for entry in charged if entry.dataset != site.dataset):
+    if any(entry.dataset != site.dataset for entry in of_run):
         raise LedgerError(
             "the data changed while the run was going on",
             given=f"run {run}",
@@ -218,14 +227,14 @@ def _charged(
     except Exception as error:
         # That it was refused follows from the rows: a server that crafts adapters could else
         # compare noised sums with thresholds of its choice for nothing.
-        ledger.charge(event, dataset=site.dataset, run=run, round=round, limit=limit)
+        ledger.charge(event, round=round, **what)
+        kept = ledger.resend(run, round, dataset=site.dataset)
+        if kept is not None:  # another process answered meanwhile: one charge, one answer
+            return kept.reply, kept.entry
         if isinstance(error, HushtuneError):
             raise
-        raise SiteError("the site's own work failed", given=type(error).__name__) from error
-    entry = ledger.charge_with_reply(
-        event, dataset=site.dataset, run=run, round=round, reply=reply, limit=limit
-    )
-    return reply, entry
+        raise _unexpected(error) from error
+    return reply, ledger.charge_with_reply(event, round=round, reply=reply, **what)
 
 
 def _train(order: RoundOrder, site: Site, *, sequence: int) -> AdapterState:

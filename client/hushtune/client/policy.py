@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hushtune.client.terms import Terms
@@ -11,8 +10,7 @@ from hushtune.common.errors import PolicyError
 from hushtune.common.lora_rules import RULES, trainable_keys
 from hushtune.common.messages import RoundOrder
 from hushtune.common.metrics_messages import MetricsOrder
-from hushtune.common.privacy.ledger import LedgerEntry, Limit
-from hushtune.common.privacy.plan import DpSgdEvent, PrivacyPlan, Trust
+from hushtune.common.privacy.plan import PrivacyPlan, Trust
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,11 +26,6 @@ class SitePolicy:
     spec: AdapterSpec
     public_size: int
     terms: Terms
-
-    @property
-    def limit(self) -> Limit:
-        """What the ledger is held to."""
-        return self.terms.limit
 
     def check(self, order: RoundOrder) -> None:
         """Raise PolicyError, with what was asked and what is allowed, unless an order is fit."""
@@ -75,21 +68,6 @@ class SitePolicy:
                 "an order asks for figures with too little noise",
                 given=f"noise multiplier {noise:g}",
                 expected=f">= {terms.min_metrics_noise_multiplier:g}",
-            )
-
-    def check_lifetime(self, event: DpSgdEvent, spent: Sequence[LedgerEntry]) -> None:
-        """Raise PolicyError if one more release goes beyond the rounds or steps that are granted.
-
-        ``spent``: what was charged on the data set before, figures that were told included.
-        """
-        terms = self.terms
-        steps = sum(entry.event.steps for entry in spent) + event.steps
-        rounds = len(spent) + 1
-        if steps > terms.max_steps or (terms.max_rounds is not None and rounds > terms.max_rounds):
-            raise PolicyError(
-                "an order goes beyond the rounds or steps that this site grants its data",
-                given=f"{rounds} rounds and {steps} steps with it",
-                expected=f"{terms.max_rounds or 'any number of'} rounds, {terms.max_steps} steps",
             )
 
     def _check_base(self, spec: AdapterSpec) -> None:

@@ -5,6 +5,9 @@ A site is opened once in a process and kept, the base model loaded; messages onl
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +22,12 @@ from hushtune.common.config_base import MOST_STEPS
 from hushtune.common.errors import PolicyError, SiteError
 from hushtune.common.planning import public_held_out
 from hushtune.common.privacy.accountant import LEAST_NOISE_MULTIPLIER
-from hushtune.common.privacy.ledger import Ledger
+from hushtune.common.privacy.ledger import Ledger, Limit
+from hushtune.common.privacy.ledger_entry import unit_name
 from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import Trust
 from hushtune.common.run_context import RunContext, read_run_config
-from hushtune.common.seeds import fold, rng
+from hushtune.common.seeds import fold
 from hushtune.common.site_files import site_stem
 from hushtune.common.tasks.base import Task
 from hushtune.common.tasks.units import Units
@@ -41,18 +45,22 @@ class Site:
     held_out: Units
     public_held_out: float
     dataset: str
+    unit: str
     policy: SitePolicy
+    limit: Limit
     ledger: Ledger | None
     noise: NoiseSource
-    sampling_seed: int
+    batch_key: bytes
 
     def batch_randomness(self, run: str, round: int, sequence: int) -> np.random.Generator:
-        """The generator of a round's Poisson draws.
+        """The generator of a round's Poisson draws, which only ``batch_key`` gives.
 
         ``sequence`` counts the charges so far: a round that is trained anew after a charge must
         not draw the same batches, since the accountant counts them as independent.
         """
-        return rng(self.sampling_seed, run, round, sequence)
+        text = json.dumps([run, round, sequence])
+        digest = hmac.new(self.batch_key, text.encode(), hashlib.sha256).digest()
+        return np.random.default_rng(int.from_bytes(digest, "big"))
 
 
 def open_site(context: Context) -> Site:
@@ -67,8 +75,11 @@ def open_site(context: Context) -> Site:
             expected=f"0 to {len(names) - 1}: " + ", ".join(names),
             remedy=f"start the simulation with {len(names)} SuperNodes",
         )
-    policy = context.node_config.get("policy")  # set where the node is started: the site's own
-    return _simulated_site(run, names[place], None if policy is None else Path(str(policy)))
+    own = context.node_config.get("policy")  # set where the node is started: the site's own
+    policy = _simulated_policy(run.config, names[place]) if own is None else Path(str(own))
+    # Where such a site's ledger lies, no run says.
+    ledger = simulated_ledger(run, names[place]) if own is None else _beside(Path(str(own)))
+    return _kept_site(run, names[place], policy, ledger)
 
 
 _open: dict[tuple[RunContext, str, Path | None], Site] = {}
@@ -79,31 +90,29 @@ def close_sites() -> None:
     _open.clear()
 
 
-def _simulated_site(run: RunContext, name: str, policy: Path | None) -> Site:
+def _kept_site(run: RunContext, name: str, policy: Path | None, ledger: Path) -> Site:
     workspace = open_workspace(run.config)
     if any(site.task is not workspace.task for site in _open.values()):
         _open.clear()  # they would keep the model and activations of an earlier study
     if (run, name, policy) not in _open:
-        _open[run, name, policy] = _make_site(run, name, policy, workspace)
+        _open[run, name, policy] = _make_site(run, name, policy, ledger, workspace)
     return _open[run, name, policy]
 
 
-def _make_site(run: RunContext, name: str, policy: Path | None, workspace: Workspace) -> Site:
+def _make_site(
+    run: RunContext, name: str, policy: Path | None, ledger_file: Path, workspace: Workspace
+) -> Site:
     config = run.config
-    policy = policy or _simulated_policy(config, name)
     terms = terms_of_run(config) if policy is None else load_terms(policy)
     size = config.data.public_sizes[name]
-    if policy is not None and terms.max_delta >= 1 / size:
-        raise PolicyError(
-            "a policy's max_delta promises nothing to a site of this size",
-            given=f"{terms.max_delta:g} for {size} records, in {policy.name}",
-            expected=f"below {1 / size:.3g}",
-        )
+    if policy is not None:
+        check_terms(terms, config, size, policy)
     # A site with a policy of its own never trains without privacy, whatever the run says.
     trust = Trust.SITE if policy is not None else Trust(config.privacy.trust)
     insecure = config.privacy.insecure_seeded_noise
-    ledger = Ledger(simulated_ledger(run, name)) if trust is Trust.SITE else None
+    ledger = Ledger(ledger_file) if trust is Trust.SITE else None
     data_set = terms.data_set or workspace.dataset_id(name)
+    seeded = fold(config.seed, "batches", name).to_bytes(8, "big")
     return Site(
         name=name,
         task=workspace.task,
@@ -112,6 +121,7 @@ def _make_site(run: RunContext, name: str, policy: Path | None, workspace: Works
         held_out=workspace.data.units(workspace.rows(name, "validation")),
         public_held_out=public_held_out(config, name),
         dataset=data_set if ledger is None else ledger.name_of(data_set),
+        unit=unit_name(config.data.group),
         policy=SitePolicy(
             site=name,
             trust=trust,
@@ -119,12 +129,34 @@ def _make_site(run: RunContext, name: str, policy: Path | None, workspace: Works
             public_size=size,
             terms=terms,
         ),
+        limit=terms.limit(whole_ledger=policy is not None and terms.data_set is None),
         ledger=ledger,
         noise=(
             NoiseSource.insecure(fold(config.seed, "noise", name)) if insecure else NoiseSource()
         ),
-        sampling_seed=fold(config.seed, "batches", name),
+        # Batches that whoever knows the run's seed can draw again would not be secret.
+        batch_key=seeded if ledger is None or insecure else ledger.batch_key(),
     )
+
+
+def check_terms(terms: Terms, config: RunConfig, size: int, policy: Path) -> None:
+    """Raise PolicyError where a site's policy does not fit the run or the site, before any order.
+
+    ``size``: the site's declared number of units.
+    """
+    if terms.max_delta >= 1 / size:
+        raise PolicyError(
+            "a policy's max_delta promises nothing to a site of this size",
+            given=f"{terms.max_delta:g} for {size} records, in {policy.name}",
+            expected=f"below {1 / size:.3g}",
+        )
+    if (config.privacy.unit, config.data.group) != (terms.unit, terms.group):
+        raise PolicyError(
+            "the run protects another unit than the site's policy",
+            given=unit_name(config.data.group),
+            expected=f"{unit_name(terms.group)}, in {policy.name}",
+            remedy="set privacy.unit and data.group as the policy has them",
+        )
 
 
 def simulated_terms(config: RunConfig, site: str) -> Terms | None:
@@ -146,6 +178,7 @@ def terms_of_run(config: RunConfig) -> Terms:
         max_delta=privacy.delta,
         relation=privacy.relation,
         unit=privacy.unit,
+        group=config.data.group,
         min_noise_multiplier=LEAST_NOISE_MULTIPLIER,
         max_steps=MOST_STEPS,
         min_batch=1e-9,
@@ -156,9 +189,20 @@ def terms_of_run(config: RunConfig) -> Terms:
 
 
 def simulated_ledger(run: RunContext, site: str) -> Path:
-    """Where a simulated site keeps its ledger: in the run's folder, or where several runs share."""
+    """Where a simulated site keeps its ledger.
+
+    In ``simulation.ledgers``, which several runs share; or beside its own policy, whose budget is
+    for all runs; or in the run's folder.
+    """
     own, shared = ledger_path(run.out, site), run.config.simulation.ledgers
-    return own if shared is None else shared / own.name
+    policy = _simulated_policy(run.config, site)
+    if shared is not None:
+        return shared / own.name
+    return own if policy is None else _beside(policy)
+
+
+def _beside(policy: Path) -> Path:
+    return policy.with_suffix(".sqlite")
 
 
 def ledger_path(out: Path, site: str) -> Path:

@@ -6,9 +6,9 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
-from hushtune.common.config_base import Count, Delta, Name, Names, Positive, Section
+from hushtune.common.config_base import Count, Delta, Name, Names, Positive, Section, refuse
 from hushtune.common.config_problems import Origins, as_config_error
 from hushtune.common.config_template import commented
 from hushtune.common.errors import ConfigError, MissingFileError
@@ -24,7 +24,7 @@ class Terms(Section):
     """What a site agrees to; nothing that a server sends can weaken it."""
 
     max_epsilon: Positive = Field(
-        description="the most that may ever be spent on the data set, in all runs together",
+        description="the most that may ever be spent, in all runs together",
         examples=[3.0],
     )
     max_delta: Delta = Field(
@@ -37,10 +37,17 @@ class Terms(Section):
     unit: Literal["example", "group"] = Field(
         default="example", description="by what: a record, or all records of a patient or user"
     )
+    group: Name | None = Field(
+        default=None,
+        description="the column whose equal values are one patient or user; for unit = group, "
+        "and needed there: a server that chose it could make a group of every record",
+        examples=["patient"],
+    )
     data_set: Name | None = Field(
         default=None,
-        description="a name under which everything spent is added up, even if rows are added or "
-        "corrected; left out, the rows themselves say which data set it is",
+        description="a name under which what is spent is added up; for a site that holds several "
+        "data sets without a person in common. Left out, all that the site's ledger holds counts, "
+        "whichever rows and columns were used",
         examples=["cardiology"],
     )
     min_noise_multiplier: Annotated[float, Field(ge=LEAST_NOISE_MULTIPLIER)] = Field(
@@ -48,13 +55,12 @@ class Terms(Section):
     )
     max_rounds: Count | None = Field(
         default=None,
-        description="answers from this data set, in all runs: rounds of training, and figures told "
-        "with noise",
+        description="answers in all runs: rounds of training, and figures told with noise",
         examples=[100],
     )
     max_steps: Count = Field(
         default=10_000,
-        description="optimiser steps on this data set, in all runs; figures count as one",
+        description="optimiser steps in all runs; figures count as one",
     )
     min_batch: Positive = Field(
         default=1.0, description="least expected number of units in a step, by the public size"
@@ -81,11 +87,26 @@ class Terms(Section):
         default=5.0, description="least noise of such figures, in units of their sensitivity"
     )
 
-    @property
-    def limit(self) -> Limit:
+    @model_validator(mode="after")
+    def _group_for_groups(self) -> Terms:
+        if (self.unit == "group") != (self.group is not None):
+            refuse(
+                "unit and group belong together",
+                key="group",
+                given=f"unit = {self.unit}, group = {self.group or 'none'}",
+                expected='unit = "group" and group = "a column", or neither',
+            )
+        return self
+
+    def limit(self, *, whole_ledger: bool) -> Limit:
         """What the ledger is held to."""
         return Limit(
-            epsilon=self.max_epsilon, delta=self.max_delta, relation=Relation(self.relation)
+            epsilon=self.max_epsilon,
+            delta=self.max_delta,
+            relation=Relation(self.relation),
+            max_rounds=self.max_rounds,
+            max_steps=self.max_steps,
+            whole_ledger=whole_ledger,
         )
 
 

@@ -20,6 +20,9 @@ from hushtune.common.privacy.plan import PrivacyPlan
 
 _LARGEST = 2**53
 """Numbers in messages stay below what JSON's numbers hold exactly."""
+METRICS_RUN = "/metrics"
+"""What follows a run's name where a ledger charges its figures; no run's own name ends so."""
+
 _BODY, _TEXT = "hushtune", "json"
 _ADAPTER, _STATE, _SAFETENSORS = "adapter", "state", "safetensors"
 
@@ -154,7 +157,7 @@ def decode_order(content: RecordDict) -> RoundOrder:
     adapter = unpack_adapter(content)
     try:
         order = RoundOrder(
-            run=read_text(body, "run"),
+            run=read_run(body),
             round=read_count(body, "round"),
             site=read_text(body, "site"),
             adapter=adapter,
@@ -247,6 +250,14 @@ def read_text(body: Mapping[str, Any], key: str) -> str:
     if not isinstance(value, str) or any("\ud800" <= mark <= "\udfff" for mark in value):
         raise MessageError(f"{key} of a message must be a text", given=ascii(value)[:100])
     return value
+
+
+def read_run(body: Mapping[str, Any]) -> str:
+    """The name of an order's run, which must not be taken for that of another run's figures."""
+    run = read_text(body, "run")
+    if run.endswith(METRICS_RUN):
+        raise MessageError(f"a run's name must not end in {METRICS_RUN}", given=ascii(run)[:100])
+    return run
 
 
 def _is_number(value: object) -> bool:

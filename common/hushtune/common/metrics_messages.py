@@ -13,18 +13,17 @@ from hushtune.common.messages import (
     decode_refusal,
     pack,
     read_count,
+    read_run,
     read_text,
     refuse_unknown,
     unpack_adapter,
     unpack_body,
 )
 from hushtune.common.privacy.ledger import LedgerEntry
-from hushtune.common.privacy.plan import Relation, Unit
+from hushtune.common.privacy.plan import MOST_NOISE_MULTIPLIER, Relation, Unit
 
 _ORDER_KEYS = frozenset(["run", "round", "site", "noise_multiplier", "unit", "relation"])
 _MOST_LOSS = 1e6
-METRICS_RUN = "/metrics"
-"""What follows a run's name where a ledger charges its figures."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,11 +75,13 @@ def decode_metrics_order(content: RecordDict) -> MetricsOrder:
     try:
         noise = body["noise_multiplier"]
         order = MetricsOrder(
-            run=read_text(body, "run"),
+            run=read_run(body),
             round=read_count(body, "round"),
             site=read_text(body, "site"),
             adapter=adapter,
-            noise_multiplier=None if noise is None else _number(noise, least=0.0, most=1e9),
+            noise_multiplier=None
+            if noise is None
+            else _number(noise, least=0.0, most=MOST_NOISE_MULTIPLIER),
             unit=Unit(read_text(body, "unit")),
             relation=Relation(read_text(body, "relation")),
         )

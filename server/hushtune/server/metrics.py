@@ -12,9 +12,8 @@ from flwr.serverapp import Grid
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
 from hushtune.common.errors import HushtuneError
-from hushtune.common.messages import Refusal
+from hushtune.common.messages import METRICS_RUN, Refusal
 from hushtune.common.metrics_messages import (
-    METRICS_RUN,
     MetricsOrder,
     MetricsReport,
     decode_report,

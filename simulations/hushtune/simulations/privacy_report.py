@@ -9,7 +9,7 @@ from hushtune.client.site import simulated_ledger, simulated_terms
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
 from hushtune.common.lora_rules import RULES, trainable_keys
-from hushtune.common.metrics_messages import METRICS_RUN
+from hushtune.common.messages import METRICS_RUN
 from hushtune.common.planning import site_plans
 from hushtune.common.privacy.ledger import Ledger
 from hushtune.common.privacy.ledger_entry import LedgerEntry
@@ -41,14 +41,15 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
             num_resent = ledger.num_resent(run=result.run)
         mine = [entry for entry in entries if entry.run == result.run]
         told = [entry for entry in entries if entry.run == f"{result.run}{METRICS_RUN}"]
-        # What else was charged on the rows of this run.
+        terms = simulated_terms(config, site)
+        # What else was charged on the rows of this run, or counts towards the same budget.
         data_sets = {entry.dataset for entry in [*mine, *told]}
-        lifetime = [entry for entry in entries if entry.dataset in data_sets]
+        whole = terms is not None and terms.data_set is None
+        lifetime = [entry for entry in entries if whole or entry.dataset in data_sets]
         if plan.trust is Trust.SITE:
             # What was charged may have left, whatever the server knows of it.
             answered = {entry.round for entry in mine}
         asked = answered | _rounds(result, site, "refused", "failed", "no answer")
-        terms = simulated_terms(config, site)
         noise = _noise(result, site, config)
         sites[site] = SiteStatement(
             plan=plan,

@@ -258,7 +258,7 @@ def _check_data(context: RunContext, workspace: Workspace, *, resume: bool) -> N
         return
     before = read_json(path, remedy=_BEGIN_ANEW)
     for site in sorted(context.config.data.public_sizes):
-        if before.get(site) != workspace.data.fingerprint(site):
+        if before.get(site) != workspace.data.used(site):
             raise CheckpointError(
                 f"the rows of site {site} changed since the run began, so it cannot go on",
                 remedy="put the rows back, or begin a new run in another folder",
@@ -267,7 +267,7 @@ def _check_data(context: RunContext, workspace: Workspace, *, resume: bool) -> N
 
 def _keep_data(context: RunContext, workspace: Workspace) -> None:
     sites = sorted(context.config.data.public_sizes)
-    found = {site: workspace.data.fingerprint(site) for site in sites}
+    found = {site: workspace.data.used(site) for site in sites}
     write_text(checkpoint_folder(context.out) / DATA, json.dumps(found, indent=1) + "\n")
     write_text(checkpoint_folder(context.out) / CONFIG, dump_toml(context.config))
 

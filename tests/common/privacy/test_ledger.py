@@ -1,5 +1,6 @@
 """The ledger: durable, private, chained, counted once, and safe between processes."""
 
+import dataclasses
 import errno
 import json
 import multiprocessing
@@ -31,6 +32,7 @@ from hushtune.common.privacy.ledger import (
     LedgerEntry,
     Limit,
 )
+from hushtune.common.privacy.ledger_entry import RECORD, unit_name
 from hushtune.common.privacy.plan import DpSgdEvent, Relation
 
 ADD = Relation.ADD_OR_REMOVE_ONE
@@ -114,16 +116,78 @@ def test_two_runs_on_one_data_set_add_up(ledger: Ledger) -> None:
     assert spent(ledger, "other") == one
 
 
-def test_would_exceed_counts_what_is_there(ledger: Ledger) -> None:
-    limit: dict[str, Any] = {"dataset": "d", "delta": 1e-5, "relation": ADD}
-    whole = accountant.epsilon([BIG], delta=1e-5, relation=ADD)
-    assert not ledger.would_exceed(BIG, epsilon=whole, **limit)
+def limited(epsilon: float = 1e6, **others: Any) -> Limit:
+    return Limit(epsilon=epsilon, delta=1e-5, relation=ADD, **others)
+
+
+def test_a_limit_counts_what_is_there(ledger: Ledger) -> None:
+    limit = limited(accountant.epsilon([BIG], delta=1e-5, relation=ADD))
+    ledger.check(BIG, dataset="d", run="r", limit=limit)
     fill(ledger, 11)
-    assert not ledger.would_exceed(ROUND, epsilon=whole, **limit)
+    ledger.check(ROUND, dataset="d", run="r", limit=limit)
     fill(ledger, 1, run="one more")
-    assert ledger.would_exceed(ROUND, epsilon=whole, **limit)
-    limit["dataset"] = "fresh"
-    assert not ledger.would_exceed(ROUND, epsilon=whole, **limit)
+    with pytest.raises(BudgetExceededError, match="budget"):
+        ledger.check(ROUND, dataset="d", run="r", limit=limit)
+    ledger.check(ROUND, dataset="fresh", run="r", limit=limit)
+    with pytest.raises(BudgetExceededError, match="budget"):  # whatever the rows are called
+        ledger.check(
+            ROUND, dataset="fresh", run="r", limit=dataclasses.replace(limit, whole_ledger=True)
+        )
+
+
+@pytest.mark.parametrize("terms", [{"max_rounds": 3}, {"max_steps": 11}])
+def test_rounds_and_steps_are_limited_within_the_transaction(
+    ledger: Ledger, terms: dict[str, Any]
+) -> None:
+    limit = limited(**terms)
+    for number in range(3):
+        ledger.charge(ROUND, dataset="d", run=f"run {number}", round=1, limit=limit)
+    with pytest.raises(BudgetExceededError, match="rounds or steps"):
+        ledger.charge(ROUND, dataset="d", run="another", round=1, limit=limit)
+    ledger.charge(ROUND, dataset="other", run="another", round=1, limit=limit)
+    with pytest.raises(BudgetExceededError, match="rounds or steps"):
+        ledger.charge(
+            ROUND, dataset="d 2", run="x", round=1, limit=limited(**terms, whole_ledger=True)
+        )
+
+
+def test_units_do_not_add_up(ledger: Ledger) -> None:
+    """What a record lost is not what a patient lost."""
+    limit = limited()
+    ledger.charge(ROUND, dataset="d", run="r", round=1, limit=limit, unit=unit_name("patient"))
+    for unit in (RECORD, unit_name("row")):
+        with pytest.raises(LedgerError, match="another unit"):
+            ledger.charge(ROUND, dataset="d", run="s", round=1, limit=limit, unit=unit)
+    assert [entry.unit for entry in ledger.entries()] == ["group patient"]
+
+
+@pytest.mark.parametrize("changed", [{"noise_multiplier": 1.8}, {"sampling_probability": 0.12}])
+def test_rate_and_noise_cannot_change_within_a_run(
+    ledger: Ledger, changed: dict[str, float]
+) -> None:
+    limit = limited()
+    ledger.charge(ROUND, dataset="d", run="r", round=1, limit=limit)
+    other = dataclasses.replace(ROUND, **changed)  # even where it costs less
+    with pytest.raises(LedgerError, match="cannot change"):
+        ledger.charge(other, dataset="d", run="r", round=2, limit=limit)
+    ledger.charge(other, dataset="d", run="another", round=2, limit=limit)
+    ledger.charge(dataclasses.replace(ROUND, steps=1), dataset="d", run="r", round=2, limit=limit)
+
+
+def test_a_charge_pays_for_a_refusal_or_for_a_reply(ledger: Ledger) -> None:
+    """Two processes on one round: one failed and said so, so the other's reply must not leave."""
+    ledger.charge(ROUND, dataset="d", run="r", round=1)
+    with pytest.raises(LedgerError, match="refused before"):
+        ledger.charge_with_reply(ROUND, dataset="d", run="r", round=1, reply=b"x")
+    assert ledger.resend("r", 1, dataset="d") is None
+
+
+def test_batches_follow_from_a_secret_of_the_ledger(ledger: Ledger, tmp_path: Path) -> None:
+    key = ledger.batch_key()
+    assert len(key) == 32
+    assert Ledger(ledger.path).batch_key() == key
+    assert Ledger(tmp_path / "other.sqlite").batch_key() != key
+    assert key not in ledger.path.read_bytes()  # what is kept is only what it is derived from
 
 
 def test_a_limit_is_kept_within_the_transaction(ledger: Ledger) -> None:
@@ -169,7 +233,7 @@ def test_a_round_cannot_be_charged_for_something_else(ledger: Ledger) -> None:
 def test_the_charge_and_its_reply_are_one_transaction(
     ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, "a fault between charge and reply")
 
     monkeypatch.setattr("hushtune.common.privacy.ledger.ledger_replies.keep", fail)
@@ -241,7 +305,7 @@ def test_a_ledger_that_is_open_notices_too(ledger: Ledger, path: Path) -> None:
         ledger.head,
         lambda: spent(ledger),
         lambda: ledger.charge(ROUND, dataset="d", run="r", round=3),
-        lambda: ledger.would_exceed(ROUND, dataset="d", epsilon=9, delta=1e-5, relation=ADD),
+        lambda: ledger.check(ROUND, dataset="d", run="r", limit=limited()),
         lambda: ledger.resend("r", 1, dataset="d"),
     ]
     for use in uses:
@@ -249,10 +313,26 @@ def test_a_ledger_that_is_open_notices_too(ledger: Ledger, path: Path) -> None:
             use()
 
 
+def test_a_head_that_was_taken_away_is_missed(ledger: Ledger, path: Path) -> None:
+    head = path.with_name(path.name + ".head")
+    assert head.read_text() == f"0 {GENESIS}\n"  # from the start
+    old = path.read_bytes()
+    fill(ledger, 2)
+    head.unlink()
+    with pytest.raises(LedgerError, match=r"\.head"):
+        Ledger(path)
+    with pytest.raises(LedgerError, match=r"\.head"):
+        ledger.charge(ROUND, dataset="d", run="r", round=3)
+    path.write_bytes(old)
+    Ledger(path)  # both put back: what a noted hash alone tells
+
+
 def test_a_rewritten_chain_is_detected_by_its_head(ledger: Ledger, path: Path) -> None:
     fill(ledger, 1)
     cheaper = DpSgdEvent(sampling_probability=0.13, noise_multiplier=99.0, steps=3)
-    forged = LedgerEntry.after(0, GENESIS, dataset="d", run="r", round=1, event=cheaper)
+    forged = LedgerEntry.after(
+        0, GENESIS, dataset="d", run="r", round=1, unit=RECORD, event=cheaper
+    )
     event = json.dumps(cheaper.to_dict(), sort_keys=True)
     tamper(path, f"UPDATE charges SET event = '{event}', hash = '{forged.hash}'")
     with pytest.raises(LedgerError, match="1 charges"):
@@ -263,7 +343,9 @@ def test_a_forged_charge_breaks_the_chain_after_it(ledger: Ledger, path: Path) -
     """Its own hash fits, and so does the head; the next charge's link does not."""
     first, second, _ = fill(ledger, 3)
     cheaper = DpSgdEvent(sampling_probability=0.13, noise_multiplier=99.0, steps=3)
-    forged = LedgerEntry.after(1, first.hash, dataset="d", run="r", round=2, event=cheaper)
+    forged = LedgerEntry.after(
+        1, first.hash, dataset="d", run="r", round=2, unit=RECORD, event=cheaper
+    )
     event = json.dumps(cheaper.to_dict(), sort_keys=True)
     tamper(
         path,
@@ -588,7 +670,7 @@ def test_a_transaction_cut_short_leaves_nothing(path: Path) -> None:
     code = CHARGE_AND_WAIT.replace(
         "Ledger(sys.argv[1])",
         "import hushtune.common.privacy.ledger_replies as replies, os, signal\n"
-        "replies.keep = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "replies.keep = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
         "Ledger(sys.argv[1])",
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

@@ -58,6 +58,6 @@ def test_a_charge_shows_no_hash_of_the_rows(settings: Any, tmp_path: Path) -> No
         workspace = open_workspace(load_config(out / "config.toml"))
         shown = checkpoint.load(out / "checkpoint").charges["north"][0]
         text = json.dumps(shown)
-        assert workspace.data.fingerprint("north") not in text
+        assert workspace.data.fingerprints["north"] not in text
         seen.append(str(shown["dataset"]))
     assert seen[0] != seen[1]  # the same rows, and another ledger

@@ -240,16 +240,52 @@ def test_subsample_is_seeded_and_bounded(tmp_path: Path) -> None:
     assert parts(other.sites["north"]) != parts(data.sites["north"])
 
 
-def test_fingerprint_knows_rows_whatever_their_order_or_split(tmp_path: Path) -> None:
+def test_fingerprint_knows_rows_whatever_is_done_with_them(tmp_path: Path) -> None:
+    """Order, split, subsample and another site's equal rows are no other data set."""
     sites = {"north": many("n"), "south": many("s")}
-    data = loaded(tmp_path, sites)
-    marks = {data.fingerprint(site) for site in data.sites}
-    assert len(marks) == 2
-    assert all(len(bytes.fromhex(mark)) == 32 for mark in marks)
-    assert loaded(tmp_path, sites).fingerprint("north") == data.fingerprint("north")
-    assert loaded(tmp_path, sites, seed=3).fingerprint("north") == data.fingerprint("north")
+    marks = loaded(tmp_path, sites).fingerprints
+    assert len(set(marks.values())) == 2
+    assert all(len(bytes.fromhex(mark)) == 32 for mark in marks.values())
+    turned = {**sites, "north": sites["north"][::-1]}
+    shared = {**sites, "alike": [*many("a"), *sites["north"][:5]]}
+    for other, changes in (
+        (sites, {}),
+        (sites, {"seed": 3}),
+        (sites, {"max_rows_per_site": 20}),
+        (turned, {}),
+        (shared, {}),
+    ):
+        assert loaded(tmp_path, other, **changes).fingerprints["north"] == marks["north"]
     fewer = {**sites, "north": sites["north"][:-1]}
-    assert loaded(tmp_path, fewer).fingerprint("north") != data.fingerprint("north")
+    assert loaded(tmp_path, fewer).fingerprints["north"] != marks["north"]
+
+
+def test_dealt_rows_have_the_fingerprint_of_all_of_them(tmp_path: Path) -> None:
+    """Another seed deals a row to another site, which must not begin with a new budget there."""
+    path = tmp_path / "all.csv"
+    path.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in many("n", 90)))
+    config = DataConfig(file=path, partition="iid", sites=3)
+    found = [load_data(config, seed=seed).fingerprints for seed in (0, 1)]
+    assert len(set(found[0].values())) == 1
+    assert found[0] == found[1]
+
+
+def test_what_a_run_uses_is_told_by_its_rows_and_groups(tmp_path: Path) -> None:
+    sites = {"north": many("n"), "south": many("s")}
+    used = loaded(tmp_path, sites).used("north")
+    assert loaded(tmp_path, sites, seed=3).used("north") == used
+    assert loaded(tmp_path, sites, max_rows_per_site=15).used("north") != used
+    path = tmp_path / "grouped.csv"
+    found: list[str] = []
+    for patients in (range(60), [number // 2 for number in range(60)]):
+        lines = [
+            f"{text},{label},{patient}"
+            for (text, label), patient in zip(many("n", 60), patients, strict=True)
+        ]
+        path.write_text("text,label,patient\n" + "\n".join(lines) + "\n")
+        config = DataConfig(file=path, group="patient", partition="iid", sites=1)
+        found.append(load_data(config, seed=0).used("site-0"))
+    assert found[0] != found[1]
 
 
 def test_demo_data(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from hushtune.common.errors import PlanError
-from hushtune.common.privacy.plan import DpSgdEvent, Relation
+from hushtune.common.privacy.plan import MOST_NOISE_MULTIPLIER, DpSgdEvent, Relation
 
 if TYPE_CHECKING:
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
@@ -24,7 +24,6 @@ CALIBRATION_TOLERANCE = 1e-4
 """Relative: calibrated noise is at most this much larger than the least that would do."""
 
 LEAST_NOISE_MULTIPLIER = 0.05
-MOST_NOISE_MULTIPLIER = 1e6
 
 _LOWEST, _HIGHEST = math.log(LEAST_NOISE_MULTIPLIER), math.log(MOST_NOISE_MULTIPLIER)
 _ROUGH = 8

@@ -18,11 +18,10 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from hushtune.common.errors import BudgetExceededError, LedgerError
+from hushtune.common.errors import LedgerError
 from hushtune.common.privacy import (
     accountant,
     ledger_chain,
@@ -31,8 +30,9 @@ from hushtune.common.privacy import (
     ledger_replies,
 )
 from hushtune.common.privacy.ledger_chain import last_hash
-from hushtune.common.privacy.ledger_entry import GENESIS, LedgerEntry
+from hushtune.common.privacy.ledger_entry import GENESIS, RECORD, LedgerEntry
 from hushtune.common.privacy.ledger_files import disk_errors
+from hushtune.common.privacy.ledger_limit import Limit
 from hushtune.common.privacy.ledger_replies import KEPT_REPLIES, KeptReply
 from hushtune.common.privacy.plan import DpSgdEvent, Relation
 
@@ -42,15 +42,6 @@ __all__ = ["GENESIS", "KEPT_REPLIES", "KeptReply", "Ledger", "LedgerEntry", "Lim
 _SCHEMA = (
     f"BEGIN IMMEDIATE; {ledger_chain.SCHEMA} {ledger_replies.SCHEMA} {ledger_names.SCHEMA} COMMIT;"
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Limit:
-    """The most that may ever be spent on one data set."""
-
-    epsilon: float
-    delta: float
-    relation: Relation
 
 
 @final
@@ -74,6 +65,7 @@ class Ledger:
                 db.execute("PRAGMA auto_vacuum=FULL")
             db.executescript(_SCHEMA)
             ledger_names.make_key(db)
+        self._begin_head()
         self.verify()
 
     def verify(self) -> None:
@@ -90,6 +82,11 @@ class Ledger:
             entries = self._verified(db)
             return ledger_names.keyed_name(db, data_set, entries, path=self.path)
 
+    def batch_key(self) -> bytes:
+        """32 secret bytes, the same for the life of this ledger, from which batches are drawn."""
+        with self._connection() as db:
+            return ledger_names.derived_key(db, "batches", path=self.path)
+
     def entries(self, dataset: str | None = None) -> list[LedgerEntry]:
         """The charges of a data set, or of all, in order."""
         with self._connection() as db:
@@ -103,14 +100,14 @@ class Ledger:
 
     def epsilon(self, *, dataset: str, delta: float, relation: Relation) -> float:
         """What everything released about a data set, in all runs, has cost so far."""
-        return _spent(self.entries(dataset), (), delta=delta, relation=relation)
+        events = [entry.event for entry in self.entries(dataset)]
+        return accountant.epsilon(events, delta=delta, relation=relation)
 
-    def would_exceed(
-        self, event: DpSgdEvent, *, dataset: str, epsilon: float, delta: float, relation: Relation
-    ) -> bool:
-        """Whether one more event would take a data set beyond (epsilon, delta)."""
-        spent = _spent(self.entries(dataset), (event,), delta=delta, relation=relation)
-        return spent > epsilon
+    def check(
+        self, event: DpSgdEvent, *, dataset: str, run: str, limit: Limit, unit: str = RECORD
+    ) -> None:
+        """Raise what `charge` would raise for want of budget; charges nothing (`Limit.check`)."""
+        limit.check(event, self.entries(), dataset=dataset, run=run, unit=unit)
 
     def resend(self, run: str, round: int, *, dataset: str) -> KeptReply | None:
         """The reply kept for a round, to be sent again; None if the round was never answered.
@@ -147,15 +144,17 @@ class Ledger:
         run: str,
         round: int,
         limit: Limit | None = None,
+        unit: str = RECORD,
     ) -> LedgerEntry:
         """Charge an event; durable when this returns.
 
         A round that was charged for the same event gets the charge that is there; for another
-        event, LedgerError. With `limit`, BudgetExceededError if the charge would go beyond it, in
-        the same transaction, so that two processes cannot both take the last of a budget.
+        event, LedgerError. `unit`: whose records were clipped and noised together. `limit` is
+        checked in the same transaction, so that two processes cannot both take the last of a
+        budget.
         """
         with self._writing() as db:
-            entry = self._append(db, event, limit, dataset=dataset, run=run, round=round)
+            entry, _ = self._append(db, event, limit, dataset, run=run, round=round, unit=unit)
         self._advance_head(entry)
         return entry
 
@@ -168,14 +167,16 @@ class Ledger:
         round: int,
         reply: bytes,
         limit: Limit | None = None,
+        unit: str = RECORD,
     ) -> LedgerEntry:
         """`charge` and keep the reply that it pays for, in one durable transaction.
 
-        Raises LedgerError where the round was answered with other bytes: those must be sent again.
+        Raises LedgerError where the round was answered with other bytes, which must be sent again,
+        or was charged and refused: a charge pays for one of the two.
         """
         with self._writing() as db:
-            entry = self._append(db, event, limit, dataset=dataset, run=run, round=round)
-            ledger_replies.keep(db, entry, reply)
+            entry, is_new = self._append(db, event, limit, dataset, run=run, round=round, unit=unit)
+            ledger_replies.keep(db, entry, reply, is_new=is_new)
         self._advance_head(entry)
         return entry
 
@@ -200,15 +201,17 @@ class Ledger:
         db: sqlite3.Connection,
         event: DpSgdEvent,
         limit: Limit | None,
-        *,
         dataset: str,
+        *,
         run: str,
         round: int,
-    ) -> LedgerEntry:
+        unit: str,
+    ) -> tuple[LedgerEntry, bool]:
+        """The charge of a round, and whether it is a new one."""
         rows = self._verified(db)
         found = _find(rows, dataset, run, round)
         if found is not None and found.event == event:
-            return found
+            return found, False
         if found is not None:
             raise LedgerError(
                 f"round {round} was charged before, for something else",
@@ -216,41 +219,35 @@ class Ledger:
                 expected=str(found.event),
             )
         if limit is not None:
-            _check_limit([row for row in rows if row.dataset == dataset], event, limit)
+            limit.check(event, rows, dataset=dataset, run=run, unit=unit)
         entry = LedgerEntry.after(
-            len(rows), last_hash(rows), dataset=dataset, run=run, round=round, event=event
+            len(rows),
+            last_hash(rows),
+            dataset=dataset,
+            run=run,
+            round=round,
+            unit=unit,
+            event=event,
         )
         ledger_chain.add_to_chain(db, entry)
-        return entry
+        return entry, True
+
+    def _begin_head(self) -> None:
+        """A head before the first charge, so that one that is taken away later is missed."""
+        if ledger_files.read_head(self.path) is not None:
+            return
+        with self._writing() as db, disk_errors(self.path):
+            if db.execute("SELECT 1 FROM charges").fetchone() is None:
+                ledger_files.write_head(self.path, 0, GENESIS)
 
     def _advance_head(self, entry: LedgerEntry) -> None:
         # After the commit, never before: a head ahead of its ledger would look like a loss.
         with disk_errors(self.path):
-            if ledger_files.read_head(self.path)[0] < entry.sequence:
+            noted = ledger_files.read_head(self.path)
+            if noted is None or noted[0] < entry.sequence:
                 ledger_files.write_head(self.path, entry.sequence, entry.hash)
 
 
 def _find(entries: Sequence[LedgerEntry], dataset: str, run: str, round: int) -> LedgerEntry | None:
     key = (dataset, run, round)
     return next((row for row in entries if (row.dataset, row.run, row.round) == key), None)
-
-
-def _spent(
-    entries: Sequence[LedgerEntry],
-    more: Sequence[DpSgdEvent],
-    *,
-    delta: float,
-    relation: Relation,
-) -> float:
-    events = [*(entry.event for entry in entries), *more]
-    return accountant.epsilon(events, delta=delta, relation=relation)
-
-
-def _check_limit(entries: Sequence[LedgerEntry], event: DpSgdEvent, limit: Limit) -> None:
-    spent = _spent(entries, (event,), delta=limit.delta, relation=limit.relation)
-    if spent > limit.epsilon:
-        raise BudgetExceededError(
-            "the charge would exceed the data set's privacy budget",
-            given=f"epsilon {spent:.4g} with it, after {len(entries)} charges",
-            expected=f"epsilon <= {limit.epsilon:g} at delta {limit.delta:g}",
-        )

@@ -16,16 +16,19 @@ from hushtune.common.privacy.plan import DpSgdEvent
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS charges (
     sequence INTEGER PRIMARY KEY, dataset TEXT NOT NULL, run TEXT NOT NULL, round INTEGER NOT NULL,
-    event TEXT NOT NULL, previous TEXT NOT NULL, hash TEXT NOT NULL,
+    unit TEXT NOT NULL, event TEXT NOT NULL, previous TEXT NOT NULL, hash TEXT NOT NULL,
     UNIQUE (dataset, run, round)
 );
 """
 
 
-def read_chain(db: sqlite3.Connection, noted: tuple[int, str], *, path: Path) -> list[LedgerEntry]:
+def read_chain(
+    db: sqlite3.Connection, noted: tuple[int, str] | None, *, path: Path
+) -> list[LedgerEntry]:
     """All charges in order; LedgerError unless every row continues the one before.
 
-    `noted`: what the head file said before `db` began to read, as rows may only be added after it.
+    `noted`: what the head file said before `db` began to read, as rows may only be added after it;
+    None where there was none, as is right before the first charge only.
     """
     entries: list[LedgerEntry] = []
     for row in db.execute("SELECT * FROM charges ORDER BY sequence"):
@@ -36,7 +39,9 @@ def read_chain(db: sqlite3.Connection, noted: tuple[int, str], *, path: Path) ->
         if (entry.sequence, entry.previous) != (len(entries) + 1, last_hash(entries)):
             raise altered(path, f"row {len(entries) + 1} was altered or removed")
         entries.append(entry)
-    charged, head = noted
+    if entries and noted is None:
+        raise altered(path, f"the file {path.name}.head beside it was taken away")
+    charged, head = noted or (0, GENESIS)
     if last_hash(entries[:charged]) != head or len(entries) < charged:
         raise altered(path, f"it holds {len(entries)} charges and held {charged} before")
     return entries
@@ -45,9 +50,9 @@ def read_chain(db: sqlite3.Connection, noted: tuple[int, str], *, path: Path) ->
 def add_to_chain(db: sqlite3.Connection, entry: LedgerEntry) -> None:
     """Insert the charge that `LedgerEntry.after` made from the last one."""
     text = json.dumps(entry.event.to_dict(), sort_keys=True)
-    values = (entry.sequence, entry.dataset, entry.run, entry.round, text)
+    values = (entry.sequence, entry.dataset, entry.run, entry.round, entry.unit, text)
     db.execute(
-        "INSERT INTO charges VALUES (?, ?, ?, ?, ?, ?, ?)", (*values, entry.previous, entry.hash)
+        "INSERT INTO charges VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*values, entry.previous, entry.hash)
     )
 
 
@@ -66,11 +71,17 @@ def altered(path: Path, how: str) -> LedgerError:
 # Every use of a ledger reads all of it: a row is hashed again only if any of its values is new.
 @lru_cache(maxsize=1 << 14, typed=True)
 def _entry(
-    sequence: int, dataset: str, run: str, round: int, event: str, previous: str, hash: str
+    sequence: int,
+    dataset: str,
+    run: str,
+    round: int,
+    unit: str,
+    event: str,
+    previous: str,
+    hash: str,
 ) -> LedgerEntry:
-    entry = LedgerEntry(
-        sequence, dataset, run, round, DpSgdEvent.from_dict(json.loads(event)), previous, hash
-    )
+    charged = DpSgdEvent.from_dict(json.loads(event))
+    entry = LedgerEntry(sequence, dataset, run, round, unit, charged, previous, hash)
     if entry.hash != entry.content_hash():
         raise ValueError("the hash does not fit the content")
     return entry

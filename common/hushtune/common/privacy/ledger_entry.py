@@ -14,6 +14,18 @@ from hushtune.common.privacy.plan import DpSgdEvent
 GENESIS = "0" * 64
 """What stands for the hash before the first charge."""
 
+RECORD = "example"
+"""The unit of a charge that was clipped and noised record by record; see `unit_name`."""
+
+
+def unit_name(group: str | None) -> str:
+    """What a ledger calls a unit: a record, or all records with one value in a column.
+
+    >>> unit_name(None), unit_name("patient")
+    ('example', 'group patient')
+    """
+    return RECORD if group is None else f"group {group}"
+
 
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
@@ -26,6 +38,7 @@ class LedgerEntry:
     dataset: str
     run: str
     round: int
+    unit: str
     event: DpSgdEvent
     previous: str
     hash: str
@@ -39,10 +52,11 @@ class LedgerEntry:
         dataset: str,
         run: str,
         round: int,
+        unit: str,
         event: DpSgdEvent,
     ) -> LedgerEntry:
         """The charge that follows the one with this number and hash (0 and GENESIS for none)."""
-        entry = cls(sequence + 1, dataset, run, round, event, previous, "")
+        entry = cls(sequence + 1, dataset, run, round, unit, event, previous, "")
         return replace(entry, hash=entry.content_hash())
 
     def content_hash(self) -> str:
@@ -58,6 +72,7 @@ class LedgerEntry:
             "dataset": self.dataset,
             "run": self.run,
             "round": self.round,
+            "unit": self.unit,
             "event": self.event.to_dict(),
             "previous": self.previous,
             "hash": self.hash,
@@ -72,6 +87,7 @@ class LedgerEntry:
                 dataset=str(raw["dataset"]),
                 run=str(raw["run"]),
                 round=int(raw["round"]),
+                unit=str(raw["unit"]),
                 event=DpSgdEvent.from_dict(raw["event"]),
                 previous=str(raw["previous"]),
                 hash=str(raw["hash"]),

@@ -20,7 +20,6 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from hushtune.common.errors import DiskFullError, LedgerError
-from hushtune.common.privacy.ledger_entry import GENESIS
 
 REMEDY = "restore the file from a copy that is not older than the last run"
 
@@ -58,13 +57,13 @@ def head_path(path: Path) -> Path:
     return path.with_name(path.name + ".head")
 
 
-def read_head(path: Path) -> tuple[int, str]:
-    """Number and hash of the last charge that the head file knows; (0, GENESIS) without one."""
+def read_head(path: Path) -> tuple[int, str] | None:
+    """Number and hash of the last charge that the head file knows; None without such a file."""
     try:
         text = head_path(path).read_text(encoding="ascii", errors="replace")
     except FileNotFoundError:
-        return 0, GENESIS
-    found = re.fullmatch(r"([1-9][0-9]*) ([0-9a-f]{64})\n", text)
+        return None
+    found = re.fullmatch(r"(0|[1-9][0-9]*) ([0-9a-f]{64})\n", text)
     if found is None:
         raise LedgerError(
             "the head of the privacy ledger is damaged",

@@ -36,12 +36,21 @@ def keyed_name(
     db: sqlite3.Connection, data_set: str, entries: Sequence[LedgerEntry], *, path: Path
 ) -> str:
     """HMAC-SHA256 of a data set's own name, behind the key's mark; LedgerError for another key."""
-    row = db.execute("SELECT key FROM secret").fetchone()
-    if row is None or not isinstance(row[0], bytes) or len(row[0]) != 32:
-        raise altered(path, "its key is gone")
-    key = bytes(row[0])
+    key = _key(db, path)
     mark = hashlib.sha256(b"hushtune ledger key" + key).hexdigest()[:16]
     for entry in entries:
         if _KEYED.fullmatch(entry.dataset) and not entry.dataset.startswith(f"{mark}:"):
             raise altered(path, "its key was exchanged")
     return f"{mark}:{hmac.new(key, data_set.encode(), hashlib.sha256).hexdigest()}"
+
+
+def derived_key(db: sqlite3.Connection, purpose: str, *, path: Path) -> bytes:
+    """32 bytes for one purpose, which only the ledger's key gives; LedgerError without that."""
+    return hmac.new(_key(db, path), f"hushtune {purpose}".encode(), hashlib.sha256).digest()
+
+
+def _key(db: sqlite3.Connection, path: Path) -> bytes:
+    row = db.execute("SELECT key FROM secret").fetchone()
+    if row is None or not isinstance(row[0], bytes) or len(row[0]) != 32:
+        raise altered(path, "its key is gone")
+    return bytes(row[0])

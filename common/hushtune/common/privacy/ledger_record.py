@@ -70,7 +70,7 @@ def read_ledger(path: Path) -> LedgerRecord:
         ) from error
     with ledger_files.open_read_only(path) as db:
         tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
-        if not tables and noted == (0, GENESIS):  # made, and not yet written to
+        if not tables and noted is None:  # made, and not yet written to
             return LedgerRecord(path=path, entries=(), replies={}, resent={})
         entries = tuple(ledger_chain.read_chain(db, noted, path=path))
         if "resent" not in tables:  # of an early version, which opening for writing mends

@@ -65,9 +65,19 @@ def kept(db: sqlite3.Connection, entry: LedgerEntry) -> KeptReply | None:
     return KeptReply(entry, reply)
 
 
-def keep(db: sqlite3.Connection, entry: LedgerEntry, reply: bytes) -> None:
-    """Keep a reply and drop what is too old; LedgerError if answered with other bytes."""
+def keep(db: sqlite3.Connection, entry: LedgerEntry, reply: bytes, *, is_new: bool) -> None:
+    """Keep a reply and drop what is too old.
+
+    LedgerError if the round was answered with other bytes, or if its charge, which is not new then,
+    has paid for a refusal.
+    """
     row = _row(db, entry)
+    if row is None and not is_new:
+        raise LedgerError(
+            f"round {entry.round} was charged and refused before",
+            given=f"run {entry.run}",
+            remedy="order another round",
+        )
     if row is not None and row[1] != _digest(reply):
         raise LedgerError(
             f"round {entry.round} was answered before, with other bytes",

@@ -25,6 +25,9 @@ DELTA_TOO_SMALL = (
     "no noise would be enough"
 )
 
+MOST_NOISE_MULTIPLIER = 1e6
+"""Beyond, what is left of a sum is nothing, and its float32 noise comes near the end of floats."""
+
 CLIP_NORMS = (1e-6, 1e6)
 """Least and most: gradients, sums and noise of this size are far from the ends of float32, where
 small values vanish and a clipped sum could move by more than the clip norm."""
@@ -70,7 +73,9 @@ class DpSgdEvent:
         object.__setattr__(self, "noise_multiplier", _number(self, "noise_multiplier"))
         object.__setattr__(self, "steps", _count(self, "steps"))
         _check_rate(self.sampling_probability)
-        _require(0 < self.noise_multiplier < math.inf, "sigma", self.noise_multiplier, "> 0")
+        within = f"above 0, at most {MOST_NOISE_MULTIPLIER:g}"
+        sigma = self.noise_multiplier
+        _require(0 < sigma <= MOST_NOISE_MULTIPLIER, "noise_multiplier", sigma, within)
 
     def to_dict(self) -> dict[str, float | int]:
         """JSON-ready fields."""

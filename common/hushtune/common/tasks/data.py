@@ -53,7 +53,9 @@ class LabelledText:
     """All sites' texts with labels; ``sites`` are sorted by name.
 
     ``groups (n,)``: the patient or user of each row, numbered over all sites; None where each row
-    stands for itself.
+    stands for itself. ``fingerprints``: what a ledger knows each site's data by, the sha256 of all
+    texts and labels as they were read. No other seed, subsample or unit begins with a new budget;
+    where one data set is dealt to the sites it stands for each of them, as any row may come to any.
     """
 
     texts: tuple[str, ...]
@@ -61,18 +63,16 @@ class LabelledText:
     label_names: tuple[str, ...]
     sites: Mapping[str, Split]
     report: DataReport
+    fingerprints: Mapping[str, str]
     groups: Rows | None = None
 
-    def fingerprint(self, site: str) -> str:
-        """sha256 of all rows of a site, whatever their order and however they are split.
-
-        What a ledger knows a site's data by: another seed deals the same rows to other parts, and
-        must not begin with a new budget.
-        """
+    def used(self, site: str) -> str:
+        """sha256 of the rows of a site that a run uses, by group, however they are split."""
         split = self.sites[site]
-        used = np.concatenate([split.train, split.validation, split.test])
-        rows = sorted((self.texts[i], self.label_names[self.labels[i]]) for i in used)
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+        rows = np.concatenate([split.train, split.validation, split.test])
+        groups = np.zeros_like(rows) if self.groups is None else self.groups[rows]
+        texts = [(self.texts[i], self.label_names[self.labels[i]]) for i in rows]
+        return _digest((*text, int(group)) for text, group in zip(texts, groups, strict=True))
 
     def units(self, rows: Rows) -> Units:
         """Some rows, by the unit that a guarantee speaks of."""
@@ -124,8 +124,25 @@ def load_data(
             for site, found in sorted(sites.items())
         },
         report=report,
+        fingerprints=_fingerprints(complete, sites, natural=config.partition == "natural"),
         groups=groups,
     )
+
+
+def _fingerprints(
+    complete: Sequence[RawRow], sites: Iterable[str], *, natural: bool
+) -> Mapping[str, str]:
+    if not natural:
+        return dict.fromkeys(sites, _digest((str(row.text), str(row.label)) for row in complete))
+    read: dict[str, list[tuple[str, str]]] = {site: [] for site in sites}
+    for row in complete:
+        read[str(row.site)].append((str(row.text), str(row.label)))
+    return {site: _digest(rows) for site, rows in read.items()}
+
+
+def _digest(rows: Iterable[tuple[str | int, ...]]) -> str:
+    """sha256 of rows in any order."""
+    return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()
 
 
 def _groups(rows: Sequence[RawRow], config: DataConfig) -> Rows | None:

@@ -105,7 +105,7 @@ class Workspace:
 
     def dataset_id(self, site: str) -> str:
         """What a ledger knows a site's rows by."""
-        return self.data.fingerprint(site) if site != POOLED else POOLED
+        return self.data.fingerprints[site] if site != POOLED else POOLED
 
 
 def _check_length(base: PreTrainedModel, max_tokens: int) -> None:
