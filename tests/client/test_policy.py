@@ -324,7 +324,9 @@ def with_columns(settings: Any, folder: Path) -> Any:
         more.writeheader()
         for number, row in enumerate(rows):
             groups = {"patient": f"p{number // 2}", "visit": f"v{number}"}
-            more.writerow({**row, "stars": "1" if row["label"] == rows[0]["label"] else "2", **groups})
+            more.writerow(
+                {**row, "stars": "1" if row["label"] == rows[0]["label"] else "2", **groups}
+            )
     return replace(settings, data=path)
 
 

@@ -80,13 +80,16 @@ def simulate(
             )
     settings = _settings(preset, config, set_)
     if dry_run:
+        from hushtune.simulations.agreement import check_quorum, show_refusals
         from hushtune.simulations.estimate import estimate
         from hushtune.simulations.show import show_estimate
 
         with console.status("looking at data and model"):
             figures = estimate(settings)
         show_estimate(console, figures)
+        show_refusals(console, figures)
         _print_json(figures, as_json)
+        check_quorum(figures)
         return
     assert out is not None  # checked above
     from hushtune.simulations.show import ProgressView, show_summary
