@@ -113,3 +113,48 @@ def test_a_dry_run_fails_where_the_run_would(settings: Any, hushtune: Any, tmp_p
     assert "HT501 too few sites would take part in round 3" in answer.err
     for site in ("east", "north", "south"):
         assert f"{site} would refuse" in answer.err
+
+
+# --------------------------------------------------------------------- sites that do not open ----
+
+
+@pytest.mark.parametrize("what", ["policies", "ledgers"])
+def test_where_no_site_opens_each_is_named_and_nothing_is_left(
+    settings: Any,
+    hushtune: Any,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    what: str,
+) -> None:
+    folder, out = tmp_path / f"the {what}", tmp_path / "out"
+    folder.mkdir()
+    for site in ("east", "north", "south") if what == "ledgers" else ():
+        (folder / f"{site}.sqlite").write_bytes(b"no ledger" * 99)
+        (folder / f"{site}.sqlite").chmod(0o600)
+    changes = {"privacy__trust": "site", f"simulation__{what}": str(folder)}
+    toml = settings.file(tmp_path, **changes)
+    before = sorted(tmp_path.rglob("*"))
+    answer = hushtune("simulate", "--config", toml, "--out", out)
+    assert answer.status == 2
+    assert answer.err.startswith("HT501 fewer sites can take part than the quorum\n")
+    for site in ("east", "north", "south"):
+        assert f"  {site}: HT" in answer.err
+    assert "node" not in answer.err
+    if what == "policies":
+        assert f"`hushtune policy new > '{folder}/east.toml'`" in answer.err
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not [record for record in caplog.records if record.name.startswith("hushtune")]
+
+
+def test_one_site_that_does_not_open_is_named_and_the_run_goes_on(
+    settings: Any, hushtune: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = policies(tmp_path / "policies", north=None)
+    toml = settings.file(tmp_path, privacy__trust="site", simulation__policies=folder)
+    answer = hushtune("simulate", "--config", toml, "--out", tmp_path / "out")
+    assert answer.status == 0, answer.err
+    said = " ".join(answer.out.split())
+    assert "warning north cannot take part: HT201 the site's policy does not exist" in said
+    assert "not connected (HT201 the site's policy does not exist)" in said
+    assert "node" not in said
+    assert not [record for record in caplog.records if record.name.startswith("hushtune")]

@@ -19,6 +19,7 @@ from hushtune.common.messages import METRICS_RUN
 from hushtune.common.metrics_messages import MetricsOrder
 from hushtune.common.planning import metrics_rounds
 from hushtune.common.privacy.ledger_entry import GENESIS, LedgerEntry, unit_name
+from hushtune.common.privacy.ledger_files import head_path
 from hushtune.common.privacy.ledger_limit import Limit
 from hushtune.common.privacy.ledger_record import read_ledger
 from hushtune.common.privacy.plan import DpSgdEvent, PrivacyPlan, Relation, Trust, Unit
@@ -27,6 +28,7 @@ from hushtune.common.site_files import site_stem
 from hushtune.server.orders import chosen_sites, make_orders
 
 _RUN = "dry run"
+_MOST_TOLD = 6
 TRAINING, FIGURES = "training", "figures"
 
 
@@ -57,6 +59,34 @@ def refusals(
         if rounds
         for row in _at_site(config, plans, state, site=site, rounds=rounds)
     ]
+
+
+def check_sites_open(run: RunContext, state: AdapterState) -> dict[str, HushtuneError]:
+    """Why sites cannot take part at all, by site: a policy or a ledger that cannot be read.
+
+    Raises QuorumError, which names them, where too few are left. Writes nothing.
+    """
+    failures: dict[str, HushtuneError] = {}
+    names = sorted(run.config.data.public_sizes)
+    for site in names:
+        try:
+            _opened(run, state, site)
+        except HushtuneError as error:
+            failures[site] = error
+    num_open, quorum = len(names) - len(failures), run.config.simulation.quorum
+    if num_open >= quorum:
+        return failures
+    told = [
+        f"\n  {site}: " + f"{error.code} {error}".replace("\n", "\n  ")
+        for site, error in list(failures.items())[:_MOST_TOLD]
+    ]
+    more = f"\n  and {len(failures) - len(told)} more" if len(failures) > len(told) else ""
+    raise QuorumError(
+        "fewer sites can take part than the quorum" + "".join(told) + more,
+        given=f"{num_open} of {len(names)}",
+        expected=f"at least {quorum} (simulation.quorum)",
+        remedy="mend what the sites say, and run again",
+    )
 
 
 def show_refusals(console: Console, figures: Mapping[str, Any]) -> None:
@@ -98,7 +128,8 @@ def _at_site(
     rounds: Sequence[int],
 ) -> list[dict[str, Any]]:
     try:
-        policy, limit, spent = _opened(config, state, site)
+        # The folder is not looked at: with neither policies nor shared ledgers nobody is asked.
+        policy, limit, spent = _opened(RunContext(config, Path()), state, site)
         order = make_orders(
             state,
             run=_RUN,
@@ -143,14 +174,14 @@ def _at_site(
 
 
 def _opened(
-    config: RunConfig, state: AdapterState, site: str
+    run: RunContext, state: AdapterState, site: str
 ) -> tuple[SitePolicy, Limit, tuple[LedgerEntry, ...]]:
     """The site's policy, its limit, and what it has spent; raises what opening the site would."""
-    terms, folder = simulated_terms(config, site), config.simulation.policies
+    config, folder = run.config, run.config.simulation.policies
+    terms = simulated_terms(config, site)
     size = config.data.public_sizes[site]
     if terms is not None and folder is not None:
         check_terms(terms, config, size, folder / f"{site_stem(site)}.toml")
-    ledger = simulated_ledger(RunContext(config, Path()), site)
     policy = SitePolicy(
         site=site,
         # A site with a policy of its own never trains without privacy.
@@ -160,7 +191,9 @@ def _opened(
         terms=terms_of_run(config) if terms is None else terms,
     )
     limit = policy.terms.limit(whole_ledger=terms is not None and terms.data_set is None)
-    return policy, limit, read_ledger(ledger).entries if ledger.exists() else ()
+    ledger = simulated_ledger(run, site)
+    begun = policy.trust is Trust.SITE and (ledger.exists() or head_path(ledger).exists())
+    return policy, limit, read_ledger(ledger).entries if begun else ()
 
 
 def _first_unpaid(

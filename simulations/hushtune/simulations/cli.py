@@ -235,6 +235,9 @@ def main() -> None:
     """Run the command; the exit status is 0 only on success."""
     be_quiet()
     logging.getLogger("flwr").setLevel(logging.ERROR)
+    ours = logging.getLogger("hushtune")
+    if not os.environ.get("HUSHTUNE_DEBUG"):  # what a log says is told by name, or in the error
+        ours.setLevel(logging.CRITICAL)
     errors = Console(stderr=True)
     try:
         _check_arguments(sys.argv[1:])
@@ -257,6 +260,8 @@ def main() -> None:
         sys.exit(INTERRUPTED)
     except Exception as error:
         _exit_with(error, errors)
+    finally:
+        ours.setLevel(logging.NOTSET)
 
 
 def _check_arguments(arguments: Sequence[str]) -> None:

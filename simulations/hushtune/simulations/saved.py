@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
@@ -122,7 +123,7 @@ def adapter_folder(folder: Path) -> Path:
         raise MissingFileError(
             "the run in this folder has not finished, so it has no adapter yet",
             given=str(folder),
-            remedy=f"hushtune simulate --out {folder} --resume",
+            remedy=f"hushtune simulate --out {shlex.quote(str(folder))} --resume",
         )
     raise MissingFileError(
         "no trained adapter is there",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from hushtune.server.app import checkpoint_folder, federate
 from hushtune.server.federation import check_sites
 from hushtune.server.strategy import FederationResult, RoundResult
 from hushtune.simulations import engine, outputs
+from hushtune.simulations.agreement import check_sites_open
 from hushtune.simulations.baselines import compare, site_metrics, trained_baselines
 from hushtune.simulations.observer import Observer, Silent
 from hushtune.simulations.outputs import METRICS
@@ -78,6 +80,8 @@ def run(
     if resume and (summary := outputs.finished(context)) is not None:
         observer.nothing_left()
         return summary
+    for site, error in check_sites_open(context, workspace.initial_state).items():
+        observer.absent(site, error)
     _prepare_folder(context, overwrite=overwrite)
     _keep_data(context, workspace)
     workspace.warm()
@@ -232,8 +236,8 @@ def _check_folder(context: RunContext, *, resume: bool, overwrite: bool) -> None
                 given=outputs.difference(stored, context.config),
                 expected="the settings that the run began with",
                 remedy="to change settings, begin anew: --overwrite in place of --resume, or "
-                f"another --out; to go on unchanged: hushtune simulate --config {kept} "
-                f"--out {out} --resume",
+                f"another --out; to go on unchanged: hushtune simulate --config "
+                f"{shlex.quote(str(kept))} --out {shlex.quote(str(out))} --resume",
             )
         return
     if out.is_dir() and any(out.iterdir()):
