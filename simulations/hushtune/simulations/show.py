@@ -145,7 +145,7 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
     for what, path in files.items():
         console.print(f"{what:>10}  {summary['out']}/{path}", highlight=False, soft_wrap=True)
     if "missing" in summary:
-        console.print(f"[yellow]not drawn:[/] {summary['missing']}", highlight=False)
+        console.print(f"[yellow]not drawn:[/] {_plain(summary['missing'])}", highlight=False)
     console.print(f"{'took':>10}  {summary['seconds']['total']:.0f} s", highlight=False)
 
 
