@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,6 +90,8 @@ def simulate(
                 remedy="leave --resume out and say what to run: --preset demo, or --config FILE",
             )
     settings = _settings(preset, config, set_)
+    from hushtune.simulations.weak import show_weak
+
     if dry_run:
         from hushtune.simulations.agreement import check_quorum, show_refusals
         from hushtune.simulations.estimate import estimate
@@ -97,6 +100,7 @@ def simulate(
         with console.status("looking at data and model"):
             figures = estimate(settings)
         show_estimate(console, figures)
+        show_weak(console, figures["sites"])
         show_refusals(console, figures)
         _print_json(figures, as_json)
         check_quorum(figures)
@@ -108,6 +112,7 @@ def simulate(
     with ProgressView(console) as view:
         summary = run(settings, out, resume=resume, overwrite=overwrite, observer=view)
     show_summary(console, summary)
+    show_weak(console, summary["sites"])
     _print_json(summary, as_json)
 
 
@@ -267,6 +272,8 @@ def main() -> None:
     """Run the command; the exit status is 0 only on success."""
     be_quiet()
     logging.getLogger("flwr").setLevel(logging.ERROR)
+    # Of an epsilon in the thousands, whose logarithm is found to be infinite.
+    warnings.filterwarnings("ignore", "overflow encountered", RuntimeWarning, r"dp_accounting\.")
     ours = logging.getLogger("hushtune")
     if not os.environ.get("HUSHTUNE_DEBUG"):  # what a log says is told by name, or in the error
         ours.setLevel(logging.CRITICAL)
