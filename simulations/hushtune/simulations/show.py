@@ -230,14 +230,19 @@ def _show_notes(console: Console, notes: Sequence[str]) -> None:
         console.print(line, style="dim", highlight=False, markup=False)
 
 
-def show_partition(console: Console, rows: Sequence[Mapping[str, str | int]]) -> None:
+def show_partition(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     """Who has what: each site's rows by use and by label; of many labels the sums only."""
     table = Table(title="Who has what", title_justify="left")
-    columns = list(rows[0])[: None if len(rows[0]) <= 4 + _MOST_LABELS else 4]
-    for column in columns:
-        table.add_column(_plain(column), justify="left" if column == "site" else "right")
+    uses = ("train", "validation", "test")
+    labels = list(rows[0]["labels"]) if len(rows[0]["labels"]) <= _MOST_LABELS else []
+    table.add_column("site")
+    # A label may be called as a column of ours is: then it is marked as what it is.
+    own = {"site", *uses}
+    for name in (*uses, *(f"label {name}" if name in own else name for name in labels)):
+        table.add_column(_plain(name), justify="right")
     for row in rows:
-        table.add_row(*(_plain(str(row[column])) for column in columns))
+        counts = [*(row[use] for use in uses), *(row["labels"][label] for label in labels)]
+        table.add_row(_plain(row["site"]), *map(str, counts))
     console.print(table)
 
 
