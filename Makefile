@@ -2,6 +2,7 @@
 #
 #   PYTHON       the interpreter that .venv is made with (default: python3)
 #   JOBS         processes that share the tests (default: 2, as many tests start processes of their own)
+#   AGAIN        set (AGAIN=1), make demo begins anew in place of going on with the run in runs/demo
 #   TORCH_INDEX  an index to take torch from, for a CUDA or a CPU build (see README.md)
 
 PYTHON ?= python3
@@ -42,8 +43,12 @@ $(STAMP): pyproject.toml
 	@touch $(STAMP)
 	@echo "ready: $(BIN)/hushtune --help"
 
-demo: $(STAMP) ## four private sites train one model, into runs/demo
-	$(BIN)/hushtune simulate --preset demo --out runs/demo --overwrite
+# A demo that was interrupted goes on from its last checkpoint, one that is finished is shown again.
+BEGUN := $(if $(AGAIN),,$(wildcard runs/demo/config.toml))
+
+demo: $(STAMP) ## four private sites train one model, into runs/demo; goes on if interrupted, AGAIN=1 begins anew
+	$(BIN)/hushtune simulate --out runs/demo $(if $(BEGUN),--resume,--preset demo --overwrite)
+	@$(if $(BEGUN),echo "make demo AGAIN=1 trains it anew",:)
 
 test: $(STAMP) ## all tests
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile

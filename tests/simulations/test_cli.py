@@ -185,6 +185,20 @@ def test_a_dry_run_tells_the_bytes_that_a_run_sends(
     assert sent <= told <= sent + 2048 * messages
 
 
+@pytest.mark.parametrize("arguments", [["--dry-run"], []])
+def test_an_epsilon_that_protects_nothing_is_said_to_in_one_line(
+    settings: Any, hushtune: Any, tmp_path: Path, arguments: list[str]
+) -> None:
+    changes = {"privacy__trust": "site", "train__rounds": 1, "train__warmup_rounds": 0}
+    for epsilon in (8.0, 80.0):
+        toml = settings.file(tmp_path, **changes, privacy__epsilon=epsilon)
+        out = ("--out", tmp_path / f"out {epsilon}") if not arguments else ()
+        answer = hushtune("simulate", "--config", toml, *out, *arguments)
+        assert answer.status == 0, answer.err
+        said = " ".join(answer.out.split())
+        assert said.count("protects next to nothing") == (epsilon > 10)
+
+
 def test_a_run_needs_a_folder(settings: Any, hushtune: Any, tmp_path: Path) -> None:
     answer = hushtune("simulate", "--config", settings.file(tmp_path))
     assert answer.status == 2

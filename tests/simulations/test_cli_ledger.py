@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from hushtune.client.site import ledger_path
 from hushtune.common.privacy import accountant
 from hushtune.common.privacy.ledger import GENESIS, Ledger
 from hushtune.common.privacy.plan import DpSgdEvent, Relation
+from hushtune.simulations import study
 
 LOUD = DpSgdEvent(sampling_probability=0.1, noise_multiplier=4.0, steps=5)
 QUIET = DpSgdEvent(sampling_probability=0.2, noise_multiplier=8.0, steps=2)
@@ -85,7 +89,7 @@ def test_show_prints_tables(out: Path, hushtune: Any) -> None:
         assert entry.hash[:12] in answer.out
     assert ledger.head() in answer.out
     assert "epsilon at delta 1e-05" in answer.out
-    for words in ("run first alone", "all runs, composed", "replace one", "sent again"):
+    for words in ("first alone", "all runs, composed", "replace one", "sent again"):
         assert words in answer.out
     exact = ledger.epsilon(dataset="d", delta=1e-5, relation=Relation.REPLACE_ONE)
     (row,) = [line for line in answer.out.splitlines() if "all runs" in line]
@@ -239,3 +243,64 @@ def test_an_export_replaces_no_file(out: Path, hushtune: Any) -> None:
     assert answer.status == 2
     assert "HT601" in answer.err
     assert tree(out) == before
+
+
+# ------------------------------------------------------------------ of a run, at its delta ----
+
+
+def test_epsilon_is_told_at_the_run_s_delta(settings: Any, hushtune: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    study.run(settings.config(privacy__trust="site", train__rounds=1, train__warmup_rounds=0), out)
+    spent = json.loads((out / "summary.json").read_text(encoding="utf-8"))["sites"]["east"]
+    for place in (out, out / "ledger", out / "ledger" / "east.sqlite"):
+        answer = hushtune("ledger", "show", place, "--json")
+        told = last_json(answer)
+        assert (told["delta"], told["delta_source"]) == (1e-3, "the run's")
+        assert "epsilon at delta 0.001 (the run's)" in answer.err
+        (dataset,) = told["ledgers"]["east"]["datasets"].values()
+        assert dataset["epsilon"]["add_or_remove_one"] == pytest.approx(spent["epsilon"])
+    given = last_json(hushtune("ledger", "show", out, "--delta", "1e-4", "--json"))
+    assert (given["delta"], given["delta_source"]) == (1e-4, "as given")
+
+
+def test_without_a_run_the_delta_is_said_to_be_a_choice(out: Path, hushtune: Any) -> None:
+    answer = hushtune("ledger", "show", out, "--json")
+    assert last_json(answer)["delta"] == 1e-5
+    assert "epsilon at delta 1e-05 (no run here says another; --delta chooses one)" in answer.err
+
+
+def test_the_names_of_runs_do_not_wrap_at_80_columns(tmp_path: Path) -> None:
+    ledger = Ledger(ledger_path(tmp_path, "north"))
+    names = ("81101626f5a2b813-0a1b2c3d4e5f", "81101626f5a2b813-0a1b2c3d4e5f/metrics")
+    for round_, name in enumerate(names, start=10):
+        ledger.charge(LOUD, dataset="d", run=name, round=round_)
+    done = subprocess.run(
+        [sys.executable, "-m", "hushtune.simulations.cli", "ledger", "show", tmp_path],
+        env={**os.environ, "COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = done.stdout.splitlines()
+    for place, short in enumerate(("81101626f…b2c3d4e5f", "81101…d4e5f/metrics")):
+        (row,) = (line for line in lines if short in line and f" 1{place} " in line)
+        assert ledger.entries()[place].hash[:12] in row  # one line a charge, with its hash whole
+        assert any(f"│ {short} alone " in line for line in lines)
+    told = json.loads(
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "hushtune.simulations.cli",
+                "ledger",
+                "show",
+                tmp_path,
+                "--json",
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.splitlines()[-1]
+    )
+    (dataset,) = told["ledgers"]["north"]["datasets"].values()
+    assert tuple(dataset["runs"]) == names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from hushtune.common.config import PrivacyConfig, TrainConfig
 from hushtune.common.errors import ConfigError, PlanError
@@ -19,6 +21,7 @@ from hushtune.common.privacy.accountant import epsilon
 from hushtune.common.privacy.plan import DpSgdEvent, PrivacyPlan, Relation, Trust, Unit, make_plan
 from hushtune.simulations.planner import check_any, epsilon_curve, plan_run, signal_to_noise
 from hushtune.simulations.planner_outline import Outline, demo_trained_values, parse_sites
+from hushtune.simulations.planner_show import show_plan
 
 SIZES = {"north": 5000, "south": 1200, "west": 300}
 OPTIONS = ("--epsilon", 3, "--delta", 1e-5, "--rounds", 20)
@@ -216,7 +219,7 @@ def test_a_small_site_is_warned_about_by_name_and_the_others_go_on() -> None:
     assert warning["code"] == "HT206"
     assert "west cannot take part" in warning["message"]
     assert "300 training rows" in warning["message"]
-    assert "batch_size" in warning["remedy"]
+    assert "--batch" in warning["remedy"]
     whole = figures["federation"]
     assert (whole["sites"], whole["rows"], whole["batch"]) == (2, 5632, 1024)
     without = plan_run(
@@ -365,7 +368,7 @@ def test_no_site_at_all_is_an_error_after_the_reasons(hushtune: Any, tmp_path: P
         (("--sites", "5000,x"), "HT100 part 2 of --sites"),
         (("--sites", "5000", "--plot", "no/such/folder/plan.png"), "HT100 --plot"),
         (("--sites", "5000", "--plot", "plan.txt"), "HT100 --plot"),
-        (("--sites", "5000", "--epsilon", "nan"), "HT403 epsilon"),
+        (("--sites", "5000", "--epsilon", "nan"), "HT403 --epsilon"),
         (("--sites", "5000", "--epsilon", "-1"), "HT403 no site"),
         (("--sites", "5000", "--batch", "9", "--sampling-probability", "0.1"), "exactly one"),
         (("--sites", "5000", "--rounds", "0"), "--rounds"),
@@ -380,6 +383,50 @@ def test_what_cannot_be_planned_says_so(
     assert answer.status == 2
     assert said in answer.err + answer.out
     assert "Traceback" not in answer.err
+
+
+def test_delta_zero_has_its_own_reason_and_remedy(hushtune: Any) -> None:
+    answer = hushtune("plan", "--sites", "900", "--delta", "0")
+    assert answer.status == 2
+    assert answer.err.startswith("HT403 --delta is out of range\n  given: 0\n")
+    assert "do: --delta 1e-5" in answer.err
+    assert "lower" not in answer.err
+
+
+def test_refusals_speak_of_the_command_s_options(hushtune: Any) -> None:
+    """Not of fields of the code, nor of a run's settings."""
+    rows = hushtune("plan", "--sites", "empty=0,north=900")
+    assert rows.status == 0
+    assert "empty cannot take part: it has no training rows" in rows.out
+    assert "leave it out of --sites" in rows.out
+    assert "lower --delta" in hushtune("plan", "--sites", "900", "--delta", "0.01").out
+    assert "lower --batch" in hushtune("plan", "--sites", "9", "--batch", "20").out
+    values = hushtune("plan", "--sites", "900", "--tensor-size", 10**13)
+    assert values.err.startswith("HT403 --tensor-size is out of range")
+    for said in (rows.out, values.err):
+        assert "public_size" not in said
+        assert "trained_values" not in said
+
+
+@pytest.mark.parametrize(("epsilon", "warned"), [(9.9, False), (10.1, True), (1e6, True)])
+def test_an_epsilon_that_protects_nothing_is_said_to(
+    hushtune: Any, epsilon: float, warned: bool
+) -> None:
+    answer = hushtune("plan", "--sites", "900,300", "--epsilon", epsilon)
+    assert answer.status == 0
+    said = " ".join(answer.out.split())
+    assert ("protects next to nothing" in said) == warned
+    assert said.count("protects next to nothing") <= 1
+    if warned:
+        assert "may find 100.0% of those that were" in said
+    assert answer.err == ""  # no library's warnings either
+
+
+def test_a_narrow_table_cuts_no_digits() -> None:
+    wide = {"a long name of a site, longer than most": 123_456_789_012, "b": 123_456_789_012}
+    console = Console(width=70, file=io.StringIO(), record=True)
+    show_plan(console, plan_run(wide, Outline(epsilon=1e6, rounds=9)))
+    assert "…" not in console.export_text()
 
 
 def test_the_options_defaults_are_a_configuration_s(hushtune: Any) -> None:

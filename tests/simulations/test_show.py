@@ -10,7 +10,12 @@ import pytest
 from rich.console import Console
 
 from hushtune.common.names import METHODS
-from hushtune.simulations.show import ProgressView, show_estimate, show_summary
+from hushtune.simulations.show import (
+    ProgressView,
+    show_estimate,
+    show_partition,
+    show_summary,
+)
 
 FEW = ["amazon", "movie", "nyt", "tweets"]
 MANY = [f"hospital-{number:02}" for number in range(50)]
@@ -108,7 +113,9 @@ def test_a_dry_run_s_bytes_add_up_and_its_dropped_rows_are_told() -> None:
     figures: dict[str, Any] = {
         "trust": "site",
         "sites": {"a": {**row, "noise_multiplier": 1.0, "epsilon": 1.2001e-3, "delta": 1e-5}},
-        "who_has_what": [{"site": "a", "train": 9, "validation": 1, "test": 2, "good": 12}],
+        "who_has_what": [
+            {"site": "a", "train": 9, "validation": 1, "test": 2, "labels": {"good": 12}}
+        ],
         "data_notes": ["3 rows left out: no text (such as a.csv:7)"],
         **{"rounds": 5, "warmup_rounds": 3, "bytes_per_warmup_round": 1000},
         **{"bytes_per_round": 20000, "bytes_total": 43000, "memory_megabytes": 1, "minutes": 0.1},
@@ -121,3 +128,12 @@ def test_a_dry_run_s_bytes_add_up_and_its_dropped_rows_are_told() -> None:
     assert "bytes per warmup round 1,000 in each of 3:" in text
     assert "bytes per round 20,000 in each of 2:" in text
     assert "bytes total 43,000" in text
+
+
+def test_labels_called_as_columns_stand_beside_them() -> None:
+    at = console()
+    labels = {"site": 61, "train": 62, "rows": 63}
+    show_partition(at, [{"site": "a", "train": 9, "validation": 1, "test": 2, "labels": labels}])
+    text = " ".join(said(at).replace("┃", "|").replace("│", "|").split())
+    assert "| site | train | validation | test | label site | label train | rows |" in text
+    assert "| a | 9 | 1 | 2 | 61 | 62 | 63 |" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
@@ -118,7 +119,7 @@ def load_terms(path: Path) -> Terms:
         raise MissingFileError(
             "the site's policy does not exist",
             file=path,
-            remedy=f"`{_LISTING} > {path.name}` writes one to begin with",
+            remedy=f"`{_LISTING} > {shlex.quote(str(path))}` writes one to begin with",
         ) from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(

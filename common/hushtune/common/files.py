@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
-from hushtune.common.errors import DiskFullError, RunError
+from hushtune.common.errors import CheckpointError, DiskFullError, RunError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -41,6 +43,38 @@ def write_bytes(path: Path, data: bytes) -> None:
         except OSError:
             Path(name).unlink(missing_ok=True)
             raise
+
+
+def read_text(path: Path, *, remedy: str) -> str:
+    """A text file of a run; CheckpointError, with that remedy, if it is not there or not text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _damaged(path, error, remedy) from error
+
+
+def read_json(path: Path, *, remedy: str) -> dict[str, Any]:
+    """The JSON object in a file of a run; CheckpointError, with that remedy, for anything else."""
+    try:
+        value: object = json.loads(read_text(path, remedy=remedy))
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, error, remedy) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(
+            f"the file {path} is damaged",
+            given=json.dumps(value)[:80],
+            expected="a JSON object",
+            remedy=remedy,
+        )
+    return cast("dict[str, Any]", value)
+
+
+def _damaged(path: Path, error: Exception, remedy: str) -> CheckpointError:
+    if isinstance(error, OSError):
+        return CheckpointError(
+            f"the file {path} cannot be read", given=error.strerror or str(error), remedy=remedy
+        )
+    return CheckpointError(f"the file {path} is damaged", given=str(error)[:200], remedy=remedy)
 
 
 @contextmanager

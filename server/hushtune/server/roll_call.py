@@ -89,8 +89,11 @@ def _judge(
     found: Mapping[str, int], expected: Collection[str], failures: Mapping[int, str], quorum: int
 ) -> RollCall:
     why = "; ".join(f"node {node}: {reason}" for node, reason in sorted(failures.items()))
+    absent = sorted(set(expected) - set(found))
+    if len(absent) == len(failures) == 1:  # then it is plain which site the node stands for
+        why = next(iter(failures.values()))
     reason = f"not connected ({why})" if why else "not connected"
-    missing = {site: reason for site in sorted(expected) if site not in found}
+    missing = dict.fromkeys(absent, reason)
     if len(found) < quorum:
         raise QuorumError(
             "fewer sites are there than the quorum",

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
-from hushtune.common.files import write_text
+from hushtune.common.errors import CheckpointError
+from hushtune.common.files import read_json, write_text
 from hushtune.common.planning import POOLED, alone, head_only, not_private, pooled
 from hushtune.common.run_context import RunContext
 from hushtune.common.tasks.base import Metrics
@@ -55,9 +57,7 @@ def compare(
     }
     if not config.simulation.baselines:
         return table
-    done: dict[str, dict[str, float]] = (
-        json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
-    )
+    done = _kept(kept, {*config.data.public_sizes, POOLED})
     runs = trained_baselines(config)
     for place, (name, baseline) in enumerate(runs.items()):
         observer.comparing(name, place, len(runs))
@@ -73,6 +73,24 @@ def compare(
         table[name] = done[name]
     observer.comparing("", len(runs), len(runs))
     return table
+
+
+def _kept(path: Path, names: Set[str]) -> dict[str, dict[str, float]]:
+    """The comparisons that are done already, each with a figure for every name."""
+    if not path.is_file():
+        return {}
+    remedy = "remove it and go on with --resume: what is compared is then trained again"
+    done = read_json(path, remedy=remedy)
+    for name, row in done.items():
+        whole = isinstance(row, dict) and cast("dict[str, object]", row).keys() == names
+        if not whole or not all(isinstance(value, float) for value in row.values()):
+            raise CheckpointError(
+                f"the file {path} is damaged",
+                given=f"{name}: {row}"[:200],
+                expected="an accuracy for each site and for all",
+                remedy=remedy,
+            )
+    return done
 
 
 def accuracies(workspace: Workspace, config: RunConfig, state: AdapterState) -> Accuracies:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,14 +16,24 @@ from rich.console import Console
 from hushtune.common.environment import be_quiet
 from hushtune.common.errors import (
     CheckpointError,
-    DiskFullError,
+    ConfigError,
+    EmptyDataError,
     EncodingError,
     HushtuneError,
     InterruptedRunError,
-    RunError,
 )
 from hushtune.common.json_text import json_text
 from hushtune.simulations.cli_ledger import ledger_app
+from hushtune.simulations.exits import (
+    BUG,
+    INTERRUPTED,
+    USER_ERROR,
+    check_arguments,
+    exit_quietly,
+    exit_with,
+    is_closed_pipe,
+    show_error,
+)
 from hushtune.simulations.planner_command import plan
 
 app = typer.Typer(
@@ -42,8 +51,6 @@ app.add_typer(config_app, name="config")
 app.add_typer(policy_app, name="policy")
 app.command()(plan)
 app.add_typer(ledger_app, name="ledger")
-
-USER_ERROR, BUG, INTERRUPTED = 2, 1, 130
 
 Preset = Annotated[str | None, typer.Option("--preset", help="a ready configuration: demo, tiny")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="a TOML file")]
@@ -69,7 +76,11 @@ def simulate(
     """Run a federation of simulated sites and compare it with what each site could do alone."""
     console = Console(stderr=as_json)
     if out is None and not dry_run:
-        raise typer.BadParameter("a run needs a folder: --out DIR")
+        raise ConfigError(
+            "a run needs a folder to write to",
+            expected="--out DIR, or --dry-run to write nothing",
+            remedy=f"--out runs/{preset or 'first'}",
+        )
     if resume and out is not None and preset is None and config is None:
         config = out / "config.toml"
         if not config.is_file():
@@ -79,14 +90,20 @@ def simulate(
                 remedy="leave --resume out and say what to run: --preset demo, or --config FILE",
             )
     settings = _settings(preset, config, set_)
+    from hushtune.simulations.weak import show_weak
+
     if dry_run:
+        from hushtune.simulations.agreement import check_quorum, show_refusals
         from hushtune.simulations.estimate import estimate
         from hushtune.simulations.show import show_estimate
 
         with console.status("looking at data and model"):
             figures = estimate(settings)
         show_estimate(console, figures)
+        show_weak(console, figures["sites"])
+        show_refusals(console, figures)
         _print_json(figures, as_json)
+        check_quorum(figures)
         return
     assert out is not None  # checked above
     from hushtune.simulations.show import ProgressView, show_summary
@@ -95,21 +112,25 @@ def simulate(
     with ProgressView(console) as view:
         summary = run(settings, out, resume=resume, overwrite=overwrite, observer=view)
     show_summary(console, summary)
+    show_weak(console, summary["sites"])
     _print_json(summary, as_json)
 
 
 @app.command()
 def predict(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="a run's folder or an adapter's")],
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT...")],
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="TEXT...", help="- reads a text from each line")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Label texts with a trained model."""
+    wanted = _texts(texts or [])
     from hushtune.simulations.saved import load
     from hushtune.simulations.show import show_predictions
 
     console = Console(stderr=as_json)
-    answers = load(folder).predict(texts)
+    answers = load(folder).predict(wanted)
     show_predictions(console, answers)
     _print_json(answers, as_json)
 
@@ -209,9 +230,28 @@ def policy_check(
     _print_json(terms, as_json)
 
 
+def _texts(given: list[str]) -> list[str]:
+    """The texts to label; ``-`` stands for the lines of standard input."""
+    remedy = "hushtune predict DIR 'a sentence'; or - in place of it, for lines of standard input"
+    texts: list[str] = []
+    for text in given:
+        if text != "-":
+            texts.append(text)
+            continue
+        try:
+            texts += sys.stdin.read().splitlines()
+        except UnicodeDecodeError as error:
+            raise EncodingError("standard input is not UTF-8", given=str(error)) from None
+    if not texts:
+        raise EmptyDataError("there is no text to label", remedy=remedy)
+    for place, text in enumerate(texts, start=1):
+        if not text.strip():
+            raise EmptyDataError(f"text {place} is empty", given=repr(text), remedy=remedy)
+    return texts
+
+
 def _settings(preset: str | None, config: Path | None, overrides: list[str] | None) -> Any:
     from hushtune.common.config_io import load_config
-    from hushtune.common.errors import ConfigError
     from hushtune.common.presets import PRESETS
 
     if preset is not None and config is not None:
@@ -232,16 +272,32 @@ def main() -> None:
     """Run the command; the exit status is 0 only on success."""
     be_quiet()
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    errors = Console(stderr=True)
+    # Of an epsilon in the thousands, whose logarithm is found to be infinite.
+    warnings.filterwarnings("ignore", "overflow encountered", RuntimeWarning, r"dp_accounting\.")
+    ours = logging.getLogger("hushtune")
+    if not os.environ.get("HUSHTUNE_DEBUG"):  # what a log says is told by name, or in the error
+        ours.setLevel(logging.CRITICAL)
     try:
-        _check_arguments(sys.argv[1:])
+        _run_command(Console(stderr=True))
+    except (BrokenPipeError, SystemExit) as error:
+        if not is_closed_pipe(error):
+            raise
+        exit_quietly()
+    finally:
+        ours.setLevel(logging.NOTSET)
+
+
+def _run_command(errors: Console) -> None:
+    try:
+        check_arguments(sys.argv[1:])
         # Not standalone, typer returns an exit status (130 for Ctrl-C) in place of raising it.
-        status = app(standalone_mode=False)
+        status = app(prog_name="hushtune", standalone_mode=False)
+        sys.stdout.flush()  # here, where a pipe that was closed or a full disk can be told
         if status == INTERRUPTED:
             raise KeyboardInterrupt
         sys.exit(status or 0)
     except HushtuneError as error:
-        _show_error(error, errors)
+        show_error(error, errors)
         sys.exit(USER_ERROR)
     except typer.Abort:
         sys.exit(INTERRUPTED)
@@ -250,60 +306,12 @@ def main() -> None:
             "interrupted",
             remedy="a run that had begun its rounds goes on with the same command and --resume",
         )
-        _show_error(stopped, errors)
+        show_error(stopped, errors)
         sys.exit(INTERRUPTED)
     except Exception as error:
-        _exit_with(error, errors)
-
-
-def _check_arguments(arguments: Sequence[str]) -> None:
-    """What is not UTF-8 can be neither shown, nor written to a file, nor tokenised."""
-    for place, text in enumerate(arguments, start=1):
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise EncodingError(
-                f"argument {place} is not UTF-8",
-                given=repr(os.fsencode(text)),
-                expected="text and paths in UTF-8",
-            ) from None
-
-
-def _show_error(error: HushtuneError, errors: Console) -> None:
-    errors.print(f"[bold red]{error.code}[/] ", end="")
-    errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
-    errors.print(f"  more: docs/errors.md, {error.code}", style="dim", highlight=False)
-
-
-def _exit_with(error: Exception, errors: Console) -> None:
-    """Usage errors in their own words; anything else is a fault of ours, and no stack trace."""
-    show = getattr(error, "show", None)
-    if callable(show):  # click's
-        show()
-        sys.exit(USER_ERROR)
-    if os.environ.get("HUSHTUNE_DEBUG"):
-        raise error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        full = DiskFullError(
-            "the disk is full",
-            given=str(error.filename or "where the command prints to, or a file of the run"),
-            remedy="free some space and try again; a run goes on with --resume",
-        )
-        _show_error(full, errors)
-        sys.exit(USER_ERROR)
-    if isinstance(error, OSError) and error.filename is not None:
-        told = RunError(
-            "a file or folder cannot be used",
-            given=f"{os.fsdecode(error.filename)}: {error.strerror}",
-            remedy="check the path and who may read and write there",
-        )
-        _show_error(told, errors)
-        sys.exit(USER_ERROR)
-    kind = type(error).__name__
-    errors.print(f"[bold red]HT000[/] an unforeseen error: {kind}", highlight=False)
-    errors.print(f"  given: {error}", markup=False, highlight=False)
-    errors.print("  do: run again with HUSHTUNE_DEBUG=1 and report the stack trace")
-    sys.exit(BUG)
+        if is_closed_pipe(error):
+            raise
+        exit_with(error, errors)
 
 
 if __name__ == "__main__":

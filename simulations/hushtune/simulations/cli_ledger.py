@@ -15,6 +15,8 @@ from rich.text import Text
 from hushtune.common.errors import LedgerError, OutputExistsError
 from hushtune.common.privacy.figures import upwards
 
+_DELTA, _MOST_OF_RUN = 1e-5, 19
+
 ledger_app = typer.Typer(help="Look at the sites' privacy ledgers.", no_args_is_help=True)
 
 Place = Annotated[
@@ -26,19 +28,28 @@ AsJson = Annotated[bool, typer.Option("--json", help="the last line printed is J
 @ledger_app.command()
 def show(
     place: Place,
-    delta: Annotated[float, typer.Option(help="at which epsilon is told")] = 1e-5,
+    delta: Annotated[
+        float | None, typer.Option(help="at which epsilon is told; without it, the run's")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Every charge, and what it all amounts to; changes nothing."""
     from hushtune.common.privacy.ledger_record import read_ledger
-    from hushtune.simulations.ledgers import find_ledgers, spending
+    from hushtune.simulations.ledgers import find_ledgers, run_delta, spending
 
     records = {site: read_ledger(path) for site, path in find_ledgers(place).items()}
+    source = "as given"
+    if delta is None:
+        delta = run_delta(place)
+        source = "the run's"
+    if delta is None:
+        delta = _DELTA
+        source = "no run here says another; --delta chooses one"
     told = {site: spending(record, delta=delta) for site, record in records.items()}
     console = Console(stderr=as_json)
     for site, ledger in told.items():
-        _show_ledger(console, site, ledger, delta)
-    _print_json({"delta": delta, "ledgers": told}, as_json)
+        _show_ledger(console, site, ledger, f"{delta:g} ({source})")
+    _print_json({"delta": delta, "delta_source": source, "ledgers": told}, as_json)
 
 
 @ledger_app.command()
@@ -111,7 +122,7 @@ def export(
     _print_json({"to": str(to), "ledgers": ledgers}, as_json)
 
 
-def _show_ledger(console: Console, site: str, ledger: Mapping[str, Any], delta: float) -> None:
+def _show_ledger(console: Console, site: str, ledger: Mapping[str, Any], delta: str) -> None:
     console.print(Text(f"{site}: {ledger['num_charges']} charges", style="bold"))
     console.print(f"head {ledger['head']}", highlight=False, soft_wrap=True)
     for name, dataset in ledger["datasets"].items():
@@ -122,11 +133,12 @@ def _show_ledger(console: Console, site: str, ledger: Mapping[str, Any], delta: 
 def _charges(name: str, charges: list[dict[str, Any]]) -> Table:
     table = Table(title=Text(f"data set {name[:16]}"), title_justify="left")
     for heading in ("#", "run", "round", "q", "sigma", "steps", "hash"):
-        table.add_column(heading, justify="left" if heading in {"run", "hash"} else "right")
+        words = heading in {"run", "hash"}
+        table.add_column(heading, justify="left" if words else "right", no_wrap=words)
     for charge in charges:
         table.add_row(
             str(charge["sequence"]),
-            Text(charge["run"]),
+            Text(_short(charge["run"])),
             str(charge["round"]),
             f"{charge['sampling_probability']:.6g}",
             f"{charge['noise_multiplier']:.6g}",
@@ -136,18 +148,32 @@ def _charges(name: str, charges: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _totals(dataset: Mapping[str, Any], delta: float) -> Table:
+def _totals(dataset: Mapping[str, Any], delta: str) -> Table:
     kinds = list(dataset["epsilon"])
-    table = Table(title=f"epsilon at delta {delta:g}", title_justify="left")
-    table.add_column("over")
+    table = Table(title=f"epsilon at delta {delta}", title_justify="left")
+    table.add_column("run, or runs", no_wrap=True)
     for heading in (*(kind.replace("_", " ") for kind in kinds), "charges", "steps", "sent again"):
         table.add_column(heading, justify="right")
-    rows = [*((f"run {run} alone", spent) for run, spent in dataset["runs"].items())]
+    rows = [*((f"{_short(run)} alone", spent) for run, spent in dataset["runs"].items())]
     for what, spent in (*rows, ("all runs, composed", dataset)):
         figures = [_upwards(spent["epsilon"][kind]) for kind in kinds]
         counts = (spent["num_charges"], spent["steps"], spent["num_resent"])
         table.add_row(Text(what), *figures, *map(str, counts))
     return table
+
+
+def _short(run: str) -> str:
+    """A run's name that fits a column of 80: its ends, and what it was charged for; --json has all.
+
+    >>> _short("81101626f5a2b813"), _short("81101626f5a2b813-0a1b2c3d4e5f/metrics")
+    ('81101626f5a2b813', '81101…d4e5f/metrics')
+    """
+    if len(run) <= _MOST_OF_RUN:
+        return run
+    name, slash, use = run.rpartition("/")
+    name, rest = (name, slash + use) if slash else (run, "")
+    kept = (_MOST_OF_RUN - 1 - len(rest)) // 2
+    return run if kept < 1 else f"{name[:kept]}…{name[-kept:]}{rest}"
 
 
 def _upwards(epsilon: float | None) -> str:

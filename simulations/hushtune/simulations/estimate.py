@@ -19,6 +19,7 @@ from hushtune.common.tasks.text_classification import EVALUATION_BATCH
 from hushtune.common.tasks.units import Units
 from hushtune.common.tasks.workspace import Workspace, check_sizes, open_workspace, resolve
 from hushtune.server.federation import check_sites
+from hushtune.simulations.agreement import refusals
 from hushtune.simulations.baselines import trained_baselines
 
 _TIMED_ROWS = 64
@@ -26,7 +27,9 @@ _HEADER_BYTES = 2048
 
 
 def estimate(config: RunConfig) -> dict[str, Any]:
-    """Sites, steps, epsilon, bytes, memory and minutes of a run; trains and writes nothing.
+    """Sites, steps, epsilon, bytes, memory and minutes of a run, and what sites would refuse of it.
+
+    Trains and writes nothing.
 
     Minutes come from timing the frozen model and one clipped batch on a few rows, here and now.
     """
@@ -79,6 +82,8 @@ def estimate(config: RunConfig) -> dict[str, Any]:
         },
         "who_has_what": partition.table(workspace.data),
         "data_notes": workspace.data.report.lines(),
+        "quorum": config.simulation.quorum,
+        "refusals": refusals(config, plans, state),
         "bytes_per_round": per_round * (down + up["adapter" if adapted else "warmup"]),
         "bytes_per_warmup_round": per_round * (down + up["warmup"]),
         "bytes_total": total,

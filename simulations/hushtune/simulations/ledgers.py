@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from hushtune.common.errors import LedgerError, MissingFileError
+from hushtune.common.config_io import loads_config
+from hushtune.common.errors import HushtuneError, LedgerError, MissingFileError
 from hushtune.common.privacy.ledger_entry import GENESIS, LedgerEntry
 from hushtune.common.privacy.ledger_record import LedgerRecord
 from hushtune.common.privacy.plan import Relation
@@ -47,6 +48,21 @@ def find_ledgers(place: Path) -> dict[str, Path]:
             expected="the folder of a run with privacy, its folder ledger, or a file in that",
         )
     return {unquote(path.stem): path for path in paths}
+
+
+def run_delta(place: Path) -> float | None:
+    """The delta of the run that a folder or a ledger belongs to; None where no run says it.
+
+    A ledger does not hold it: its charges are mechanisms, which have an epsilon at any delta.
+    """
+    folders = (place, *place.absolute().parents[:2])
+    found = next((path for path in (f / "config.toml" for f in folders) if path.is_file()), None)
+    if found is None or not place.exists():
+        return None
+    try:
+        return loads_config(found.read_text(encoding="utf-8")).privacy.delta
+    except (OSError, UnicodeDecodeError, HushtuneError):
+        return None
 
 
 def noted_heads(given: Sequence[str], sites: Sequence[str]) -> dict[str, str]:

@@ -10,7 +10,8 @@ from typing import Any
 
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import config_hash
-from hushtune.common.files import write_text
+from hushtune.common.errors import CheckpointError
+from hushtune.common.files import read_json, write_text
 from hushtune.common.json_text import json_text
 from hushtune.common.names import METHODS
 from hushtune.common.planning import POOLED
@@ -30,6 +31,15 @@ from hushtune.simulations.privacy_report import privacy_of
 Table = Mapping[str, Mapping[str, float]]
 METRIC = "accuracy"
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
+ADAPTER = f"adapter/{saved.DESCRIPTION}"
+SUMMARY_KEYS = frozenset(
+    (
+        *("metric", "higher_is_better", "value", "macro_f1", "sites", "baselines", "table"),
+        *("rounds", "trust", "refusals", "rejected", "seconds", "seed", "config_hash"),
+        *("adapter_digest", "out", "data_notes"),
+    )
+)
+"""What every summary has; ``missing`` comes with them where no picture could be drawn."""
 _MOST_CHANGED = 8
 
 
@@ -71,37 +81,43 @@ def write_all(run: FinishedRun) -> dict[str, Any]:
         plot_run(result.history, summary, context.out / "curve.png")
         partition.plot(workspace.data, context.out / "sites.png")
     else:
-        summary["missing"] = "curve.png: pip install matplotlib"
+        summary["missing"] = "curve.png: pip install 'hushtune[plots]'"
     write_text(context.out / SUMMARY, json_text(summary, indent=2) + "\n")
     return summary
 
 
 def finished(context: RunContext) -> dict[str, Any] | None:
-    """The summary of a run of which everything is written already; None if anything is missing.
+    """The summary of a run of which everything is written; None if anything is missing or damaged.
 
     Raises CheckpointError for a checkpoint that is damaged.
     """
     pictures = ("curve.png", "sites.png") if find_spec("matplotlib") is not None else ()
-    wanted = (SUMMARY, METRICS, "privacy.json", "privacy.md", "privacy.html", "adapter", *pictures)
+    wanted = (SUMMARY, METRICS, "privacy.json", "privacy.md", "privacy.html", ADAPTER, *pictures)
     folder = checkpoint_folder(context.out)
     if not exists(folder) or not all((context.out / name).exists() for name in wanted):
         return None
     summary, checkpoint = _summary(context), load(folder)
-    lines = (context.out / METRICS).read_text(encoding="utf-8")
-    if lines != "".join(map(metrics_line, checkpoint.history)):
+    lines = (context.out / METRICS).read_bytes()
+    if lines != "".join(map(metrics_line, checkpoint.history)).encode():
         return None
-    if checkpoint.state.digest() != summary["adapter_digest"]:
+    if summary is None or checkpoint.state.digest() != summary["adapter_digest"]:
         return None
     return {**summary, "out": str(context.out)}  # the folder may have been moved
 
 
 def earlier_seconds(context: RunContext) -> Mapping[str, float]:
     """Where the time of a finished run went; nothing of one that is not."""
-    return _summary(context)["seconds"] if (context.out / SUMMARY).is_file() else {}
+    summary = _summary(context)
+    return {} if summary is None else summary["seconds"]
 
 
-def _summary(context: RunContext) -> dict[str, Any]:
-    return json.loads((context.out / SUMMARY).read_text(encoding="utf-8"))
+def _summary(context: RunContext) -> dict[str, Any] | None:
+    """The summary that a run has; None where there is no whole one, as it can be written anew."""
+    try:
+        summary = read_json(context.out / SUMMARY, remedy="--resume writes it anew")
+    except CheckpointError:
+        return None
+    return summary if summary.keys() >= SUMMARY_KEYS else None
 
 
 def summarise(run: FinishedRun, privacy: Mapping[str, Any]) -> dict[str, Any]:

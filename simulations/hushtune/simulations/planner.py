@@ -29,7 +29,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from hushtune.common.errors import HushtuneError, PlanError
-from hushtune.common.privacy.plan import DpSgdEvent, PrivacyPlan, Relation
+from hushtune.common.privacy.plan import LEAST_DELTA, DpSgdEvent, PrivacyPlan, Relation
 from hushtune.simulations.planner_outline import Outline, demo_trained_values
 
 DROWNED = 1.0
@@ -45,6 +45,12 @@ MOST_VALUES = 10**12
 MOST_STEPS = 100_000
 """Beyond this the accountant needs minutes for four times as many."""
 
+_SETTINGS = {
+    "privacy.delta": "--delta",
+    "train.batch_size": "--batch",
+    "train.sampling_probability": "--sampling-probability",
+}
+"""Options of ``hushtune plan`` by the settings of a run, which remedies speak of."""
 OTHER_ROUNDS = (0.25, 0.5, 2.0, 4.0)
 _CURVE_POINTS = 16
 
@@ -54,18 +60,26 @@ def plan_run(sites: Mapping[str, int], outline: Outline) -> dict[str, Any]:
 
     A site that cannot take part has `takes_part` false and the refusal of `make_plan` among its
     `warnings` (each with `code`, `message` and `remedy`); the others are planned all the same.
-    Raises PlanError for rounds, steps or trained values below 1, more than `MOST_STEPS`, or what is
-    not finite.
+    Raises PlanError for rounds, steps or trained values below 1, more than `MOST_STEPS`, what is
+    not finite, or a delta that nothing could be planned for.
     """
     for name, value in asdict(outline).items():
         counted = name in ("rounds", "local_steps", "trained_values")
         least, most = (1, MOST_VALUES) if counted else (-1e300, 1e300)
         if isinstance(value, int | float) and not least <= value <= most:
             raise PlanError(
-                f"{name} is out of range",
+                f"{_option(name)} is out of range",
                 given=str(value),
                 expected=f"1 to {MOST_VALUES}" if counted else "a finite number",
             )
+    if not LEAST_DELTA <= outline.delta < 1:
+        raise PlanError(
+            "--delta is out of range",
+            given=f"{outline.delta:g}",
+            expected=f"{LEAST_DELTA:g} or more, and below 1 / rows of the smallest site",
+            remedy="--delta 1e-5: noise that is Gaussian keeps no promise with a delta of 0, as "
+            "a small share of its mass is beyond any epsilon",
+        )
     steps = outline.rounds * outline.local_steps
     if steps > MOST_STEPS:
         raise PlanError(
@@ -80,6 +94,11 @@ def plan_run(sites: Mapping[str, int], outline: Outline) -> dict[str, Any]:
     for name, size in sites.items():
         rows[name] = {"rows": size, "takes_part": False, "warnings": []}
         try:
+            if size < 1:
+                raise PlanError(
+                    "it has no training rows",
+                    remedy="leave it out of --sites, or give the rows it has",
+                )
             plans[name] = outline.plan(size)
         except HushtuneError as error:
             rows[name]["warnings"].append(_refusal(name, error))
@@ -245,7 +264,15 @@ def _refusal(name: str, error: HushtuneError) -> dict[str, Any]:
     details = f" (given: {error.given})" if error.given else ""
     message = f"{name} cannot take part: {error.message}{details}"
     remedy = error.remedy or f"give what is expected: {error.expected}"
+    for setting, option in _SETTINGS.items():
+        remedy = remedy.replace(setting, option)
     return {"code": error.code, "message": message, "remedy": remedy}
+
+
+def _option(name: str) -> str:
+    """What a field of an outline is called at the command line."""
+    special = {"trained_values": "--tensor-size", "batch_size": "--batch"}
+    return special.get(name, "--" + name.replace("_", "-"))
 
 
 def _faint(name: str, ratio: float) -> list[dict[str, Any]]:

@@ -46,6 +46,7 @@ def plan(
     from hushtune.simulations.planner import check_any, plan_run
     from hushtune.simulations.planner_outline import Outline, parse_sites
     from hushtune.simulations.planner_show import show_plan
+    from hushtune.simulations.weak import show_weak
 
     console = Console(stderr=as_json)
     if plot is not None:
@@ -65,6 +66,7 @@ def plan(
     with console.status("calibrating noise"):
         figures = plan_run(sizes, outline)
     show_plan(console, figures)
+    show_weak(console, figures["sites"])
     if plot is not None and figures["federation"]:
         from hushtune.simulations.planner_plot import plot_plan
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from hushtune.common.privacy.figures import upwards
 
+_LARGE = 1000.0
 _NOTE = (
     "S/N, signal to noise, is an upper bound: the longest that the mean clipped gradient can be, "
     "over the length of the noise on all {trained_values} trained values "
@@ -43,7 +44,8 @@ def _sites(figures: Mapping[str, Any]) -> Table:
         title_justify="left",
     )
     for column in ("site", "rows", "batch", "q", "noise", "epsilon", "S/N step", "S/N run"):
-        table.add_column(column, justify="left" if column == "site" else "right")
+        # Digits must not be cut off where a column is narrow.
+        table.add_column(column, justify="left" if column == "site" else "right", overflow="fold")
     styles = {"drowned": "red", "faint": "yellow"}
     for name, site in figures["sites"].items():
         if not site["takes_part"]:
@@ -91,7 +93,12 @@ def _other_rounds(figures: Mapping[str, Any]) -> Table:
     table = Table(title="Other numbers of rounds", title_justify="left")
     table.add_column("rounds")
     for number in rounds:
-        table.add_column(str(number), justify="right", style="bold" if number == planned else None)
+        table.add_column(
+            str(number),
+            justify="right",
+            overflow="fold",
+            style="bold" if number == planned else None,
+        )
     for (rate, noise), sites in alike.items():
         cells = [next(iter(sites.values()))[number] for number in rounds]
         epsilons = [_upwards(cell["epsilon"]) for cell in cells]
@@ -107,7 +114,9 @@ def _other_rounds(figures: Mapping[str, Any]) -> Table:
 
 
 def _upwards(epsilon: float | None) -> str:
-    return "unbounded" if epsilon is None else upwards(epsilon, places=3)
+    if epsilon is None:
+        return "unbounded"
+    return upwards(epsilon, places=3 if epsilon < _LARGE else 0)
 
 
 def _number(value: float | None, form: str) -> str:

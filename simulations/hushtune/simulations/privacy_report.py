@@ -6,8 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from hushtune.client.site import simulated_ledger, simulated_terms
+from hushtune.client.terms import Terms
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
+from hushtune.common.errors import HushtuneError
 from hushtune.common.lora_rules import RULES, trainable_keys
 from hushtune.common.messages import METRICS_RUN
 from hushtune.common.planning import site_plans
@@ -41,7 +43,7 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
             num_resent = ledger.num_resent(run=result.run)
         mine = [entry for entry in entries if entry.run == result.run]
         told = [entry for entry in entries if entry.run == f"{result.run}{METRICS_RUN}"]
-        terms = simulated_terms(config, site)
+        terms = _terms(config, site, took_part=bool(answered))
         # What else was charged on the rows of this run, or counts towards the same budget.
         data_sets = {entry.dataset for entry in [*mine, *told]}
         whole = terms is not None and terms.data_set is None
@@ -75,6 +77,16 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
             metrics=_metrics(result, site, told),
         )
     return statement(sites=sites, run=result.run, group=config.data.group)
+
+
+def _terms(config: RunConfig, site: str, *, took_part: bool) -> Terms | None:
+    """The site's own terms; none of one that took no part as its policy cannot be read."""
+    try:
+        return simulated_terms(config, site)
+    except HushtuneError:
+        if took_part:
+            raise
+        return None
 
 
 def _noise(result: FederationResult, site: str, config: RunConfig) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
@@ -26,7 +27,7 @@ from hushtune.common.errors import (
     MissingFileError,
     OutputExistsError,
 )
-from hushtune.common.files import write_errors
+from hushtune.common.files import read_json, read_text, write_errors
 from hushtune.common.model import AdaptedModel
 from hushtune.common.tasks.assets import resolve_model
 from hushtune.common.tasks.text_classification import EVALUATION_BATCH, tokenize
@@ -34,6 +35,10 @@ from hushtune.common.tasks.workspace import Workspace, load_base, load_tokenizer
 from hushtune.simulations.card import merged_card
 
 DESCRIPTION = "hushtune.json"
+_MEND = (
+    "get a whole copy of the adapter; or, in a run's folder, remove its folder adapter, which "
+    "`hushtune simulate --out DIR --resume` then writes anew from the checkpoint"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +123,7 @@ def adapter_folder(folder: Path) -> Path:
         raise MissingFileError(
             "the run in this folder has not finished, so it has no adapter yet",
             given=str(folder),
-            remedy=f"hushtune simulate --out {folder} --resume",
+            remedy=f"hushtune simulate --out {shlex.quote(str(folder))} --resume",
         )
     raise MissingFileError(
         "no trained adapter is there",
@@ -131,23 +136,20 @@ def adapter_folder(folder: Path) -> Path:
 def load(folder: Path | str) -> Predictor:
     """Load a saved adapter onto its base; raises CheckpointError if the base is another one."""
     folder = adapter_folder(Path(folder))
-    raw = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    labels = tuple(map(str, raw["labels"]))
-    # Answers in float32, whatever training used: a merged export has no other.
-    settings = ModelConfig.model_validate({**raw["model"], "precision": "float32"})
+    labels, settings, adapter, fingerprint = _description(folder / DESCRIPTION)
     base = load_base(str(resolve_model(settings.name)), settings, labels)
     model = lora.attach(
         base,
         model=settings,
-        adapter=AdapterConfig.model_validate(raw["adapter"]),
+        adapter=adapter,
         num_labels=len(labels),
         seed=0,
     )
-    if model.fingerprint != raw["fingerprint"]:
+    if model.fingerprint != fingerprint:
         raise CheckpointError(
             "the base model is not the one that the adapter was trained on",
             given=model.fingerprint,
-            expected=str(raw["fingerprint"]),
+            expected=fingerprint,
             remedy=f"get the weights of {settings.name} that were used in training",
         )
     lora.install(model, _read_state(model, folder))
@@ -157,9 +159,39 @@ def load(folder: Path | str) -> Predictor:
     return Predictor(model, tokenizer, labels, settings)
 
 
+def _description(path: Path) -> tuple[tuple[str, ...], ModelConfig, AdapterConfig, str]:
+    """Labels, settings of model and adapter, and the base's fingerprint; or CheckpointError."""
+    raw = read_json(path, remedy=_MEND)
+    try:
+        return (
+            tuple(map(str, raw["labels"])),
+            # Answers in float32, whatever training used: a merged export has no other.
+            ModelConfig.model_validate({**raw["model"], "precision": "float32"}),
+            AdapterConfig.model_validate(raw["adapter"]),
+            str(raw["fingerprint"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        lacking = f"no {error.args[0]}" if isinstance(error, KeyError) else str(error)[:200]
+        raise CheckpointError(
+            f"the file {path} is damaged",
+            given=lacking,
+            expected="labels, model, adapter and fingerprint",
+            remedy=_MEND,
+        ) from error
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"the file {path} cannot be read", given=str(error)[:200], remedy=_MEND
+        ) from error
+
+
 def _read_state(model: AdaptedModel, folder: Path) -> AdapterState:
     """The adapter's tensors from peft's file and the head's."""
-    stored = safetensors.torch.load_file(folder / "adapter_model.safetensors")
+    stored = _tensors(folder / "adapter_model.safetensors")
     tensors: dict[str, Tensor] = {}
     for name, tensor in stored.items():
         short = name.removeprefix("base_model.model.")
@@ -168,7 +200,7 @@ def _read_state(model: AdaptedModel, folder: Path) -> AdapterState:
         is_factor = short.endswith((".lora_A", ".lora_B"))
         tensors[short if is_factor else head_key(short)] = tensor.float()
     if model.head is not None:
-        head = safetensors.torch.load_file(folder / lora.HEAD_FILE)
+        head = _tensors(folder / lora.HEAD_FILE)
         tensors |= {head_key(name): tensor.float() for name, tensor in head.items()}
     state = AdapterState(lora.spec(model), tensors)
     missing = set(state.spec.all_keys()) - set(state.keys)
@@ -176,6 +208,7 @@ def _read_state(model: AdaptedModel, folder: Path) -> AdapterState:
         raise CheckpointError(
             "the adapter is not whole",
             given=f"{folder} without {min(missing)}" if missing else "a value that is not finite",
+            remedy=_MEND,
         )
     return state
 
@@ -241,7 +274,7 @@ def _write_merged(trained: Predictor, source: Path, folder: Path) -> None:
     base.save_pretrained(str(folder), safe_serialization=True)
     trained.tokenizer.save_pretrained(str(folder))
     card = merged_card(
-        (source / "README.md").read_text(encoding="utf-8"),
+        read_text(source / "README.md", remedy=_MEND),
         labels=trained.labels,
         head=trained.settings.head,
         max_tokens=trained.settings.max_tokens,

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from hushtune.common.errors import HushtuneError
 from hushtune.common.names import METHODS, methods
 from hushtune.common.privacy.figures import at_most, upwards
 
@@ -49,6 +50,12 @@ class ProgressView:
     def preparing(self, what: str, done: int, total: int) -> None:
         """See Observer."""
         self._advance(what, done, total, "")
+
+    def absent(self, site: str, error: HushtuneError) -> None:
+        """See Observer."""
+        self._console.print("[bold yellow]warning[/] ", end="")
+        told = f"{site} cannot take part: {error.code} {error}"
+        self._console.print(told, markup=False, highlight=False, soft_wrap=True)
 
     def started(self, rounds: int, done: int) -> None:
         """See Observer."""
@@ -138,7 +145,7 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
     for what, path in files.items():
         console.print(f"{what:>10}  {summary['out']}/{path}", highlight=False, soft_wrap=True)
     if "missing" in summary:
-        console.print(f"[yellow]not drawn:[/] {summary['missing']}", highlight=False)
+        console.print(f"[yellow]not drawn:[/] {_plain(summary['missing'])}", highlight=False)
     console.print(f"{'took':>10}  {summary['seconds']['total']:.0f} s", highlight=False)
 
 
@@ -223,14 +230,19 @@ def _show_notes(console: Console, notes: Sequence[str]) -> None:
         console.print(line, style="dim", highlight=False, markup=False)
 
 
-def show_partition(console: Console, rows: Sequence[Mapping[str, str | int]]) -> None:
+def show_partition(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     """Who has what: each site's rows by use and by label; of many labels the sums only."""
     table = Table(title="Who has what", title_justify="left")
-    columns = list(rows[0])[: None if len(rows[0]) <= 4 + _MOST_LABELS else 4]
-    for column in columns:
-        table.add_column(_plain(column), justify="left" if column == "site" else "right")
+    uses = ("train", "validation", "test")
+    labels = list(rows[0]["labels"]) if len(rows[0]["labels"]) <= _MOST_LABELS else []
+    table.add_column("site")
+    # A label may be called as a column of ours is: then it is marked as what it is.
+    own = {"site", *uses}
+    for name in (*uses, *(f"label {name}" if name in own else name for name in labels)):
+        table.add_column(_plain(name), justify="right")
     for row in rows:
-        table.add_row(*(_plain(str(row[column])) for column in columns))
+        counts = [*(row[use] for use in uses), *(row["labels"][label] for label in labels)]
+        table.add_row(_plain(row["site"]), *map(str, counts))
     console.print(table)
 
 

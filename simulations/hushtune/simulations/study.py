@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import dump_toml, loads_config, replace
 from hushtune.common.errors import CheckpointError, ConfigError, OutputExistsError
-from hushtune.common.files import check_writable, write_errors, write_text
+from hushtune.common.files import check_writable, read_json, read_text, write_errors, write_text
 from hushtune.common.planning import POOLED, site_plans
 from hushtune.common.run_context import RunContext, run_config
 from hushtune.common.tasks.workspace import Workspace, check_sizes, open_workspace, resolve
@@ -25,6 +26,7 @@ from hushtune.server.app import checkpoint_folder, federate
 from hushtune.server.federation import check_sites
 from hushtune.server.strategy import FederationResult, RoundResult
 from hushtune.simulations import engine, outputs
+from hushtune.simulations.agreement import check_sites_open
 from hushtune.simulations.baselines import compare, site_metrics, trained_baselines
 from hushtune.simulations.observer import Observer, Silent
 from hushtune.simulations.outputs import METRICS
@@ -35,6 +37,7 @@ OWN = frozenset(
     "adapter checkpoint ledger".split()
 )
 """All that a run writes into its folder; a folder with anything else is never replaced."""
+_BEGIN_ANEW = "put the file back from a backup, or begin a new run in another folder"
 
 
 def run(
@@ -77,6 +80,8 @@ def run(
     if resume and (summary := outputs.finished(context)) is not None:
         observer.nothing_left()
         return summary
+    for site, error in check_sites_open(context, workspace.initial_state).items():
+        observer.absent(site, error)
     _prepare_folder(context, overwrite=overwrite)
     _keep_data(context, workspace)
     workspace.warm()
@@ -201,7 +206,7 @@ def _as_before(config: RunConfig, folder: Path) -> RunConfig:
     path = folder / CONFIG
     if config.model.precision != "auto" or not path.is_file():
         return config
-    stored = loads_config(path.read_text(encoding="utf-8"))
+    stored = loads_config(read_text(path, remedy=_BEGIN_ANEW))
     return replace(config, {"model.precision": stored.model.precision})
 
 
@@ -224,15 +229,15 @@ def _check_folder(context: RunContext, *, resume: bool, overwrite: bool) -> None
             )
         # The checkpoint's own copy, as config.toml may have been edited since the run began.
         kept = next(p for p in (checkpoint_folder(out) / CONFIG, out / CONFIG) if p.is_file())
-        stored = loads_config(kept.read_text(encoding="utf-8"))
+        stored = loads_config(read_text(kept, remedy=_BEGIN_ANEW))
         if stored != context.config:
             raise CheckpointError(
                 "the folder's run has other settings, so it cannot go on with these",
                 given=outputs.difference(stored, context.config),
                 expected="the settings that the run began with",
                 remedy="to change settings, begin anew: --overwrite in place of --resume, or "
-                f"another --out; to go on unchanged: hushtune simulate --config {kept} "
-                f"--out {out} --resume",
+                f"another --out; to go on unchanged: hushtune simulate --config "
+                f"{shlex.quote(str(kept))} --out {shlex.quote(str(out))} --resume",
             )
         return
     if out.is_dir() and any(out.iterdir()):
@@ -255,7 +260,7 @@ def _check_data(context: RunContext, workspace: Workspace, *, resume: bool) -> N
     path = checkpoint_folder(context.out) / DATA
     if not resume or not path.is_file():
         return
-    before: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+    before = read_json(path, remedy=_BEGIN_ANEW)
     for site in sorted(context.config.data.public_sizes):
         if before.get(site) != workspace.data.used(site):
             raise CheckpointError(

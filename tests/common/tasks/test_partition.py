@@ -13,7 +13,7 @@ from hushtune.common.config import DataConfig
 from hushtune.common.errors import TooFewRowsError
 from hushtune.common.tasks.base import Rows
 from hushtune.common.tasks.data import load_data
-from hushtune.common.tasks.partition import partition, plot, table
+from hushtune.common.tasks.partition import draw, partition, plot, table
 
 HOWS = ("iid", "dirichlet", "quantity", "shards")
 
@@ -101,11 +101,25 @@ def test_table_and_plot_show_who_has_what(tmp_path: Path) -> None:
     data = load_data(DataConfig(file=path, partition="iid", sites=3), seed=0)
     rows = table(data)
     assert [row["site"] for row in rows] == list(data.sites)
-    assert sum(int(row["yes"]) for row in rows) == 80
-    assert sum(int(row["no"]) for row in rows) == 40
+    assert sum(row["labels"]["yes"] for row in rows) == 80
+    assert sum(row["labels"]["no"] for row in rows) == 40
     for row in rows:
-        uses = int(row["train"]) + int(row["validation"]) + int(row["test"])
-        assert uses == int(row["yes"]) + int(row["no"])
+        assert row["train"] + row["validation"] + row["test"] == sum(row["labels"].values())
     pytest.importorskip("matplotlib")
     plot(data, tmp_path / "who.png")
     assert (tmp_path / "who.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_label_may_be_called_as_a_column_is(tmp_path: Path) -> None:
+    names = ("site", "train", "test", "labels")
+    lines = [f"text {i},{names[i % 4]}" for i in range(160)]
+    path = tmp_path / "all.csv"
+    path.write_text("text,label\n" + "\n".join(lines), encoding="utf-8")
+    data = load_data(DataConfig(file=path, partition="iid", sites=2), seed=0)
+    rows = table(data)
+    assert [row["site"] for row in rows] == list(data.sites)
+    for row in rows:
+        assert row["labels"].keys() == set(names)
+        assert row["train"] == len(data.sites[row["site"]].train)
+        assert row["train"] + row["validation"] + row["test"] == sum(row["labels"].values())
+    draw(data)

@@ -16,6 +16,7 @@ from hushtune.common.config import DataConfig
 from hushtune.common.errors import BadValueError, EmptyDataError, LabelError
 from hushtune.common.seeds import rng
 from hushtune.common.tasks.base import Rows
+from hushtune.common.tasks.guess import text_remedy
 from hushtune.common.tasks.partition import partition
 from hushtune.common.tasks.readers import RawRow, read_dataset, read_demo, read_file
 from hushtune.common.tasks.splits import Split, split_units, subsample
@@ -92,6 +93,12 @@ def load_data(
     complete = sorted(_complete(_read(config, report), report), key=lambda row: row.site or "")
     rows = _distinct(complete, config.inconsistent, report)
     if not rows:
+        if complete:
+            raise EmptyDataError(
+                "no rows are left after cleaning",
+                given="; ".join(report.lines()),
+                remedy=text_remedy(complete, config) or "see whether data.label is the label",
+            )
         raise EmptyDataError("no row has both a text and a label", given=_where(config))
     if config.partition == "natural":
         _check_sites(complete, rows, config, report)
@@ -244,7 +251,8 @@ def _check_sites(
         raise EmptyDataError(
             f"site {site!r} has no rows left after cleaning",
             given="; ".join(report.lines()),
-            remedy="remove the site, or see whether its rows are copies of another site's",
+            remedy=text_remedy(complete, config)
+            or "remove the site, or see whether its rows are copies of another site's",
         )
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -89,9 +88,10 @@ def _cut(rows: Rows, pieces: int, alpha: float, random: np.random.Generator) -> 
     return np.split(rows, (np.cumsum(shares)[:-1] * len(rows)).round().astype(np.int64))
 
 
-def table(data: LabelledText) -> list[Mapping[str, str | int]]:
-    """Who has what: for each site its rows by use and by label."""
-    rows: list[Mapping[str, str | int]] = []
+def table(data: LabelledText) -> list[dict[str, Any]]:
+    """Who has what: for each ``site`` its rows by use (``train``, ``validation``, ``test``) and,
+    under ``labels``, by label, whose names are anybody's."""
+    rows: list[dict[str, Any]] = []
     for site, split in data.sites.items():
         everything = np.concatenate([split.train, split.validation, split.test])
         counts = np.bincount(data.labels[everything], minlength=len(data.label_names))
@@ -101,7 +101,7 @@ def table(data: LabelledText) -> list[Mapping[str, str | int]]:
                 "train": len(split.train),
                 "validation": len(split.validation),
                 "test": len(split.test),
-                **{name: int(n) for name, n in zip(data.label_names, counts, strict=True)},
+                "labels": {name: int(n) for name, n in zip(data.label_names, counts, strict=True)},
             }
         )
     return rows
@@ -133,7 +133,7 @@ def draw(data: LabelledText) -> Figure:
     colours = matplotlib.colormaps["cividis"](np.linspace(0.1, 0.9, len(data.label_names)))
     labels = legible(data.label_names)
     for name, colour in zip(data.label_names, colours, strict=True):
-        width = np.array([int(row[name]) for row in rows])
+        width = np.array([row["labels"][name] for row in rows])
         axes.barh(places, width, left=left, label=labels[name], color=colour)
         left += width
     axes.set_ylim(len(rows) - 0.4, -0.6)

@@ -136,12 +136,12 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         if tokenizer.pad_token is None:  # as in GPT-2 and Llama
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         return tokenizer
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of a damaged file the libraries raise whatever they stumble over
         raise ModelError(
             "the model's tokenizer cannot be loaded",
             given=name,
             expected="tokenizer.json or the family's vocabulary files in the model's folder",
-            remedy=str(error)[:200],
+            remedy=f"get the tokenizer's files again: {type(error).__name__} {error}"[:200],
         ) from error
 
 

@@ -1,0 +1,74 @@
+"""Which column was meant, where the one that is named as the text holds something like labels."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from statistics import fmean
+from typing import cast
+
+from hushtune.common.config import DataConfig
+from hushtune.common.tasks.rows import RawRow, decoded_lines
+
+_FEW, _SHORT, _ROWS = 5, 3.0, 200
+
+
+def text_remedy(rows: Sequence[RawRow], config: DataConfig) -> str | None:
+    """What to set ``data.text`` to, if the texts look like labels: short, and few for many rows.
+
+    None where they do not. ``rows``: all that have a text and a label, repeated ones included.
+    """
+    texts = {str(row.text) for row in rows}
+    if len(texts) * _FEW > len(rows) or fmean(len(text.split()) for text in texts) > _SHORT:
+        return None
+    looks = (
+        f"data.text = {config.text!r} looks like a column of labels: {len(texts)} different short "
+        f"texts in {len(rows)} rows; set data.text to the column with the sentences"
+    )
+    likely = likely_text_column(config)
+    return looks if likely is None else f"{looks}, perhaps {likely!r}"
+
+
+def likely_text_column(config: DataConfig) -> str | None:
+    """Of the columns that no setting names the one with the longest texts, nearly all different.
+
+    By the first rows of the (first) file; None where none is longer than a few words.
+    """
+    path = config.file or next(iter((config.files or {}).values()), None)
+    records = [] if path is None else _records(path)
+    columns: dict[str, list[str]] = {}
+    for record in records:
+        for name, value in record.items():
+            if isinstance(value, str) and value.strip():
+                columns.setdefault(name, []).append(value)
+    taken = {config.text, config.label, config.site, config.group}
+    words = {
+        name: fmean(len(value.split()) for value in values)
+        for name, values in columns.items()
+        if name not in taken and 2 * len(set(values)) > len(records)
+    }
+    best = max(words, key=words.__getitem__, default=None)
+    return best if best is not None and words[best] > _SHORT else None
+
+
+def _records(path: Path) -> list[Mapping[str, object]]:
+    """The first rows with all of their columns; none of a file that cannot be read so."""
+    suffix = path.suffix.lower()
+    try:
+        if suffix in (".jsonl", ".ndjson"):
+            lines = (line for line in decoded_lines(path) if line.strip())
+            values: list[object] = [json.loads(line) for line in islice(lines, _ROWS)]
+            return [cast("dict[str, object]", v) for v in values if isinstance(v, dict)]
+        if suffix in (".csv", ".tsv", ".tab"):
+            delimiter = "," if suffix == ".csv" else "\t"
+            reader = csv.DictReader(decoded_lines(path), delimiter=delimiter)
+            return [
+                {name.strip(): value for name, value in row.items() if isinstance(name, str)}  # pyright: ignore[reportUnnecessaryIsInstance] (None holds cells too many)
+                for row in islice(reader, _ROWS)
+            ]
+    except (ValueError, RecursionError, csv.Error):
+        pass
+    return []

@@ -1,0 +1,254 @@
+"""What the sites' own policies and ledgers would say to a run, asked without changing anything."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from hushtune.client import metrics
+from hushtune.client.policy import SitePolicy
+from hushtune.client.site import check_terms, simulated_ledger, simulated_terms, terms_of_run
+from hushtune.common.adapter import AdapterState
+from hushtune.common.config import RunConfig
+from hushtune.common.errors import HushtuneError, QuorumError
+from hushtune.common.messages import METRICS_RUN
+from hushtune.common.metrics_messages import MetricsOrder
+from hushtune.common.planning import metrics_rounds
+from hushtune.common.privacy.ledger_entry import GENESIS, LedgerEntry, unit_name
+from hushtune.common.privacy.ledger_files import head_path
+from hushtune.common.privacy.ledger_limit import Limit
+from hushtune.common.privacy.ledger_record import read_ledger
+from hushtune.common.privacy.plan import DpSgdEvent, PrivacyPlan, Relation, Trust, Unit
+from hushtune.common.run_context import RunContext
+from hushtune.common.site_files import site_stem
+from hushtune.server.orders import chosen_sites, make_orders
+
+_RUN = "dry run"
+_MOST_TOLD = 6
+TRAINING, FIGURES = "training", "figures"
+
+
+def refusals(
+    config: RunConfig, plans: Mapping[str, PrivacyPlan], state: AdapterState
+) -> list[dict[str, Any]]:
+    """What sites would refuse: ``site``, ``what`` (training or figures), the ``round`` from which
+    on, ``code``, ``reason`` and ``remedy``.
+
+    Only a site with a policy, or with a ledger that runs share, can refuse what the run asks.
+    """
+    simulation = config.simulation
+    if simulation.policies is None and (
+        simulation.ledgers is None or config.privacy.trust == "off"
+    ):
+        return []
+    asked = {
+        site: [
+            number
+            for number in range(1, config.train.rounds + 1)
+            if site in chosen_sites(config, plans, round=number)
+        ]
+        for site in sorted(plans)
+    }
+    return [
+        row
+        for site, rounds in asked.items()
+        if rounds
+        for row in _at_site(config, plans, state, site=site, rounds=rounds)
+    ]
+
+
+def check_sites_open(run: RunContext, state: AdapterState) -> dict[str, HushtuneError]:
+    """Why sites cannot take part at all, by site: a policy or a ledger that cannot be read.
+
+    Raises QuorumError, which names them, where too few are left. Writes nothing.
+    """
+    failures: dict[str, HushtuneError] = {}
+    names = sorted(run.config.data.public_sizes)
+    for site in names:
+        try:
+            _opened(run, state, site)
+        except HushtuneError as error:
+            failures[site] = error
+    num_open, quorum = len(names) - len(failures), run.config.simulation.quorum
+    if num_open >= quorum:
+        return failures
+    told = [
+        f"\n  {site}: " + f"{error.code} {error}".replace("\n", "\n  ")
+        for site, error in list(failures.items())[:_MOST_TOLD]
+    ]
+    more = f"\n  and {len(failures) - len(told)} more" if len(failures) > len(told) else ""
+    raise QuorumError(
+        "fewer sites can take part than the quorum" + "".join(told) + more,
+        given=f"{num_open} of {len(names)}",
+        expected=f"at least {quorum} (simulation.quorum)",
+        remedy="mend what the sites say, and run again",
+    )
+
+
+def show_refusals(console: Console, figures: Mapping[str, Any]) -> None:
+    """A warning for each thing that a site would refuse."""
+    for row in figures["refusals"]:
+        since = "" if row["round"] == 1 else f" from round {row['round']} on"
+        console.print("[bold yellow]warning[/] ", end="")
+        console.print(
+            f"{row['site']} would refuse its {row['what']}{since}: {row['code']} {row['reason']}",
+            markup=False,
+            highlight=False,
+        )
+        if row["remedy"]:
+            console.print(f"  do: {row['remedy']}", markup=False, highlight=False)
+
+
+def check_quorum(figures: Mapping[str, Any]) -> None:
+    """QuorumError, as the run itself would raise it, where too few sites would train."""
+    names = list(figures["sites"])
+    refused = {row["site"]: row["round"] for row in figures["refusals"] if row["what"] == TRAINING}
+    for number in sorted(set(refused.values())):
+        lost = [site for site, first in refused.items() if first <= number]
+        if len(names) - len(lost) < figures["quorum"]:
+            raise QuorumError(
+                f"too few sites would take part in round {number}",
+                given=f"{len(names) - len(lost)} of {len(names)}; not {', '.join(lost)}",
+                expected=f"at least {figures['quorum']} (simulation.quorum)",
+                remedy="see what each site says above; change the run's settings, or have the "
+                "sites see to their policies and ledgers",
+            )
+
+
+def _at_site(
+    config: RunConfig,
+    plans: Mapping[str, PrivacyPlan],
+    state: AdapterState,
+    *,
+    site: str,
+    rounds: Sequence[int],
+) -> list[dict[str, Any]]:
+    try:
+        # The folder is not looked at: with neither policies nor shared ledgers nobody is asked.
+        policy, limit, spent = _opened(RunContext(config, Path()), state, site)
+        order = make_orders(
+            state,
+            run=_RUN,
+            round=rounds[0],
+            config=config,
+            plans=plans,
+            sizes=config.data.public_sizes,
+        )[site]
+        policy.check(order)  # of a later round it would say the same
+    except HushtuneError as error:
+        return [_row(site, TRAINING, rounds[0], error)]
+    found: list[dict[str, Any]] = []
+    charges = [(number, _RUN, plans[site].event(config.train.local_steps)) for number in rounds]
+    told = metrics_rounds(config)
+    if told:
+        noised = config.metrics.release == "noised"
+        try:
+            policy.check_metrics(
+                MetricsOrder(
+                    run=_RUN,
+                    round=told[0],
+                    site=site,
+                    adapter=state,
+                    noise_multiplier=config.metrics.noise_multiplier if noised else None,
+                    unit=Unit(config.privacy.unit),
+                    relation=Relation(config.privacy.relation),
+                )
+            )
+        except HushtuneError as error:
+            found.append(_row(site, FIGURES, told[0], error))
+        else:
+            event = metrics.event(config.metrics.noise_multiplier)
+            charges += [(number, _RUN + METRICS_RUN, event) for number in told if noised]
+    # A round is charged for its training first ("dry run" sorts before its own figures).
+    charges.sort(key=lambda charge: charge[:2])
+    unit = unit_name(config.data.group)
+    unpaid = _first_unpaid(limit, spent, charges, unit=unit)
+    if unpaid is not None:
+        (number, run, _), error = unpaid
+        found.append(_row(site, TRAINING if run == _RUN else FIGURES, number, error))
+    return found
+
+
+def _opened(
+    run: RunContext, state: AdapterState, site: str
+) -> tuple[SitePolicy, Limit, tuple[LedgerEntry, ...]]:
+    """The site's policy, its limit, and what it has spent; raises what opening the site would."""
+    config, folder = run.config, run.config.simulation.policies
+    terms = simulated_terms(config, site)
+    size = config.data.public_sizes[site]
+    if terms is not None and folder is not None:
+        check_terms(terms, config, size, folder / f"{site_stem(site)}.toml")
+    policy = SitePolicy(
+        site=site,
+        # A site with a policy of its own never trains without privacy.
+        trust=Trust(config.privacy.trust) if terms is None else Trust.SITE,
+        spec=state.spec,
+        public_size=size,
+        terms=terms_of_run(config) if terms is None else terms,
+    )
+    limit = policy.terms.limit(whole_ledger=terms is not None and terms.data_set is None)
+    ledger = simulated_ledger(run, site)
+    begun = policy.trust is Trust.SITE and (ledger.exists() or head_path(ledger).exists())
+    return policy, limit, read_ledger(ledger).entries if begun else ()
+
+
+def _first_unpaid(
+    limit: Limit,
+    spent: Sequence[LedgerEntry],
+    charges: Sequence[tuple[int, str, DpSgdEvent]],
+    *,
+    unit: str,
+) -> tuple[tuple[int, str, DpSgdEvent], HushtuneError] | None:
+    """The first charge that the limit refuses, with its reason; None if all can be paid.
+
+    The data set is taken to be the ledger's last: which one a name stands for, its key alone tells.
+    """
+    dataset = spent[-1].dataset if spent else "rows"
+    entries = list(spent)
+    for number, run, event in charges:
+        last = entries[-1] if entries else None
+        entries.append(
+            LedgerEntry.after(
+                0 if last is None else last.sequence,
+                GENESIS if last is None else last.hash,
+                dataset=dataset,
+                run=run,
+                round=number,
+                event=event,
+                unit=unit,
+            )
+        )
+
+    def refusal(place: int) -> HushtuneError | None:
+        before = entries[: len(spent) + place]
+        _, run, event = charges[place]
+        try:
+            limit.check(event, before, dataset=dataset, run=run, unit=unit)
+        except HushtuneError as error:
+            return error
+        return None
+
+    if not charges or refusal(len(charges) - 1) is None:
+        return None
+    # What is spent only grows, so that after the first refusal there are only refusals.
+    place = bisect_left(range(len(charges)), True, key=lambda k: refusal(k) is not None)
+    error = refusal(place)
+    assert error is not None
+    return charges[place], error
+
+
+def _row(site: str, what: str, number: int, error: HushtuneError) -> dict[str, Any]:
+    given = f" (given: {error.given})" if error.given else ""
+    expected = f"; expected: {error.expected}" if error.expected else ""
+    return {
+        "site": site,
+        "what": what,
+        "round": number,
+        "code": error.code,
+        "reason": f"{error.message}{given}{expected}",
+        "remedy": error.remedy,
+    }

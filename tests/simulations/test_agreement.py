@@ -1,0 +1,160 @@
+"""A dry run says what the sites' own policies and ledgers would refuse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from hushtune.simulations import run
+
+GENEROUS: dict[str, Any] = {"max_epsilon": 9.0, "max_delta": 1e-3}
+
+
+def policies(folder: Path, **by_site: Mapping[str, Any] | str | None) -> str:
+    """A folder of policies: generous, with other terms, of that text, or (None) missing."""
+    folder.mkdir()
+    for site in ("east", "north", "south"):
+        terms = by_site.get(site, {})
+        if terms is not None:
+            text = terms if isinstance(terms, str) else tomli_w.dumps({**GENEROUS, **terms})
+            (folder / f"{site}.toml").write_text(text, encoding="utf-8")
+    return str(folder)
+
+
+def dry_run(hushtune: Any, toml: Path) -> tuple[Any, list[dict[str, Any]]]:
+    answer = hushtune("simulate", "--config", toml, "--dry-run", "--json")
+    return answer, json.loads(answer.out.splitlines()[-1])["refusals"]
+
+
+def test_policies_that_agree_are_not_spoken_of(
+    settings: Any, hushtune: Any, tmp_path: Path
+) -> None:
+    folder = policies(tmp_path / "policies")
+    toml = settings.file(tmp_path, privacy__trust="site", simulation__policies=folder)
+    before = sorted(tmp_path.rglob("*"))
+    answer, found = dry_run(hushtune, toml)
+    assert (answer.status, found) == (0, [])
+    assert "would refuse" not in answer.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("terms", "code", "first"),
+    [
+        (None, "HT201", 1),
+        ("max_epsilon = -1\n", "HT100", 1),
+        ({"max_delta": 0.5}, "HT404", 1),
+        ({"min_noise_multiplier": 90.0}, "HT404", 1),
+        ({"max_rounds": 1}, "HT401", 2),
+        ({"max_epsilon": 2.5}, "HT401", 3),
+    ],
+    ids=["missing", "broken", "no promise", "more noise", "fewer rounds", "less epsilon"],
+)
+def test_a_dry_run_says_what_the_run_would_meet(
+    settings: Any, hushtune: Any, tmp_path: Path, terms: Any, code: str, first: int
+) -> None:
+    folder = policies(tmp_path / "policies", north=terms)
+    changes = {"privacy__trust": "site", "simulation__policies": folder}
+    answer, found = dry_run(hushtune, settings.file(tmp_path, **changes))
+    assert answer.status == 0, answer.err
+    assert [(row["site"], row["code"], row["round"]) for row in found] == [("north", code, first)]
+    since = "" if first == 1 else f" from round {first} on"
+    assert f"north would refuse its training{since}: {code}" in " ".join(answer.err.split())
+    run(settings.config(**changes), tmp_path / "out")
+    rows = (tmp_path / "out" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    said = {row["round"]: row["rejected"].get("north", "") for row in map(json.loads, rows)}
+    assert [number for number, reason in said.items() if code in reason] == list(range(first, 4))
+
+
+def test_what_other_runs_spent_counts(settings: Any, hushtune: Any, tmp_path: Path) -> None:
+    folder = policies(tmp_path / "policies", north={"max_epsilon": 3.2})
+    changes = {
+        "privacy__trust": "site",
+        "simulation__policies": folder,
+        "simulation__ledgers": str(tmp_path / "ledgers"),
+    }
+    toml = settings.file(tmp_path, **changes)
+    assert dry_run(hushtune, toml)[1] == []
+    run(settings.config(**changes), tmp_path / "first")
+    answer, found = dry_run(hushtune, toml)
+    assert answer.status == 0
+    assert [(row["site"], row["code"]) for row in found] == [("north", "HT401")]
+
+
+def test_figures_that_a_site_does_not_tell(settings: Any, hushtune: Any, tmp_path: Path) -> None:
+    folder = policies(
+        tmp_path / "policies", east={"metrics": "noised"}, north={"metrics": "noised"}
+    )
+    toml = settings.file(
+        tmp_path,
+        privacy__trust="site",
+        simulation__policies=folder,
+        metrics__release="noised",
+        metrics__noise_multiplier=20.0,
+    )
+    answer, found = dry_run(hushtune, toml)
+    assert answer.status == 0, answer.err
+    assert [(row["site"], row["what"], row["code"]) for row in found] == [
+        ("south", "figures", "HT404")
+    ]
+
+
+def test_a_dry_run_fails_where_the_run_would(settings: Any, hushtune: Any, tmp_path: Path) -> None:
+    folder = policies(tmp_path / "policies", east=None, north=None, south={"max_rounds": 2})
+    toml = settings.file(tmp_path, privacy__trust="site", simulation__policies=folder)
+    answer, found = dry_run(hushtune, toml)
+    assert len(found) == 3
+    assert answer.status == 2
+    assert "HT501 too few sites would take part in round 3" in answer.err
+    for site in ("east", "north", "south"):
+        assert f"{site} would refuse" in answer.err
+
+
+# --------------------------------------------------------------------- sites that do not open ----
+
+
+@pytest.mark.parametrize("what", ["policies", "ledgers"])
+def test_where_no_site_opens_each_is_named_and_nothing_is_left(
+    settings: Any,
+    hushtune: Any,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    what: str,
+) -> None:
+    folder, out = tmp_path / f"the {what}", tmp_path / "out"
+    folder.mkdir()
+    for site in ("east", "north", "south") if what == "ledgers" else ():
+        (folder / f"{site}.sqlite").write_bytes(b"no ledger" * 99)
+        (folder / f"{site}.sqlite").chmod(0o600)
+    changes = {"privacy__trust": "site", f"simulation__{what}": str(folder)}
+    toml = settings.file(tmp_path, **changes)
+    before = sorted(tmp_path.rglob("*"))
+    answer = hushtune("simulate", "--config", toml, "--out", out)
+    assert answer.status == 2
+    assert answer.err.startswith("HT501 fewer sites can take part than the quorum\n")
+    for site in ("east", "north", "south"):
+        assert f"  {site}: HT" in answer.err
+    assert "node" not in answer.err
+    if what == "policies":
+        assert f"`hushtune policy new > '{folder}/east.toml'`" in answer.err
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not [record for record in caplog.records if record.name.startswith("hushtune")]
+
+
+def test_one_site_that_does_not_open_is_named_and_the_run_goes_on(
+    settings: Any, hushtune: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = policies(tmp_path / "policies", north=None)
+    toml = settings.file(tmp_path, privacy__trust="site", simulation__policies=folder)
+    answer = hushtune("simulate", "--config", toml, "--out", tmp_path / "out")
+    assert answer.status == 0, answer.err
+    said = " ".join(answer.out.split())
+    assert "warning north cannot take part: HT201 the site's policy does not exist" in said
+    assert "not connected (HT201 the site's policy does not exist)" in said
+    assert "node" not in said
+    assert not [record for record in caplog.records if record.name.startswith("hushtune")]
