@@ -28,14 +28,16 @@ ROOT = Path(__file__).resolve().parents[2]
         ["config", "show", "--preset", "demo"],
         ["plan", "--sites", "900", "--rounds", "1"],
         ["config", "schema"],
+        ["policy", "check", "policy.toml", "--json"],
         ["doctor"],
     ],
 )
 @pytest.mark.parametrize("buffered", [True, False])
 def test_a_reader_that_leaves_ends_the_command_quietly(
-    arguments: list[str], buffered: bool
+    tmp_path: Path, arguments: list[str], buffered: bool
 ) -> None:
     """Whether the pipe is found closed while something is printed, or as the rest is flushed."""
+    (tmp_path / "policy.toml").write_text("max_epsilon = 3.0\nmax_delta = 1e-5\n")
     reading, writing = os.pipe()
     os.close(reading)
     environment = {**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"}
@@ -44,11 +46,14 @@ def test_a_reader_that_leaves_ends_the_command_quietly(
         stdout=writing,
         stderr=subprocess.PIPE,
         env=environment,
+        cwd=tmp_path,
         text=True,
         check=False,
     )
     os.close(writing)
-    assert done.stderr == ""
+    for noise in ("Error", "Exception", "Broken", "HT"):
+        assert noise not in done.stderr
+    assert (done.stderr == "") == ("--json" not in arguments)  # else what people read is there
     assert done.returncode == exits.CLOSED_PIPE
 
 
