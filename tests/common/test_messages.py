@@ -32,7 +32,7 @@ from hushtune.common.messages import (
     encode_site,
     encode_update,
 )
-from hushtune.common.privacy.ledger_entry import GENESIS, LedgerEntry
+from hushtune.common.privacy.ledger_entry import GENESIS, RECORD, LedgerEntry
 from hushtune.common.privacy.plan import DpSgdEvent, PrivacyPlan, Relation, Trust, Unit
 
 SPEC = AdapterSpec(base="ab" * 32, rank=1, alpha=1.0, rslora=True, targets=("q",), head=("weight",))
@@ -83,7 +83,9 @@ ORDER = RoundOrder(
         microbatch=32,
     ),
 )
-CHARGE = LedgerEntry.after(0, GENESIS, dataset="d", run="run", round=3, event=PRIVATE.event(2))
+CHARGE = LedgerEntry.after(
+    0, GENESIS, dataset="d", run="run", round=3, unit=RECORD, event=PRIVATE.event(2)
+)
 UPDATE = ClientUpdate(
     run="run",
     round=3,
@@ -143,7 +145,7 @@ def test_any_order_round_trips(run: str, site: str, round: int, rate: float, ste
 @given(st.floats(1e-6, 1.0), finite, st.integers(1, 10**6))
 def test_a_charge_keeps_every_bit_of_its_event(rate: float, noise: float, steps: int) -> None:
     event = DpSgdEvent(sampling_probability=rate, noise_multiplier=noise, steps=steps)
-    entry = LedgerEntry.after(3, "a" * 64, dataset="d", run="r", round=1, event=event)
+    entry = LedgerEntry.after(3, "a" * 64, dataset="d", run="r", round=1, unit=RECORD, event=event)
     back = decode_reply(encode_update(replace(UPDATE, charge=entry)))
     assert isinstance(back, ClientUpdate)
     assert back.charge == entry

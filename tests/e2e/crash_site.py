@@ -37,7 +37,7 @@ import torch
 from hushtune.client import app
 from hushtune.common.errors import HushtuneError
 from hushtune.common.messages import ClientUpdate, decode_reply, encode_order
-from hushtune.common.privacy import accountant
+from hushtune.common.privacy import accountant, ledger_replies
 from hushtune.common.privacy.ledger import KEPT_REPLIES, Ledger, LedgerEntry
 from hushtune.common.privacy.ledger_record import read_ledger
 from hushtune.common.privacy.plan import Relation
@@ -278,18 +278,20 @@ def plant(fault: str | None) -> list[Callable[[], object]]:
     def charge_later(self: Ledger, event: Any, **given: Any) -> LedgerEntry:
         late.append(lambda: keep(self, event, **given))
         entries = self.entries()
-        place = {name: given[name] for name in ("dataset", "run", "round")}
+        place = {name: given[name] for name in ("dataset", "run", "round", "unit")}
         return LedgerEntry.after(len(entries), self.head(), event=event, **place)
 
     def two_transactions(self: Ledger, event: Any, **given: Any) -> LedgerEntry:
         reply = given.pop("reply")
-        self.charge(event, **given)
-        return keep(self, event, reply=reply, **given)
-
-    def head_first(self: Ledger, *given: Any, **more: Any) -> LedgerEntry:
-        entry = append(self, *given, **more)
-        self._advance_head(entry)
+        entry = self.charge(event, **given)
+        with self._writing() as db:
+            ledger_replies.keep(db, entry, reply, is_new=True)
         return entry
+
+    def head_first(self: Ledger, *given: Any, **more: Any) -> tuple[LedgerEntry, bool]:
+        entry, is_new = append(self, *given, **more)
+        self._advance_head(entry)
+        return entry, is_new
 
     if fault == "the charge follows the reply":
         Ledger.charge_with_reply = charge_later

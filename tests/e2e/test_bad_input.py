@@ -447,7 +447,7 @@ def test_a_ledger_that_cannot_be_written_releases_nothing(
 ) -> None:
     """The disk is full when round 2 of every site is being recorded."""
     out, toml = tmp_path / "out", settings.file(tmp_path, privacy__trust="site")
-    disk = full_disk("out/ledger/", 3)
+    disk = full_disk("out/ledger/", 6)  # each made its ledger, and charged a round
     answer = hushtune("simulate", "--config", toml, "--out", out)
     assert disk.failed == 3
     refused(answer, "HT501", "disk is full", "east", "north", "south", "--resume")

@@ -21,7 +21,7 @@ from hushtune.common.messages import (
     encode_site,
     encode_update,
 )
-from hushtune.common.privacy.ledger_entry import GENESIS, LedgerEntry
+from hushtune.common.privacy.ledger_entry import GENESIS, RECORD, LedgerEntry
 from hushtune.common.privacy.plan import PrivacyPlan, Relation, Trust, Unit
 
 SPEC = AdapterSpec(
@@ -78,6 +78,7 @@ def charge(order: RoundOrder) -> LedgerEntry | None:
         dataset=f"rows of {order.site}",
         run=order.run,
         round=order.round,
+        unit=RECORD,
         event=order.plan.event(order.local_steps),
     )
 

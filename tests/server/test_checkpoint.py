@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hushtune.common.errors import CheckpointError, DiskFullError
-from hushtune.common.privacy.ledger_entry import GENESIS, LedgerEntry
+from hushtune.common.privacy.ledger_entry import GENESIS, RECORD, LedgerEntry
 from hushtune.common.privacy.plan import DpSgdEvent
 from hushtune.server.aggregation.optimizers import AggState
 from hushtune.server.checkpoint import FILE, Checkpoint, _from_bytes, _to_bytes, exists, load, save
@@ -22,7 +22,7 @@ from .fake_grid import state
 
 def checkpoint(seed: int = 0) -> Checkpoint:
     event = DpSgdEvent(sampling_probability=0.1, noise_multiplier=2.0, steps=3)
-    entry = LedgerEntry.after(0, GENESIS, dataset="d", run="r", round=1, event=event)
+    entry = LedgerEntry.after(0, GENESIS, dataset="d", run="r", round=1, unit=RECORD, event=event)
     shared = state(seed)
     return Checkpoint(
         run="r",
