@@ -491,3 +491,18 @@ def test_the_reply_does_not_tell_how_many_rows_there_are(
         texts.add(raw(reply)[0])
         assert len(raw(reply)[1] or b"") > 0
     assert len(texts) == 1
+
+
+def test_whatever_an_order_does_to_a_site_it_gets_an_answer(
+    task: TensorTask, state: AdapterState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one that tells nothing of what went wrong: an exception's text may hold a row."""
+    site = make_site(task, tmp_path)
+
+    def fails(*_: object, **__: object) -> None:
+        raise OverflowError("row 7: a patient's words")
+
+    monkeypatch.setattr(Ledger, "check", fails)
+    reply = refused(site, make_order(state, PLAN))
+    assert reply.reason == "the site's own work failed"
+    assert "patient" not in reply.reason

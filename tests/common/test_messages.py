@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hushtune.common.adapter import AdapterSpec, AdapterState
-from hushtune.common.errors import HushtuneError, MessageError
+from hushtune.common.errors import HushtuneError, MessageError, PlanError
 from hushtune.common.messages import (
     ClientUpdate,
     LocalTraining,
@@ -298,3 +298,20 @@ def test_an_order_must_carry_the_whole_adapter_and_something_to_train() -> None:
     ):
         with pytest.raises(MessageError, match="adapter that it speaks of"):
             decode_order(encode_order(bad))
+
+
+def test_a_run_is_not_called_as_the_figures_of_another_are() -> None:
+    """Its ledger would take a kept adapter for figures, or figures for an adapter."""
+    with pytest.raises(MessageError, match="must not end in"):
+        decode_order(encode_order(replace(ORDER, run="x/metrics")))
+
+
+def test_noise_beyond_what_floats_hold_is_refused() -> None:
+    content = encode_order(ORDER)
+    record = content.config_records["hushtune"]
+    body = json.loads(str(record["json"]))
+    body["plan"]["noise_multiplier"] = 1e300
+    record["json"] = json.dumps(body)
+    decoded = decode_order(content)
+    with pytest.raises(PlanError, match="noise_multiplier"):
+        decoded.plan.event(1)

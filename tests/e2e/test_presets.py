@@ -223,12 +223,16 @@ def test_the_model_card_says_what_it_is_and_what_it_promises(
     config, out, summary = preset_run
     card = (out / "adapter" / "README.md").read_text(encoding="utf-8")
     epsilon = next(iter(summary["sites"].values()))["epsilon"]
+    most = max(site["epsilon"] for site in summary["sites"].values())
     for wanted in (
         f"Base model: {config.model.name}",
         "epsilon",
         figures.upwards(epsilon, places=2),
         f"{config.privacy.delta:g}",
         "Unit: one example",
+        f"At every site (epsilon, delta) is at most ({figures.upwards(most, places=2)}, ",
+        f"{config.train.rounds} rounds: {config.train.warmup_rounds} of warm-up of the head alone, "
+        f"then {config.train.rounds - config.train.warmup_rounds} of LoRA",
         "Trust model: `site`",
         f"{summary['value']:.3f}",
         "negative, positive",

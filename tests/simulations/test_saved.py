@@ -199,10 +199,39 @@ def test_the_card_is_first_of_all_loud_and_tells_all_rows(trained: Trained) -> N
         sum(site[f"{part}_rows"] for site in summary["sites"].values())
         for part in ("train", "validation", "test")
     ]
-    assert f"Data: {sums[0]} training, {sums[1]} validation and {sums[2]} test rows" in card
+    figures, public = card.index("Seen by the researcher only"), card.index("## Privacy")
+    told = f"{sums[0]} training, {sums[1]} validation and {sums[2]} test rows"
+    assert figures < card.index(told) < public
+    assert "by their public numbers" in card[:figures]
     for name, site in summary["sites"].items():
         counts = [site[f"{part}_rows"] for part in ("train", "validation", "test")]
-        assert f"| {name} | {' | '.join(map(str, counts))} |" in card
+        assert f"| {name} | {' | '.join(map(str, counts))} |" in card[figures:public]
+        assert f"| {name} | {site['public_size']} | none |" in card[public:]
+        assert f"| {name} |" not in card[:figures]
+    assert "pooled, no privacy" not in card  # the same as "pooled" then
+    labelled = set(summary["seen_by"])
+    assert labelled > {"value", "baselines", "table", "train_rows", "test_rows"}
+    assert not labelled & {"epsilon", "delta", "public_size", "rounds", "refusals"}
+
+
+def test_the_code_on_an_adapter_s_card_runs_and_answers(trained: Trained, tmp_path: Path) -> None:
+    adapter = trained.out / "adapter"
+    card = (adapter / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    code = code.replace('"FOLDER"', repr(str(adapter)))
+    predictor = saved.load(trained.out)
+    if trained.head == "mean":
+        code = code.replace('["a sentence"]', repr(list(TEXTS)))
+        assert last_line(code, at=tmp_path) == repr(predictor.predict(list(TEXTS)))
+        return
+    ends = """
+from transformers import AutoTokenizer
+rows = AutoTokenizer.from_pretrained(FOLDER)(["a sentence"], return_tensors="pt")
+rows.pop("token_type_ids", None)
+print(model.eval()(**rows).logits.tolist())
+""".replace("FOLDER", repr(str(adapter)))
+    found = json.loads(last_line(code + ends, at=tmp_path))
+    close(torch.tensor(found), predictor.logits(["a sentence"]))
 
 
 def test_a_merged_model_loads_without_hushtune_and_agrees(trained: Trained, tmp_path: Path) -> None:
@@ -352,6 +381,6 @@ def test_a_name_cannot_break_the_card_s_tables(settings: Any, tmp_path: Path) ->
     assert any(line.startswith("| ea\\|st |") for line in table)
     assert any(line.startswith("| &lt;b&gt;north |") for line in table)
     columns = {len(re.findall(r"(?<!\\)\|", line)) for line in table}
-    assert columns == {8, 3}
+    assert columns == {6, 5, 3}
     page = (tmp_path / "out" / "privacy.html").read_text(encoding="utf-8")
     assert "<b>" not in page

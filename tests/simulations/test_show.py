@@ -38,8 +38,9 @@ def summary(names: Sequence[str], *, epsilon: float = 2.0, **changes: Any) -> di
     own = {f"alone_private/{name}": {name: 0.432, "pooled": 0.5} for name in names}
     return {
         "trust": "site",
+        "group": None,
         "sites": {
-            name: {"value": value[name], "epsilon": spent[name], "delta": 1e-5, "train_rows": 90}
+            name: {"value": value[name], "epsilon": spent[name], "delta": 1e-5, "public_size": 90}
             for name in names
         },
         "table": {**baselines, **own},
@@ -137,3 +138,17 @@ def test_labels_called_as_columns_stand_beside_them() -> None:
     text = " ".join(said(at).replace("┃", "|").replace("│", "|").split())
     assert "| site | train | validation | test | label site | label train | rows |" in text
     assert "| a | 9 | 1 | 2 | 61 | 62 | 63 |" in text
+
+
+def test_groups_are_counted_where_groups_are_protected() -> None:
+    at = console(110)
+    show_summary(at, summary(FEW, group="patient"))
+    assert "public groups by patient" in said(at)
+    assert "training rows" not in said(at)
+
+
+def test_every_picture_is_in_the_closing_list() -> None:
+    at = console(110)
+    show_summary(at, summary(FEW))
+    for name in ("curve.png", "sites.png", "privacy.md", "privacy.html", "summary.json"):
+        assert f"runs/x/{name}" in said(at)

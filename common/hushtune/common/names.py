@@ -14,9 +14,17 @@ METHODS: Mapping[str, str] = {
     "pooled": "pooled, no privacy",
 }
 
+SEEN_BY = "the researcher only: no site sends these figures"
+"""Of accuracies, losses and true numbers of rows, which only who holds all sites' rows knows."""
+
 
 def methods(*, private: bool) -> Mapping[str, str]:
-    """METHODS as they are called in a run; of one without privacy none is called private."""
+    """METHODS as they are called in a run, in order.
+
+    Of one without privacy none is called private, and the two kinds of pooled training are one.
+    """
     if private:
         return METHODS
-    return {name: label.replace(", private", "") for name, label in METHODS.items()}
+    return {
+        name: label.replace(", private", "") for name, label in METHODS.items() if name != "pooled"
+    }

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hushtune.common.config import RunConfig
-from hushtune.common.names import methods
+from hushtune.common.names import SEEN_BY, methods
 from hushtune.common.planning import POOLED
 from hushtune.common.privacy.figures import at_most, upwards
 from hushtune.common.privacy.statement_markdown import plain
@@ -87,16 +87,21 @@ def model_card(
         if config.model.name in ("demo", "minilm")
         else config.model.name
     )
+    told = "\n".join(
+        f"| {plain(name)} | {row['public_size']} | {_epsilon(row['epsilon'])} | "
+        f"{at_most(row['delta'])} |"
+        for name, row in summary["sites"].items()
+    )
     sites = "\n".join(
         f"| {plain(name)} | {row['train_rows']} | {row['validation_rows']} | {row['test_rows']} | "
-        f"{row['value']:.3f} | {_epsilon(row['epsilon'])} | {at_most(row['delta'])} |"
+        f"{row['value']:.3f} |"
         for name, row in summary["sites"].items()
     )
     labels = methods(private=privacy["trust"] != "off")
     baselines = "\n".join(
         f"| {labels[name]} | {value:.3f} |"
         for name, value in summary["baselines"].items()
-        if value is not None
+        if value is not None and name in labels
     )
     train, validation, test = (
         len(workspace.rows(POOLED, part)) for part in ("train", "validation", "test")
@@ -106,9 +111,10 @@ def model_card(
         if privacy["trust"] == "off"
         else "**No privacy is promised.** The noise was repeatable from the run's seed."
         if not privacy["guarantee"]
-        else f"Unit: one {privacy['unit']}. Trust model: `{privacy['trust']}` (each site trusts "
-        f"only itself). Relation: {privacy['relation'].replace('_', ' ')}. Accountant: "
-        f"{privacy['accountant']}. The full statement is in the run's privacy.md."
+        else f"{_worst(summary)} Unit: one {privacy['unit']}{_by(summary)}. Trust model: "
+        f"`{privacy['trust']}` (each site trusts only itself). Relation: "
+        f"{privacy['relation'].replace('_', ' ')}. Accountant: {privacy['accountant']}. "
+        "The full statement is `privacy.md` in the run's own folder."
     )
     tags = ["lora", "federated-learning"]
     tags += ["differential-privacy"] if privacy["guarantee"] else []
@@ -124,20 +130,22 @@ tags: [{", ".join(tags)}]
 {first}- Base model: {base}{depth}, frozen (sha256 of its weights \
 {workspace.task.model.fingerprint[:16]}...)
 - Adapter: LoRA of rank {config.adapter.rank}, alpha {config.adapter.alpha:g}, rule \
-`{config.aggregation.rule}`, {summary["rounds"]} round{"" if summary["rounds"] == 1 else "s"}
-- Data: {train} training, {validation} validation and {test} test rows at \
-{len(summary["sites"])} sites, labels {plain(", ".join(workspace.data.label_names))}
+`{config.aggregation.rule}`, {_rounds(config, summary["rounds"])}
+- Data: texts of {len(summary["sites"])} sites with {_size(summary)}, labels \
+{plain(", ".join(workspace.data.label_names))}
 
 ## Use
 
 {load}
 ## Figures
 
-Accuracy {summary["value"]:.3f}, macro-F1 {summary["macro_f1"]:.3f} on the test rows of all \
-sites together.
+Seen by {SEEN_BY}. Where sites do not share their rows nobody knows these.
 
-| site | training rows | validation rows | test rows | accuracy on its own | epsilon | delta |
-|---|---|---|---|---|---|---|
+Accuracy {summary["value"]:.3f}, macro-F1 {summary["macro_f1"]:.3f} on the test rows of all \
+sites together: {train} training, {validation} validation and {test} test rows.
+
+| site | training rows | validation rows | test rows | accuracy on its own |
+|---|---|---|---|---|
 {sites}
 
 | compared with, on all test rows | accuracy |
@@ -147,6 +155,10 @@ sites together.
 ## Privacy
 
 {promise}
+
+| site | public number of {_units(summary)} | epsilon | delta |
+|---|---|---|---|
+{told}
 """
 
 
@@ -166,6 +178,38 @@ def merged_card(card: str, *, labels: Sequence[str], head: str, max_tokens: int)
     text = text if found else f"{card.rstrip()}\n\n{use}"
     text = text.replace("library_name: peft\n", f"library_name: {library}\n", 1)
     return text.replace("# A federated adapter for", "# A federated model for", 1)
+
+
+def _rounds(config: RunConfig, rounds: int) -> str:
+    """How many rounds there were, and of which kind."""
+    warmup = min(rounds, config.train.warmup_rounds)
+    told = f"{rounds} round{'' if rounds == 1 else 's'}"
+    if not warmup:
+        return told
+    return f"{told}: {warmup} of warm-up of the head alone, then {rounds - warmup} of LoRA"
+
+
+def _units(summary: Mapping[str, Any]) -> str:
+    return "training rows" if summary["group"] is None else f"groups by {plain(summary['group'])}"
+
+
+def _by(summary: Mapping[str, Any]) -> str:
+    return "" if summary["group"] is None else f" by column {plain(summary['group'])}"
+
+
+def _size(summary: Mapping[str, Any]) -> str:
+    total = sum(row["public_size"] for row in summary["sites"].values())
+    return f"{total} {_units(summary)} by their public numbers"
+
+
+def _worst(summary: Mapping[str, Any]) -> str:
+    """The largest epsilon of any site, at the largest delta: what holds at all of them."""
+    rows = summary["sites"].values()
+    epsilon, delta = (max(row[key] for row in rows) for key in ("epsilon", "delta"))
+    return (
+        f"At every site (epsilon, delta) is at most ({_epsilon(epsilon)}, {at_most(delta)}), for "
+        "that site's own records."
+    )
 
 
 def _epsilon(value: float | None) -> str:

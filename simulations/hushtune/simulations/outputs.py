@@ -13,7 +13,7 @@ from hushtune.common.config_io import config_hash
 from hushtune.common.errors import CheckpointError
 from hushtune.common.files import read_json, write_text
 from hushtune.common.json_text import json_text
-from hushtune.common.names import METHODS
+from hushtune.common.names import METHODS, SEEN_BY
 from hushtune.common.planning import POOLED
 from hushtune.common.privacy.statement_html import render_html
 from hushtune.common.privacy.statement_markdown import render_markdown
@@ -36,10 +36,14 @@ SUMMARY_KEYS = frozenset(
     (
         *("metric", "higher_is_better", "value", "macro_f1", "sites", "baselines", "table"),
         *("rounds", "trust", "refusals", "rejected", "seconds", "seed", "config_hash"),
-        *("adapter_digest", "out", "data_notes"),
+        *("adapter_digest", "out", "data_notes", "unit", "group", "seen_by"),
     )
 )
 """What every summary has; ``missing`` comes with them where no picture could be drawn."""
+_RESEARCHER_S = (
+    *("value", "macro_f1", "alone_private", "baselines", "table"),
+    *("train_rows", "validation_rows", "test_rows", "data_notes"),
+)
 _MOST_CHANGED = 8
 
 
@@ -147,6 +151,7 @@ def summarise(run: FinishedRun, privacy: Mapping[str, Any]) -> dict[str, Any]:
                 "alone_private": None if row is None else row[name],
                 "epsilon": privacy["sites"][name]["epsilon"],
                 "delta": privacy["sites"][name]["delta"],
+                "public_size": privacy["sites"][name]["public_size"],
                 "train_rows": len(workspace.rows(name, "train")),
                 "validation_rows": len(workspace.rows(name, "validation")),
                 "test_rows": test[name],
@@ -157,6 +162,9 @@ def summarise(run: FinishedRun, privacy: Mapping[str, Any]) -> dict[str, Any]:
         "table": {name: dict(row) for name, row in table.items()},
         "rounds": len(result.history),
         "trust": privacy["trust"],
+        "unit": privacy["unit"],
+        "group": privacy["group"],
+        "seen_by": dict.fromkeys(_RESEARCHER_S, SEEN_BY),
         "refusals": {site: [dict(r) for r in rows] for site, rows in result.refusals.items()},
         "rejected": _rejected(result),
         "seconds": dict(run.seconds),

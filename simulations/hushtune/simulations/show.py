@@ -127,7 +127,7 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
         cells = [f"{row[site]:.3f}" if site in row else "" for site in [*sites, "pooled"]]
         table.add_row(labels[name], *cells, style=style)
     console.print(table)
-    console.print(_spent(rows) if private else _NOT_PRIVATE)
+    console.print(_spent(rows, summary["group"]) if private else _NOT_PRIVATE)
     rejected: Mapping[str, Sequence[Mapping[str, Any]]] = summary["rejected"]
     worst = _first(rejected, lambda site: -len(rejected[site]))
     for site in worst:
@@ -141,12 +141,14 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
     _show_notes(console, summary["data_notes"])
     files = {"adapter": "adapter/", "statement": "privacy.md", "as a page": "privacy.html"}
     files["metrics"] = "metrics.jsonl"
-    files |= {"summary": "summary.json"} if "missing" in summary else {"plot": "curve.png"}
+    files["summary"] = "summary.json"
+    if "missing" not in summary:
+        files |= {"plot": "curve.png", "who has what": "sites.png"}
     for what, path in files.items():
-        console.print(f"{what:>10}  {summary['out']}/{path}", highlight=False, soft_wrap=True)
+        console.print(f"{what:>12}  {summary['out']}/{path}", highlight=False, soft_wrap=True)
     if "missing" in summary:
         console.print(f"[yellow]not drawn:[/] {_plain(summary['missing'])}", highlight=False)
-    console.print(f"{'took':>10}  {summary['seconds']['total']:.0f} s", highlight=False)
+    console.print(f"{'took':>12}  {summary['seconds']['total']:.0f} s", highlight=False)
 
 
 def _first(names: Iterable[str], rank: Callable[[str], float]) -> list[str]:
@@ -155,17 +157,21 @@ def _first(names: Iterable[str], rank: Callable[[str], float]) -> list[str]:
     return known if len(known) <= _MOST_SITES else sorted(known, key=rank)[:_OF_MANY]
 
 
-def _spent(rows: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Rows and spend of each site; of many those that spent most, which bound the others."""
+def _spent(rows: Mapping[str, Mapping[str, Any]], group: str | None) -> Table:
+    """Size and spend of each site; of many those that spent most, which bound the others.
+
+    ``group``: the column whose values are what is protected, None where it is each row.
+    """
     table = Table(title="Privacy at each site", title_justify="left")
-    for column in ("site", "training rows", "epsilon", "delta"):
+    size = "public training rows" if group is None else f"public groups by {_plain(group)}"
+    for column in ("site", size, "epsilon", "delta"):
         table.add_column(column, justify="left" if column == "site" else "right")
     # Where noise voids the promise no site has a figure: it comes before any that has.
     shown = _first(rows, lambda site: -math.inf if _none(rows[site]) else -rows[site]["epsilon"])
     for site in shown:
         row = rows[site]
         epsilon = "none" if _none(row) else upwards(row["epsilon"], places=3)
-        table.add_row(_plain(site), str(row["train_rows"]), epsilon, at_most(row["delta"]))
+        table.add_row(_plain(site), str(row["public_size"]), epsilon, at_most(row["delta"]))
     if len(shown) < len(rows):
         more = len(rows) - len(shown)
         table.caption = f"The largest epsilons of any site; {more} more sites are in summary.json."
@@ -186,7 +192,8 @@ def _rows(summary: Mapping[str, Any]) -> Sequence[tuple[str, Mapping[str, float]
     }
     if alone:
         table["alone_private"] = {**alone, "pooled": summary["baselines"]["alone_private"]}
-    return [(name, table[name]) for name in METHODS if name in table]
+    shown = methods(private=summary["trust"] != "off")
+    return [(name, table[name]) for name in shown if name in table]
 
 
 def show_estimate(console: Console, figures: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from hushtune.common.config import RunConfig
 from hushtune.common.config_io import dump_toml, loads_config, replace
 from hushtune.common.errors import CheckpointError, ConfigError, OutputExistsError
 from hushtune.common.files import check_writable, read_json, read_text, write_errors, write_text
+from hushtune.common.names import SEEN_BY
 from hushtune.common.planning import POOLED, site_plans
 from hushtune.common.run_context import RunContext, run_config
 from hushtune.common.tasks.workspace import Workspace, check_sizes, open_workspace, resolve
@@ -197,7 +198,7 @@ class _Judge:
             **figures.pop(POOLED),
             "sites": {name: dict(row) for name, row in figures.items()},
             "evaluated_on": self._part,
-            "seen_by": "the researcher only: no site sends these figures",
+            "seen_by": SEEN_BY,
         }
 
 
