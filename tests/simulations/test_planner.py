@@ -19,6 +19,7 @@ from hushtune.common.config import PrivacyConfig, TrainConfig
 from hushtune.common.errors import ConfigError, PlanError
 from hushtune.common.privacy.accountant import epsilon
 from hushtune.common.privacy.plan import DpSgdEvent, PrivacyPlan, Relation, Trust, Unit, make_plan
+from hushtune.simulations import planner_plot
 from hushtune.simulations.planner import check_any, epsilon_curve, plan_run, signal_to_noise
 from hushtune.simulations.planner_outline import Outline, demo_trained_values, parse_sites
 from hushtune.simulations.planner_show import show_plan
@@ -460,3 +461,15 @@ def test_the_picture_is_a_png_that_opens(hushtune: Any, tmp_path: Path) -> None:
     for half in halves:  # something is drawn in each
         assert len(np.unique(half.reshape(-1, 3), axis=0)) > 10
     assert [file.name for file in tmp_path.iterdir()] == ["plan.png"]
+
+
+def test_curves_that_are_not_drawn_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = plan_run({"a": 5000}, Outline(rounds=2, sampling_probability=0.13))
+    site = figures["sites"]["a"]
+    figures["sites"] = {
+        f"site {number}": {**site, "noise_multiplier": 1.0 + number} for number in range(9)
+    }
+    monkeypatch.setattr(planner_plot, "epsilon_curve", lambda *_: [(1, 1.0), (2, 2.0)])
+    found = planner_plot.draw_plan(figures).axes[0].get_legend()
+    assert found is not None
+    assert "2 more rates not drawn: see the table" in [text.get_text() for text in found.texts]

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hushtune.common import pictures
+from hushtune.common.pictures import legible
 from hushtune.common.tasks import partition
 from hushtune.common.tasks.data import DataReport, LabelledText
 from hushtune.common.tasks.splits import Split
@@ -139,3 +140,19 @@ def test_bars_of_sites_fill_their_panel(number: int) -> None:
     assert high - low <= number + 0.3  # no blank bands above and below
     assert len(axes.patches) == 2 * number
     assert len(axes.get_yticks()) == (number if number < 100 else 0)
+
+
+def test_long_names_are_cut_in_the_middle_and_stay_apart() -> None:
+    long = [f"the clinic of a long and winding valley, ward {number}" for number in (1, 2)]
+    alike = [f"the clinic of a long {middle} road in the valley, ward 3" for middle in "ab"]
+    written = legible([*long, *alike, "short"])
+    assert len(set(written.values())) == 5
+    assert written["short"] == "short"
+    assert all(written[name].endswith(name[-6:]) for name in long)
+    assert all(len(text) <= 36 for text in written.values())
+
+
+def test_equal_curves_leave_one_another_visible() -> None:
+    """All sites have the same figures here: a solid line on top would hide the others."""
+    lines = panel(drawn(["a", "b", "c"]), "Learning").get_lines()[:3]
+    assert len({line.get_linestyle() for line in lines}) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from functools import cache
@@ -40,18 +41,29 @@ def legible(names: Iterable[str]) -> dict[str, str]:
     """How to write each name in a picture that is drawn with ``fonts``.
 
     A name with a character that no font has becomes its number, from 1, among all names in their
-    order, and the picture should then say what ``note`` returns. Long names are cut, and dollar
-    signs escaped, which matplotlib would read as mathematics.
+    order, and the picture should then have ``explain``. Long names are cut in the middle, with that
+    number where two would become one, and dollar signs escaped, which matplotlib would read as
+    mathematics.
     """
+    numbers = {name: number for number, name in enumerate(sorted(names), 1)}
+    cut = {name: _literal(name) for name in numbers}
+    often = Counter(cut.values())
     return {
-        name: _literal(name) if _drawable(name) else f"#{number}"
-        for number, name in enumerate(sorted(names), 1)
+        name: (
+            f"#{number}"
+            if not _drawable(name)
+            else cut[name]
+            if often[cut[name]] == 1
+            else f"{cut[name]} #{number}"
+        )
+        for name, number in numbers.items()
     }
 
 
-def note(names: Iterable[str]) -> str:
-    """``NUMBERED`` where ``legible`` numbers one of the names, else nothing."""
-    return "" if all(map(_drawable, names)) else NUMBERED
+def explain(figure: Figure, names: Iterable[str]) -> None:
+    """Say below a picture what a number in place of a name is, where ``legible`` gave one."""
+    if not all(map(_drawable, names)):
+        figure.supxlabel(NUMBERED, fontsize=8, color="#666666")
 
 
 def save_picture(figure: Figure, path: Path, *, dpi: int) -> None:
@@ -64,7 +76,8 @@ def save_picture(figure: Figure, path: Path, *, dpi: int) -> None:
 def _literal(name: str) -> str:
     name = " ".join(name.split())
     if len(name) > _MOST_CHARACTERS:
-        name = f"{name[: _MOST_CHARACTERS - 1]}…"
+        half = _MOST_CHARACTERS // 2  # both ends: names often differ in the last characters alone
+        name = f"{name[:half]}…{name[1 - half :]}"
     # A legend leaves out what begins with an underscore.
     return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 

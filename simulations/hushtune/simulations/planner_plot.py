@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hushtune.common.pictures import fonts, legible, note, save_picture
+from hushtune.common.pictures import explain, fonts, legible, save_picture
 from hushtune.simulations.planner import DROWNED, FAINT, epsilon_curve
 from hushtune.simulations.plots import BLACK, BLUE, GREY, ORANGE, SITES
 
@@ -21,19 +21,23 @@ _MOST_NAMES = 3
 
 def plot_plan(figures: Mapping[str, Any], path: Path) -> None:
     """Draw what `planner.plan_run` returned into a PNG, which is there whole or not at all."""
+    with fonts():
+        save_picture(draw_plan(figures), path, dpi=140)
+
+
+def draw_plan(figures: Mapping[str, Any]) -> Figure:
+    """The figure of ``plot_plan``."""
     sites = figures["sites"]
     height = max(4.4, 1.6 + 0.32 * len(sites))
     figure = Figure(figsize=(12, height), layout="constrained")
-    with fonts():
-        curves, bars = figure.subplots(1, 2)
-        names = legible(sites)
-        _curves(curves, figures, names)
-        _bars(bars, figures, names)
-        for axes in (curves, bars):
-            axes.spines[["top", "right"]].set_visible(False)
-        if note(sites):
-            figure.supxlabel(note(sites), fontsize=8, color="#666666")
-        save_picture(figure, path, dpi=140)
+    curves, bars = figure.subplots(1, 2)
+    names = legible(sites)
+    _curves(curves, figures, names)
+    _bars(bars, figures, names)
+    for axes in (curves, bars):
+        axes.spines[["top", "right"]].set_visible(False)
+    explain(figure, sites)
+    return figure
 
 
 def _curves(axes: Axes, figures: Mapping[str, Any], written: Mapping[str, str]) -> None:
@@ -52,6 +56,10 @@ def _curves(axes: Axes, figures: Mapping[str, Any], written: Mapping[str, str]) 
             linewidth=2,
             label=f"{_together(names, written)} (q {rate:.3g}, noise {sigma:.3g})",
         )
+    left_out = len(alike) - _MOST_CURVES
+    if left_out > 0:
+        more = "1 more rate" if left_out == 1 else f"{left_out} more rates"
+        axes.plot([], [], " ", label=f"{more} not drawn: see the table")
     axes.axhline(figures["epsilon"], color=GREY, linestyle=":", linewidth=1)
     axes.axvline(figures["rounds"], color=GREY, linestyle=":", linewidth=1)
     axes.plot(figures["rounds"], figures["epsilon"], "o", color=BLACK, label="as planned", zorder=3)

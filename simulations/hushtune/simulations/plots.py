@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from hushtune.common.names import methods
-from hushtune.common.pictures import fonts, legible, note, save_picture
+from hushtune.common.pictures import explain, fonts, legible, save_picture
 
 # Okabe and Ito's colours, safe for the colour-blind.
 BLUE, ORANGE, GREY, BLACK = "#0072B2", "#D55E00", "#999999", "#000000"
@@ -50,8 +50,8 @@ def draw_run(history: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -
         axes.set_xlim(0.5, max([1, *(row["round"] for row in history)]) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     # Many sites share one line of the legend, and no name is drawn then.
-    if len(names) <= _MOST_SITES and note(names):
-        figure.supxlabel(note(names), fontsize=8, color="#666666")
+    if len(names) <= _MOST_SITES:
+        explain(figure, names)
     return figure
 
 
@@ -69,7 +69,7 @@ def _curve(
             for row in rows
             if name in row.get("sites", {})
         ]
-    _sites(axes, of_sites, names, dashes=False)
+    _sites(axes, of_sites, names)
     axes.plot(
         [row["round"] for row in rows],
         [row[metric] for row in rows],
@@ -106,7 +106,7 @@ def _spent(axes: Axes, history: Sequence[Mapping[str, Any]], names: Mapping[str,
     for name in sorted(names):
         told = [(row["round"], row["epsilon"].get(name)) for row in history]
         of_sites[name] = [(number, value) for number, value in told if value is not None]
-    _sites(axes, of_sites, names, dashes=True)
+    _sites(axes, of_sites, names)
     if len(names) > _MOST_SITES:
         largest = [
             (row["round"], max(told))
@@ -126,10 +126,11 @@ def _sites(
     axes: Axes,
     of_sites: Mapping[str, Sequence[tuple[int, float]]],
     names: Mapping[str, str],
-    *,
-    dashes: bool,
 ) -> None:
-    """A line for each site: in colours by name, or of many all thin and grey under one label."""
+    """A line for each site: in colours by name, or of many all thin and grey under one label.
+
+    Dashed in turn, so that one which lies upon another leaves that visible.
+    """
     many = len(of_sites) > _MOST_SITES
     num_points = max(map(len, of_sites.values()), default=0)
     markers = num_points == 1 if many else num_points <= _MOST_MARKERS
@@ -142,7 +143,7 @@ def _sites(
             color=GREY if many else SITES[place],
             alpha=0.5 if many else 1,
             linewidth=0.8 if many else 1.6,
-            linestyle=_LINES[place % len(_LINES)] if dashes and not many else "-",
+            linestyle=_LINES[place % len(_LINES)] if not many else "-",
             marker="o" if markers else None,
             markersize=2 if many else 3,
             label=shared if many else names[name],

@@ -69,7 +69,8 @@ class ProgressView:
         """See Observer."""
         line = f"round {row['round']:>3}"
         if "loss" in row:
-            line += f"  loss {row['loss']:.3f}  accuracy {row['accuracy']:.3f}"
+            on = row.get("evaluated_on", "held-out")
+            line += f"  {on} loss {row['loss']:.3f}  accuracy {row['accuracy']:.3f}"
         line += f"  {_epsilons(row['epsilon'])}"
         if row.get("rejected"):
             line += f"  not counted: {_few(sorted(row['rejected']))}"

@@ -120,7 +120,7 @@ def draw(data: LabelledText) -> Figure:
     import matplotlib
     from matplotlib.figure import Figure
 
-    from hushtune.common.pictures import legible, note
+    from hushtune.common.pictures import explain, legible
 
     rows = table(data)
     places = range(len(rows))
@@ -138,16 +138,15 @@ def draw(data: LabelledText) -> Figure:
         left += width
     axes.set_ylim(len(rows) - 0.4, -0.6)
     shown = len(data.label_names) <= _MOST_LABELS
-    unwritable = note(labels) if shown else ""
+    named = list(labels) if shown else []
     if height < _MOST_INCHES:
         axes.set_yticks(places, sites.values(), fontsize=10 if inches > 0.3 else 7)
-        unwritable = unwritable or note(sites)
+        named += sites
     else:
         axes.set_yticks([])
         axes.set_ylabel(f"{len(rows)} sites, by name")
     axes.set_xlabel("rows")
-    if unwritable:
-        figure.supxlabel(unwritable, fontsize=7, color="#666666")
+    explain(figure, named)
     if shown:
         axes.legend(title="label", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
