@@ -304,3 +304,20 @@ def test_the_names_of_runs_do_not_wrap_at_80_columns(tmp_path: Path) -> None:
     )
     (dataset,) = told["ledgers"]["north"]["datasets"].values()
     assert tuple(dataset["runs"]) == names
+
+
+@pytest.mark.parametrize("key", ["ledgers", "policies"])
+def test_ledgers_that_lie_elsewhere_are_found_by_their_run(
+    out: Path, hushtune: Any, tmp_path: Path, key: str
+) -> None:
+    """Beside the sites' policies, or where several runs share them."""
+    run = tmp_path / "run"
+    run.mkdir()
+    text = (
+        f'[data]\nsource = "demo"\n[privacy]\ndelta = 1e-6\n[simulation]\n{key} = "{out}/ledger"\n'
+    )
+    (run / "config.toml").write_text(text, encoding="utf-8")
+    told = last_json(hushtune("ledger", "show", run, "--json"))
+    assert set(told["ledgers"]) == {"north/1", "south"}
+    assert told["delta"] == 1e-6
+    assert hushtune("ledger", "verify", run).status == 0

@@ -110,9 +110,10 @@ def test_small_epsilons_are_not_shown_as_zero() -> None:
 
 
 def test_a_dry_run_s_bytes_add_up_and_its_dropped_rows_are_told() -> None:
-    row = {"train_rows": 9, "batch": 3.0, "sampling_probability": 0.3, "steps": 2}
+    row = {"public_size": 9, "batch": 3.0, "sampling_probability": 0.3, "steps": 2}
     figures: dict[str, Any] = {
         "trust": "site",
+        "group": None,
         "sites": {"a": {**row, "noise_multiplier": 1.0, "epsilon": 1.2001e-3, "delta": 1e-5}},
         "who_has_what": [
             {"site": "a", "train": 9, "validation": 1, "test": 2, "labels": {"good": 12}}

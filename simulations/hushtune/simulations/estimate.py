@@ -66,11 +66,12 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     weights = sum(p.numel() for p in workspace.task.model.parameters()) * 4 / 2**20
     return {
         "trust": config.privacy.trust,
+        "group": config.data.group,
         "rounds": train.rounds,
         "warmup_rounds": train.warmup_rounds,
         "sites": {
             site: {
-                "train_rows": config.data.public_sizes[site],
+                "public_size": config.data.public_sizes[site],
                 "batch": plan.denominator,
                 "sampling_probability": plan.sampling_probability,
                 "steps": plan.steps,

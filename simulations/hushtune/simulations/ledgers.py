@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from hushtune.common.config import RunConfig
 from hushtune.common.config_io import loads_config
 from hushtune.common.errors import HushtuneError, LedgerError, MissingFileError
 from hushtune.common.privacy.ledger_entry import GENESIS, LedgerEntry
 from hushtune.common.privacy.ledger_record import LedgerRecord
 from hushtune.common.privacy.plan import Relation
 
+_CONFIG = "config.toml"
 MECHANISM = (
     "each charge is `steps` releases of a Poisson-sampled Gaussian sum: every record is in a step "
     "with probability `sampling_probability`, its gradient is clipped to norm C, and the noise on "
@@ -32,11 +34,12 @@ HASH = (
 def find_ledgers(place: Path) -> dict[str, Path]:
     """The ledgers of a run's folder, of its folder ``ledger``, or the one file, by site.
 
+    Of a run whose sites keep theirs beside their policies, or share some with other runs, those.
     A head without its ledger counts as a ledger, so that one that was deleted is missed. Raises
     MissingFileError where there is none.
     """
     if place.is_dir():
-        folder = place / "ledger" if (place / "ledger").is_dir() else place
+        folder = place / "ledger" if (place / "ledger").is_dir() else _elsewhere(place) or place
         heads = (path.with_suffix("") for path in folder.glob("*.sqlite.head"))
         paths = sorted({*folder.glob("*.sqlite"), *heads})
     else:
@@ -55,12 +58,20 @@ def run_delta(place: Path) -> float | None:
 
     A ledger does not hold it: its charges are mechanisms, which have an epsilon at any delta.
     """
-    folders = (place, *place.absolute().parents[:2])
-    found = next((path for path in (f / "config.toml" for f in folders) if path.is_file()), None)
-    if found is None or not place.exists():
-        return None
+    folders = (place, *place.absolute().parents[:2]) if place.exists() else ()
+    found = next((folder for folder in folders if (folder / _CONFIG).is_file()), None)
+    config = None if found is None else _config(found)
+    return None if config is None else config.privacy.delta
+
+
+def _elsewhere(run: Path) -> Path | None:
+    config = _config(run)
+    return None if config is None else config.simulation.ledgers or config.simulation.policies
+
+
+def _config(run: Path) -> RunConfig | None:
     try:
-        return loads_config(found.read_text(encoding="utf-8")).privacy.delta
+        return loads_config((run / _CONFIG).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, HushtuneError):
         return None
 

@@ -164,8 +164,7 @@ def _spent(rows: Mapping[str, Mapping[str, Any]], group: str | None) -> Table:
     ``group``: the column whose values are what is protected, None where it is each row.
     """
     table = Table(title="Privacy at each site", title_justify="left")
-    size = "public training rows" if group is None else f"public groups by {_plain(group)}"
-    for column in ("site", size, "epsilon", "delta"):
+    for column in ("site", _size(group), "epsilon", "delta"):
         table.add_column(column, justify="left" if column == "site" else "right")
     # Where noise voids the promise no site has a figure: it comes before any that has.
     shown = _first(rows, lambda site: -math.inf if _none(rows[site]) else -rows[site]["epsilon"])
@@ -177,6 +176,10 @@ def _spent(rows: Mapping[str, Mapping[str, Any]], group: str | None) -> Table:
         more = len(rows) - len(shown)
         table.caption = f"The largest epsilons of any site; {more} more sites are in summary.json."
     return table
+
+
+def _size(group: str | None) -> str:
+    return "public training rows" if group is None else f"public groups by {_plain(group)}"
 
 
 def _none(row: Mapping[str, Any]) -> bool:
@@ -200,14 +203,14 @@ def _rows(summary: Mapping[str, Any]) -> Sequence[tuple[str, Mapping[str, float]
 def show_estimate(console: Console, figures: Mapping[str, Any]) -> None:
     """What a dry run found."""
     table = Table(title="What would happen", title_justify="left")
-    columns = ("site", "training rows", "batch", "q", "steps", "noise", "epsilon", "delta")
+    columns = ("site", _size(figures["group"]), "batch", "q", "steps", "noise", "epsilon", "delta")
     for column in columns:
         table.add_column(column, justify="left" if column == "site" else "right")
     for site, row in figures["sites"].items():
         epsilon = "none" if _none(row) else upwards(row["epsilon"], places=2)
         table.add_row(
             _plain(site),
-            str(row["train_rows"]),
+            str(row["public_size"]),
             f"{row['batch']:.0f}",
             f"{row['sampling_probability']:.4f}",
             str(row["steps"]),
