@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -58,20 +57,16 @@ def test_what_needs_no_model_loads_none(arguments: list[str]) -> None:
     assert done.stdout
 
 
-def test_help_answers_within_a_second() -> None:
-    """The best of five, as the machine may be busy; none of it is ours to blame."""
-    times: list[float] = []
-    for _ in range(5):
-        began = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "hushtune.simulations.cli", "--help"],
-            check=True,
-            capture_output=True,
-        )
-        times.append(time.perf_counter() - began)
-        if times[-1] < 1:
-            break
-    assert min(times) < 1
+def test_help_loads_nothing_that_takes_seconds() -> None:
+    code = (
+        "import sys\n"
+        "from hushtune.simulations import cli\n"
+        "try:\n    cli.app(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'transformers', 'flwr', 'sklearn', 'scipy'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "simulate" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_help_names_every_command(hushtune: Any) -> None:
