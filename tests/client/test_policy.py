@@ -330,6 +330,24 @@ def with_columns(settings: Any, folder: Path) -> Any:
     return replace(settings, data=path)
 
 
+def test_the_same_run_again_is_another_run_to_a_policy_s_ledger(
+    settings: Any, tmp_path: Path
+) -> None:
+    folder = policies(tmp_path / "policies", north={"max_epsilon": 9.0}, east={"max_epsilon": 9.0})
+    config = settings.config(
+        privacy__trust="site",
+        simulation__policies=folder,
+        train__rounds=2,
+        train__warmup_rounds=1,
+    )
+    first, second = (run(config, tmp_path / name) for name in ("first", "second"))
+    assert first["adapter_digest"] != second["adapter_digest"]  # and not the first's replies again
+    assert set(second["refusals"]) == {"south"}
+    statement = json.loads((tmp_path / "second" / "privacy.json").read_text(encoding="utf-8"))
+    assert {site["num_resent"] for site in statement["sites"].values()} == {0}
+    assert len(Ledger(tmp_path / "policies" / "north.sqlite").entries()) == 4
+
+
 def test_the_same_run_again_is_another_run_to_shared_ledgers(settings: Any, tmp_path: Path) -> None:
     common = {"privacy__trust": "site", "simulation__ledgers": str(tmp_path / "ledgers")}
     config = settings.config(**common, train__rounds=2, train__warmup_rounds=1)

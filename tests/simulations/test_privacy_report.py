@@ -10,12 +10,15 @@ import torch
 from hushtune.client.site import ledger_path
 from hushtune.common.adapter import AdapterSpec, AdapterState
 from hushtune.common.planning import site_plans
+from hushtune.common.privacy import accountant
 from hushtune.common.privacy.ledger import Ledger
 from hushtune.common.privacy.noise import NoiseSource
-from hushtune.common.privacy.plan import DpSgdEvent
+from hushtune.common.privacy.plan import DpSgdEvent, Relation
 from hushtune.common.run_context import RunContext
 from hushtune.server.strategy import FederationResult
 from hushtune.simulations.privacy_report import privacy_of
+
+ADD = Relation.ADD_OR_REMOVE_ONE
 
 
 def result(*history: dict[str, Any]) -> FederationResult:
@@ -68,6 +71,23 @@ def test_the_statement_tells_what_was_charged_and_not_what_was_planned(
     Ledger(ledger_path(tmp_path, "east")).charge(louder, dataset="d", run="r", round=1)
     site = privacy_of(RunContext(config, tmp_path), result())["sites"]["east"]
     assert (site["sampling_probability"], site["noise_multiplier"]) == (0.2, 7.5)
+
+
+def test_all_that_a_ledger_holds_is_added_up_whatever_became_of_the_run(
+    settings: Any, tmp_path: Path
+) -> None:
+    """A row that was corrected makes another data set, of nearly the same people."""
+    config = settings.config(privacy__trust="site", data__public_sizes={"east": 60})
+    event = site_plans(config)["east"].event(6)
+    ledger = Ledger(ledger_path(tmp_path, "east"))
+    ledger.charge(event, dataset="before the correction", run="earlier", round=1)
+    ledger.charge(event, dataset="others", run="x", round=1, unit="group patient")
+    for runs in (1, 2):
+        told = privacy_of(RunContext(config, tmp_path), result())["sites"]["east"]
+        whole = accountant.epsilon([event] * runs, delta=1e-3, relation=ADD)
+        assert told["epsilon_lifetime"] == whole
+        assert (told["epsilon"] == 0.0) is (runs == 1)  # refused, or not asked
+        ledger.charge(event, dataset="after it", run="r", round=1)
 
 
 def test_one_site_s_own_words_take_the_promise_away(settings: Any, tmp_path: Path) -> None:

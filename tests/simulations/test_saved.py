@@ -234,6 +234,16 @@ print(model.eval()(**rows).logits.tolist())
     close(torch.tensor(found), predictor.logits(["a sentence"]))
 
 
+def test_a_damaged_adapter_is_not_exported(trained: Trained, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(trained.out / "adapter", copy)
+    weights = copy / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(CheckpointError):
+        saved.export(copy, tmp_path / "to", merged=False)
+    assert not (tmp_path / "to").exists()
+
+
 def test_a_merged_model_loads_without_hushtune_and_agrees(trained: Trained, tmp_path: Path) -> None:
     if trained.head == "mean":
         pytest.importorskip("sentence_transformers")

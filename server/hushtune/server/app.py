@@ -40,9 +40,9 @@ def federate(
 ) -> FederationResult:
     """Run a federation over a grid, from its last checkpoint if asked to resume.
 
-    The run's name follows from its configuration, but for the engine and what it shows: in a
-    simulation the sites' batches are drawn from the seed and this name, so that a run can be
-    repeated, on either engine.
+    The run's name follows from its configuration, but for the engine and what it shows: without
+    privacy the sites' batches are drawn from the seed and this name, so that a run can be repeated,
+    on either engine. Where ledgers outlive the run it is a name that no other run has.
     """
     config = run.config
     folder = checkpoint_folder(run.out)
@@ -71,7 +71,8 @@ def run_name(config: RunConfig) -> str:
 def new_run_name(config: RunConfig) -> str:
     """The name of a run that begins: where ledgers outlive it, one that no other run has."""
     name = run_name(config)
-    return name if config.simulation.ledgers is None else f"{name}-{uuid4().hex[:12]}"
+    outlive = config.simulation.ledgers is not None or config.simulation.policies is not None
+    return f"{name}-{uuid4().hex[:12]}" if outlive else name
 
 
 def checkpoint_folder(out: Path) -> Path:

@@ -131,7 +131,7 @@ def _show_ledger(console: Console, site: str, ledger: Mapping[str, Any], delta: 
 
 
 def _charges(name: str, charges: list[dict[str, Any]]) -> Table:
-    table = Table(title=Text(f"data set {name[:16]}"), title_justify="left")
+    table = Table(title=Text(f"data set {_data_set(name)}"), title_justify="left")
     for heading in ("#", "run", "round", "q", "sigma", "steps", "hash"):
         words = heading in {"run", "hash"}
         table.add_column(heading, justify="left" if words else "right", no_wrap=words)
@@ -146,6 +146,11 @@ def _charges(name: str, charges: list[dict[str, Any]]) -> Table:
             charge["hash"][:12],
         )
     return table
+
+
+def _data_set(name: str) -> str:
+    """The part of a data set's name that is its own: it begins with a mark of the ledger's key."""
+    return name.rpartition(":")[2][:16]
 
 
 def _totals(dataset: Mapping[str, Any], delta: str) -> Table:

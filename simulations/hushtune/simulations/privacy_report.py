@@ -14,7 +14,7 @@ from hushtune.common.lora_rules import RULES, trainable_keys
 from hushtune.common.messages import METRICS_RUN
 from hushtune.common.planning import site_plans
 from hushtune.common.privacy.ledger import Ledger
-from hushtune.common.privacy.ledger_entry import LedgerEntry
+from hushtune.common.privacy.ledger_entry import LedgerEntry, unit_name
 from hushtune.common.privacy.noise import INSECURE, NoiseSource
 from hushtune.common.privacy.plan import Trust, Unit
 from hushtune.common.privacy.statement import SiteMetrics, SiteStatement, Transfer, statement
@@ -34,20 +34,18 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
     sites: dict[str, SiteStatement] = {}
     for site, plan in site_plans(config).items():
         entries: list[LedgerEntry] = []
+        lifetime: list[LedgerEntry] = []
         head, num_resent = "", 0
         accepted = {row["round"] for row in result.history if site in row["accepted"]}
         answered = accepted | _rounds(result, site, "rejected")
+        terms = _terms(config, site, took_part=bool(answered))
         if plan.trust is Trust.SITE:
             ledger = Ledger(simulated_ledger(context, site))
             entries, head = ledger.entries(), ledger.head()
             num_resent = ledger.num_resent(run=result.run)
+            lifetime = _lifetime(ledger, entries, terms, unit=unit_name(config.data.group))
         mine = [entry for entry in entries if entry.run == result.run]
         told = [entry for entry in entries if entry.run == f"{result.run}{METRICS_RUN}"]
-        terms = _terms(config, site, took_part=bool(answered))
-        # What else was charged on the rows of this run, or counts towards the same budget.
-        data_sets = {entry.dataset for entry in [*mine, *told]}
-        whole = terms is not None and terms.data_set is None
-        lifetime = [entry for entry in entries if whole or entry.dataset in data_sets]
         if plan.trust is Trust.SITE:
             # What was charged may have left, whatever the server knows of it.
             answered = {entry.round for entry in mine}
@@ -77,6 +75,20 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
             metrics=_metrics(result, site, told),
         )
     return statement(sites=sites, run=result.run, group=config.data.group)
+
+
+def _lifetime(
+    ledger: Ledger, entries: Sequence[LedgerEntry], terms: Terms | None, *, unit: str
+) -> list[LedgerEntry]:
+    """What is added up over all runs: the data set that a policy names, or all that a ledger holds.
+
+    Of rows that changed between runs a ledger cannot tell how many stayed, so all of them count,
+    whether or not this run was refused. What another unit was charged cannot be added to that.
+    """
+    if terms is not None and terms.data_set is not None:
+        name = ledger.name_of(terms.data_set)
+        entries = [entry for entry in entries if entry.dataset == name]
+    return [entry for entry in entries if entry.unit == unit]
 
 
 def _terms(config: RunConfig, site: str, *, took_part: bool) -> Terms | None:

@@ -241,6 +241,8 @@ def export(folder: Path, to: Path, *, merged: bool) -> Path:
         if merged:
             _write_merged(load(source), source, partial)
         else:
+            for file in source.glob("*.safetensors"):
+                _tensors(file)  # what is damaged is found here, and not where it is carried to
             shutil.copytree(source, partial, dirs_exist_ok=True)
     return to
 

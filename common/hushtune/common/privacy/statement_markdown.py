@@ -108,7 +108,7 @@ def _spent(site: Mapping[str, Any], unit: str) -> list[tuple[str, str]]:
     return [
         ("epsilon", upwards(site["epsilon"])),
         *((f"epsilon, {kind}", epsilon_text(e)) for kind, e in site["epsilon_by_relation"].items()),
-        ("epsilon of all charges in this ledger", epsilon_text(site["epsilon_lifetime"])),
+        ("epsilon of all runs together", epsilon_text(site["epsilon_lifetime"])),
         *_limit(site["lifetime"]),
         *(
             (f"epsilon for 1 {one}" if count == "1" else f"epsilon for {count} {one}s together", e)

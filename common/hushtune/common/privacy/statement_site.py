@@ -61,7 +61,7 @@ class SiteStatement:
     """What one site did in one run.
 
     `plan`: the whole run's. `spent`: the events charged for training in this run, `told` those for
-    metrics, `lifetime` those of all runs that count towards the same budget, this one included.
+    metrics, `lifetime` those of all runs that are added up, this one included.
     `first_round`, `last_round`: of what was released; 0 for none.
     `public_size_source`: "declared", or how else it became public. `noise_secure` and
     `noise_source`: as the NoiseSource says. `ledger_head`: hash of the last charge, "" without a
