@@ -156,3 +156,8 @@ def test_equal_curves_leave_one_another_visible() -> None:
     """All sites have the same figures here: a solid line on top would hide the others."""
     lines = panel(drawn(["a", "b", "c"]), "Learning").get_lines()[:3]
     assert len({line.get_linestyle() for line in lines}) == 3
+
+
+def test_each_bar_has_its_own_site_s_name() -> None:
+    (axes, *_) = partition.draw(data_of(["west", "east"])).axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["west", "east"]

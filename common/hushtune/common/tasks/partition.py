@@ -140,7 +140,8 @@ def draw(data: LabelledText) -> Figure:
     shown = len(data.label_names) <= _MOST_LABELS
     named = list(labels) if shown else []
     if height < _MOST_INCHES:
-        axes.set_yticks(places, sites.values(), fontsize=10 if inches > 0.3 else 7)
+        written = [sites[str(row["site"])] for row in rows]
+        axes.set_yticks(places, written, fontsize=10 if inches > 0.3 else 7)
         named += sites
     else:
         axes.set_yticks([])
