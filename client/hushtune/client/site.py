@@ -17,6 +17,7 @@ from flwr.app import Context
 from hushtune.client.policy import SitePolicy
 from hushtune.client.terms import Terms, load_terms
 from hushtune.common import lora
+from hushtune.common.adapter import AdapterSpec
 from hushtune.common.config import RunConfig
 from hushtune.common.config_base import MOST_STEPS
 from hushtune.common.errors import PolicyError, SiteError
@@ -76,7 +77,7 @@ def open_site(context: Context) -> Site:
             remedy=f"start the simulation with {len(names)} SuperNodes",
         )
     own = context.node_config.get("policy")  # set where the node is started: the site's own
-    policy = _simulated_policy(run.config, names[place]) if own is None else Path(str(own))
+    policy = simulated_policy(run.config, names[place]) if own is None else Path(str(own))
     # Where such a site's ledger lies, no run says.
     ledger = simulated_ledger(run, names[place]) if own is None else _beside(Path(str(own)))
     return _kept_site(run, names[place], policy, ledger)
@@ -103,33 +104,22 @@ def _make_site(
     run: RunContext, name: str, policy: Path | None, ledger_file: Path, workspace: Workspace
 ) -> Site:
     config = run.config
-    terms = terms_of_run(config) if policy is None else load_terms(policy)
-    size = config.data.public_sizes[name]
-    if policy is not None:
-        check_terms(terms, config, size, policy)
-    # A site with a policy of its own never trains without privacy, whatever the run says.
-    trust = Trust.SITE if policy is not None else Trust(config.privacy.trust)
+    agreed, limit = agreed_terms(config, name, policy, lora.spec(workspace.task.model))
     insecure = config.privacy.insecure_seeded_noise
-    ledger = Ledger(ledger_file) if trust is Trust.SITE else None
-    data_set = terms.data_set or workspace.dataset_id(name)
+    ledger = Ledger(ledger_file) if agreed.trust is Trust.SITE else None
+    data_set = agreed.terms.data_set or workspace.dataset_id(name)
     seeded = fold(config.seed, "batches", name).to_bytes(8, "big")
     return Site(
         name=name,
         task=workspace.task,
         units=workspace.train_units(name),
-        public_size=size,
+        public_size=agreed.public_size,
         held_out=workspace.data.units(workspace.rows(name, "validation")),
         public_held_out=public_held_out(config, name),
         dataset=data_set if ledger is None else ledger.name_of(data_set),
         unit=unit_name(config.data.group),
-        policy=SitePolicy(
-            site=name,
-            trust=trust,
-            spec=lora.spec(workspace.task.model),
-            public_size=size,
-            terms=terms,
-        ),
-        limit=terms.limit(whole_ledger=policy is not None and terms.data_set is None),
+        policy=agreed,
+        limit=limit,
         ledger=ledger,
         noise=(
             NoiseSource.insecure(fold(config.seed, "noise", name)) if insecure else NoiseSource()
@@ -139,7 +129,25 @@ def _make_site(
     )
 
 
-def check_terms(terms: Terms, config: RunConfig, size: int, policy: Path) -> None:
+def agreed_terms(
+    config: RunConfig, site: str, policy: Path | None, spec: AdapterSpec
+) -> tuple[SitePolicy, Limit]:
+    """What a site agrees to, by its own policy or else by what the run asks, and its limit.
+
+    ``spec``: of the adapters of the model that the site has loaded. Raises PolicyError where the
+    policy does not fit, and what ``load_terms`` raises.
+    """
+    terms = terms_of_run(config) if policy is None else load_terms(policy)
+    size = config.data.public_sizes[site]
+    if policy is not None:
+        _check_terms(terms, config, size, policy)
+    # A site with a policy of its own never trains without privacy, whatever the run says.
+    trust = Trust.SITE if policy is not None else Trust(config.privacy.trust)
+    agreed = SitePolicy(site=site, trust=trust, spec=spec, public_size=size, terms=terms)
+    return agreed, terms.limit(whole_ledger=policy is not None and terms.data_set is None)
+
+
+def _check_terms(terms: Terms, config: RunConfig, size: int, policy: Path) -> None:
     """Raise PolicyError where a site's policy does not fit the run or the site, before any order.
 
     ``size``: the site's declared number of units.
@@ -161,11 +169,12 @@ def check_terms(terms: Terms, config: RunConfig, size: int, policy: Path) -> Non
 
 def simulated_terms(config: RunConfig, site: str) -> Terms | None:
     """What a simulated site's own policy says; None without one."""
-    policy = _simulated_policy(config, site)
+    policy = simulated_policy(config, site)
     return None if policy is None else load_terms(policy)
 
 
-def _simulated_policy(config: RunConfig, site: str) -> Path | None:
+def simulated_policy(config: RunConfig, site: str) -> Path | None:
+    """Where a simulated site's own policy is; None without one."""
     folder = config.simulation.policies
     return None if folder is None else folder / f"{site_stem(site)}.toml"
 
@@ -195,7 +204,7 @@ def simulated_ledger(run: RunContext, site: str) -> Path:
     for all runs; or in the run's folder.
     """
     own, shared = ledger_path(run.out, site), run.config.simulation.ledgers
-    policy = _simulated_policy(run.config, site)
+    policy = simulated_policy(run.config, site)
     if shared is not None:
         return shared / own.name
     return own if policy is None else _beside(policy)

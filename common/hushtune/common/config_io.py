@@ -22,6 +22,9 @@ from hushtune.common.config_problems import Origins, as_config_error, takes_text
 from hushtune.common.config_template import json_schema, template
 from hushtune.common.errors import ConfigError, MissingFileError, PresetError
 
+CONFIG = "config.toml"
+"""The file in a run's folder that holds all of its settings."""
+
 __all__ = [
     "config_hash",
     "dump_toml",
@@ -87,6 +90,14 @@ def loads_config(text: str) -> RunConfig:
     """A checked configuration from TOML text, as `dump_toml` writes it. Raises ConfigError."""
     place = "the run's configuration"
     return _validate(_parse(text, place), Origins({}, [place]))
+
+
+def stored_config(run: Path) -> RunConfig | None:
+    """The configuration in a run's folder; None where there is none that can be read."""
+    try:
+        return loads_config((run / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ConfigError):
+        return None
 
 
 def replace(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:

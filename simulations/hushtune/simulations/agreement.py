@@ -11,7 +11,7 @@ from rich.console import Console
 
 from hushtune.client import metrics
 from hushtune.client.policy import SitePolicy
-from hushtune.client.site import check_terms, simulated_ledger, simulated_terms, terms_of_run
+from hushtune.client.site import agreed_terms, simulated_ledger, simulated_policy
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
 from hushtune.common.errors import HushtuneError, QuorumError
@@ -24,7 +24,6 @@ from hushtune.common.privacy.ledger_limit import Limit
 from hushtune.common.privacy.ledger_record import read_ledger
 from hushtune.common.privacy.plan import DpSgdEvent, PrivacyPlan, Relation, Trust, Unit
 from hushtune.common.run_context import RunContext
-from hushtune.common.site_files import site_stem
 from hushtune.server.orders import chosen_sites, make_orders
 
 _RUN = "dry run"
@@ -177,20 +176,7 @@ def _opened(
     run: RunContext, state: AdapterState, site: str
 ) -> tuple[SitePolicy, Limit, tuple[LedgerEntry, ...]]:
     """The site's policy, its limit, and what it has spent; raises what opening the site would."""
-    config, folder = run.config, run.config.simulation.policies
-    terms = simulated_terms(config, site)
-    size = config.data.public_sizes[site]
-    if terms is not None and folder is not None:
-        check_terms(terms, config, size, folder / f"{site_stem(site)}.toml")
-    policy = SitePolicy(
-        site=site,
-        # A site with a policy of its own never trains without privacy.
-        trust=Trust(config.privacy.trust) if terms is None else Trust.SITE,
-        spec=state.spec,
-        public_size=size,
-        terms=terms_of_run(config) if terms is None else terms,
-    )
-    limit = policy.terms.limit(whole_ledger=terms is not None and terms.data_set is None)
+    policy, limit = agreed_terms(run.config, site, simulated_policy(run.config, site), state.spec)
     ledger = simulated_ledger(run, site)
     begun = policy.trust is Trust.SITE and (ledger.exists() or head_path(ledger).exists())
     return policy, limit, read_ledger(ledger).entries if begun else ()

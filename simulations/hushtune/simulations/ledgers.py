@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from hushtune.common.config import RunConfig
-from hushtune.common.config_io import loads_config
-from hushtune.common.errors import HushtuneError, LedgerError, MissingFileError
+from hushtune.common.config_io import CONFIG, stored_config
+from hushtune.common.errors import LedgerError, MissingFileError
 from hushtune.common.privacy.ledger_entry import GENESIS, LedgerEntry
 from hushtune.common.privacy.ledger_record import LedgerRecord
 from hushtune.common.privacy.plan import Relation
 
-_CONFIG = "config.toml"
 MECHANISM = (
     "each charge is `steps` releases of a Poisson-sampled Gaussian sum: every record is in a step "
     "with probability `sampling_probability`, its gradient is clipped to norm C, and the noise on "
@@ -59,21 +57,14 @@ def run_delta(place: Path) -> float | None:
     A ledger does not hold it: its charges are mechanisms, which have an epsilon at any delta.
     """
     folders = (place, *place.absolute().parents[:2]) if place.exists() else ()
-    found = next((folder for folder in folders if (folder / _CONFIG).is_file()), None)
-    config = None if found is None else _config(found)
+    found = next((folder for folder in folders if (folder / CONFIG).is_file()), None)
+    config = None if found is None else stored_config(found)
     return None if config is None else config.privacy.delta
 
 
 def _elsewhere(run: Path) -> Path | None:
-    config = _config(run)
+    config = stored_config(run)
     return None if config is None else config.simulation.ledgers or config.simulation.policies
-
-
-def _config(run: Path) -> RunConfig | None:
-    try:
-        return loads_config((run / _CONFIG).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, HushtuneError):
-        return None
 
 
 def noted_heads(given: Sequence[str], sites: Sequence[str]) -> dict[str, str]:

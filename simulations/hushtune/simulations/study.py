@@ -16,7 +16,7 @@ from hushtune.client.app import app as client_app
 from hushtune.client.site import close_sites
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
-from hushtune.common.config_io import dump_toml, loads_config, replace
+from hushtune.common.config_io import CONFIG, dump_toml, loads_config, replace, stored_config
 from hushtune.common.errors import CheckpointError, ConfigError, OutputExistsError
 from hushtune.common.files import check_writable, read_json, read_text, write_errors, write_text
 from hushtune.common.names import SEEN_BY
@@ -32,7 +32,7 @@ from hushtune.simulations.baselines import compare, site_metrics, trained_baseli
 from hushtune.simulations.observer import Observer, Silent
 from hushtune.simulations.outputs import METRICS
 
-CONFIG, DATA = "config.toml", "data.json"
+DATA = "data.json"
 OWN = frozenset(
     f"{CONFIG} {METRICS} summary.json privacy.json privacy.md privacy.html curve.png sites.png "
     "adapter checkpoint ledger".split()
@@ -221,7 +221,7 @@ def _check_folder(context: RunContext, *, resume: bool, overwrite: bool) -> None
             given=str(file),
             remedy="name another folder",
         )
-    ours = _holds_run(out)
+    ours = stored_config(out) is not None
     foreign = sorted({path.name for path in out.iterdir()} - OWN) if out.is_dir() else []
     if resume:
         if not ours:
@@ -275,14 +275,6 @@ def _keep_data(context: RunContext, workspace: Workspace) -> None:
     found = {site: workspace.data.used(site) for site in sites}
     write_text(checkpoint_folder(context.out) / DATA, json.dumps(found, indent=1) + "\n")
     write_text(checkpoint_folder(context.out) / CONFIG, dump_toml(context.config))
-
-
-def _holds_run(out: Path) -> bool:
-    try:
-        loads_config((out / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ConfigError):
-        return False
-    return True
 
 
 def _prepare_folder(context: RunContext, *, overwrite: bool) -> None:
