@@ -20,9 +20,11 @@ from torch import Tensor
 from hushtune.common import lora
 from hushtune.common.config_io import load_config
 from hushtune.common.errors import CheckpointError, MissingFileError, OutputExistsError
+from hushtune.common.privacy.figures import upwards
 from hushtune.common.tasks.workspace import open_workspace
 from hushtune.server import checkpoint
 from hushtune.simulations import run, saved
+from hushtune.simulations.card import model_card
 
 from ..conftest import made_up_rows, write_csv
 
@@ -394,3 +396,45 @@ def test_a_name_cannot_break_the_card_s_tables(settings: Any, tmp_path: Path) ->
     assert columns == {6, 5, 3}
     page = (tmp_path / "out" / "privacy.html").read_text(encoding="utf-8")
     assert "<b>" not in page
+
+
+def test_cards_promise_by_unit_and_a_merged_one_too(
+    three_sites: Path, settings: Any, tmp_path: Path
+) -> None:
+    """Where groups are protected a card counts groups; merging takes no figure away."""
+    header, *rows = three_sites.read_text(encoding="utf-8").splitlines()
+    lines = [f"patient,{header}", *(f"p{place // 2},{row}" for place, row in enumerate(rows))]
+    visits = tmp_path / "visits.csv"
+    visits.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    config = settings.config(
+        data__file=str(visits),
+        data__group="patient",
+        privacy__unit="group",
+        privacy__trust="site",
+        privacy__records_per_group=2,
+        train__rounds=2,
+    )
+    run(config, out := tmp_path / "out")
+    card = (out / "adapter" / "README.md").read_text(encoding="utf-8")
+    merged = saved.export(out, tmp_path / "merged", merged=True) / "README.md"
+    promise = card[card.index("## Privacy") :]
+    assert merged.read_text(encoding="utf-8").endswith(promise)
+    assert "for that site's own groups. Unit: one group by column patient." in promise
+    assert "records" not in promise
+    assert "`privacy.md` in the run's own folder" in promise
+    summary, privacy = (
+        json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("summary", "privacy")
+    )
+    sites = summary["sites"]
+    for name, site in sites.items():
+        assert site["public_size"] < site["train_rows"]
+        row = f"| {name} | {site['public_size']} | {upwards(site['epsilon'], places=2)} | 0.001 |"
+        assert row in promise
+    total = sum(site["public_size"] for site in sites.values())
+    assert f"3 sites with {total} groups by patient by their public numbers" in card
+    for place, site in enumerate(sites.values()):  # here all spent alike: of unlike the worst
+        site |= {"epsilon": (1.5, 2.5, 0.5)[place], "delta": (1e-4, 1e-5, 1e-3)[place]}
+    stored = load_config(out / "config.toml")
+    unlike = model_card(stored, open_workspace(stored), summary, privacy)
+    assert "At every site (epsilon, delta) is at most (2.50, 0.001)" in unlike

@@ -208,7 +208,7 @@ def _worst(summary: Mapping[str, Any]) -> str:
     epsilon, delta = (max(row[key] for row in rows) for key in ("epsilon", "delta"))
     return (
         f"At every site (epsilon, delta) is at most ({_epsilon(epsilon)}, {at_most(delta)}), for "
-        "that site's own records."
+        f"that site's own {'records' if summary['group'] is None else 'groups'}."
     )
 
 
