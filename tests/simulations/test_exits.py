@@ -162,4 +162,7 @@ def test_a_picture_that_was_not_drawn_names_the_extra(
 
     monkeypatch.setattr(outputs, "find_spec", lambda _: None)
     answer = hushtune("simulate", "--config", settings.file(tmp_path), "--out", tmp_path / "out")
-    assert "not drawn: curve.png: pip install 'hushtune[plots]'" in " ".join(answer.out.split())
+    told = " ".join(answer.out.split())
+    assert "not drawn: curve.png and sites.png: pip install 'hushtune[plots]'" in told
+    assert f"{tmp_path}/out/privacy.md" in told
+    assert f"{tmp_path}/out/curve.png" not in told  # only what is there is listed

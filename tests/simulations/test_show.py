@@ -146,10 +146,3 @@ def test_groups_are_counted_where_groups_are_protected() -> None:
     show_summary(at, summary(FEW, group="patient"))
     assert "public groups by patient" in said(at)
     assert "training rows" not in said(at)
-
-
-def test_every_picture_is_in_the_closing_list() -> None:
-    at = console(110)
-    show_summary(at, summary(FEW))
-    for name in ("curve.png", "sites.png", "privacy.md", "privacy.html", "summary.json"):
-        assert f"runs/x/{name}" in said(at)

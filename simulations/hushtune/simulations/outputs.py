@@ -85,7 +85,7 @@ def write_all(run: FinishedRun) -> dict[str, Any]:
         plot_run(result.history, summary, context.out / "curve.png")
         partition.plot(workspace.data, context.out / "sites.png")
     else:
-        summary["missing"] = "curve.png: pip install 'hushtune[plots]'"
+        summary["missing"] = "curve.png and sites.png: pip install 'hushtune[plots]'"
     write_text(context.out / SUMMARY, json_text(summary, indent=2) + "\n")
     return summary
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,6 +18,13 @@ from hushtune.common.privacy.figures import at_most, upwards
 
 _MOST_LABELS = 8
 _MOST_SITES, _OF_MANY = 6, 4
+_WRITTEN = {
+    **{"adapter/": "adapter", "privacy.md": "statement", "privacy.html": "as a page"},
+    **{"privacy.json": "as data", "metrics.jsonl": "metrics", "summary.json": "summary"},
+    **{"curve.png": "plot", "sites.png": "who has what", "config.toml": "settings"},
+    **{"ledger/": "ledgers", "checkpoint/": "checkpoint"},
+}
+"""All that a run may leave in its folder, and what it is called in the closing list."""
 _NOT_PRIVATE = "[bold red]NO PRIVACY: this run adds no noise[/]"
 
 
@@ -140,13 +148,9 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
         more = len(rejected) - len(worst)
         console.print(f"[yellow]nor did {more} more sites in some rounds[/] (summary.json)")
     _show_notes(console, summary["data_notes"])
-    files = {"adapter": "adapter/", "statement": "privacy.md", "as a page": "privacy.html"}
-    files["metrics"] = "metrics.jsonl"
-    files["summary"] = "summary.json"
-    if "missing" not in summary:
-        files |= {"plot": "curve.png", "who has what": "sites.png"}
-    for what, path in files.items():
-        console.print(f"{what:>12}  {summary['out']}/{path}", highlight=False, soft_wrap=True)
+    for path, what in _WRITTEN.items():
+        if (Path(summary["out"]) / path).exists():  # ledgers may lie beside policies instead
+            console.print(f"{what:>12}  {summary['out']}/{path}", highlight=False, soft_wrap=True)
     if "missing" in summary:
         console.print(f"[yellow]not drawn:[/] {_plain(summary['missing'])}", highlight=False)
     console.print(f"{'took':>12}  {summary['seconds']['total']:.0f} s", highlight=False)
