@@ -183,6 +183,25 @@ def test_a_round_that_is_asked_for_again_gives_the_same_bytes_uncharged(
     assert site.ledger.num_resent(site.dataset, "run") == 1
 
 
+def test_a_round_asked_again_with_another_order_is_refused_and_not_answered_with_the_old_update(
+    task: TensorTask, state: AdapterState, tmp_path: Path
+) -> None:
+    """What was trained from one adapter, added to another, would go wrong unseen."""
+    site = make_site(task, tmp_path)
+    order = make_order(state, PLAN)
+    sent = updated(site, order)
+    for other in (
+        replace(order, adapter=order.adapter * 2.0),
+        replace(order, training=replace(order.training, learning_rate=0.123)),
+    ):
+        refusal = refused(replace(site, task=Untouchable()), other)
+        assert (refusal.code, "another order" in refusal.reason) == ("HT402", True)
+    assert site.ledger is not None
+    assert len(site.ledger.entries()) == 1
+    assert site.ledger.num_resent(site.dataset, "run") == 0  # nothing was handed out
+    assert updated(site, order).delta.to_bytes() == sent.delta.to_bytes()
+
+
 def test_again_is_answered_even_when_the_budget_is_gone(
     task: TensorTask, state: AdapterState, tmp_path: Path
 ) -> None:

@@ -22,14 +22,17 @@ from hushtune.common.messages import (
     RoundOrder,
     decode_hello,
     decode_order,
+    encode_order,
     encode_refusal,
     encode_site,
     encode_update,
+    name_of_order,
 )
 from hushtune.common.metrics_messages import (
     MetricsOrder,
     MetricsReport,
     decode_metrics_order,
+    encode_metrics_order,
     encode_report,
 )
 from hushtune.common.privacy.ledger import Ledger, LedgerEntry, Limit
@@ -163,6 +166,7 @@ def _report(order: MetricsOrder, site: Site) -> MetricsReport:
             measure,
             run=f"{order.run}{METRICS_RUN}",
             round=order.round,
+            asked=name_of_order(encode_metrics_order(order)),
             site=site,
             ledger=site.ledger,
         )
@@ -179,6 +183,7 @@ def _trained(order: RoundOrder, site: Site, ledger: Ledger) -> ClientUpdate:
         lambda: _train(order, site, sequence=num_charges).to_bytes(),
         run=order.run,
         round=order.round,
+        asked=name_of_order(encode_order(order)),
         site=site,
         ledger=ledger,
     )
@@ -191,14 +196,16 @@ def _charged(
     *,
     run: str,
     round: int,
+    asked: str,
     site: Site,
     ledger: Ledger,
 ) -> tuple[bytes, LedgerEntry]:
     """Compute once a round: charge and reply are durable together, before anything leaves.
 
-    A round that is asked for again gets the kept bytes, uncharged.
+    A round that is asked for again gets the kept bytes, uncharged; LedgerError if ``asked``, the
+    name of the order, is another than what they answered.
     """
-    kept = ledger.resend(run, round, dataset=site.dataset)
+    kept = ledger.resend(run, round, dataset=site.dataset, asked=asked)
     if kept is not None:
         return kept.reply, kept.entry
     what: _Charge = {
@@ -228,13 +235,14 @@ def _charged(
         # That it was refused follows from the rows: a server that crafts adapters could else
         # compare noised sums with thresholds of its choice for nothing.
         ledger.charge(event, round=round, **what)
-        kept = ledger.resend(run, round, dataset=site.dataset)
+        kept = ledger.resend(run, round, dataset=site.dataset, asked=asked)
         if kept is not None:  # another process answered meanwhile: one charge, one answer
             return kept.reply, kept.entry
         if isinstance(error, HushtuneError):
             raise
         raise _unexpected(error) from error
-    return reply, ledger.charge_with_reply(event, round=round, reply=reply, **what)
+    entry = ledger.charge_with_reply(event, round=round, reply=reply, asked=asked, **what)
+    return reply, entry
 
 
 def _train(order: RoundOrder, site: Site, *, sequence: int) -> AdapterState:

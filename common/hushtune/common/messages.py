@@ -6,6 +6,7 @@ whose bytes are safetensors: Flower chunks large arrays by itself, and nothing i
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -108,6 +109,13 @@ def pack(body: Mapping[str, Any], adapter: AdapterState | None) -> RecordDict:
         array = Array(dtype="uint8", shape=(len(data),), stype=_SAFETENSORS, data=data)
         record[_ADAPTER] = ArrayRecord({_STATE: array})
     return record
+
+
+def name_of_order(content: RecordDict) -> str:
+    """SHA-256, in hexadecimal, of all that an order says: equal for equal orders."""
+    digest = hashlib.sha256(str(content.config_records[_BODY][_TEXT]).encode())
+    digest.update(content.array_records[_ADAPTER][_STATE].data)
+    return digest.hexdigest()
 
 
 def unpack_body(content: RecordDict) -> dict[str, Any]:

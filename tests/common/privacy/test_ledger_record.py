@@ -138,7 +138,7 @@ def test_a_ledger_that_was_only_just_made_is_an_empty_one(tmp_path: Path) -> Non
         ("DELETE FROM charges WHERE sequence = 3", "held 3 before"),
         ("DROP TABLE charges", "cannot be read"),
         ("UPDATE replies_kept SET reply = x'00' WHERE sequence = 3", "reply kept for charge 3"),
-        ("INSERT INTO answers VALUES (9, 'x')", "reply kept for charge 9"),
+        ("INSERT INTO answers VALUES (9, 'x', '')", "reply kept for charge 9"),
     ],
 )
 def test_an_altered_ledger_is_refused(path: Path, change: str, reason: str) -> None:

@@ -177,16 +177,3 @@ def test_a_reply_that_cannot_be_counted_stays_and_so_does_its_charge(
     assert Ledger(path).entries() == entries
     assert (ledger.resend("r", 1, dataset="d") or pytest.fail("gone")).reply == b"reply"
     assert ledger.num_resent() == 1
-
-
-def test_a_ledger_from_before_the_count_gains_it(path: Path) -> None:
-    ledger = Ledger(path)
-    keep(ledger, "r", b"reply")
-    db = sqlite3.connect(path)
-    with db:
-        db.execute("DROP TABLE resent")
-    db.close()
-    assert read_ledger(path).resent == {}
-    assert Ledger(path).num_resent() == 0
-    assert ledger.resend("r", 1, dataset="d") is not None
-    assert ledger.num_resent() == 1

@@ -109,15 +109,16 @@ class Ledger:
         """Raise what `charge` would raise for want of budget; charges nothing (`Limit.check`)."""
         limit.check(event, self.entries(), dataset=dataset, run=run, unit=unit)
 
-    def resend(self, run: str, round: int, *, dataset: str) -> KeptReply | None:
+    def resend(self, run: str, round: int, *, dataset: str, asked: str = "") -> KeptReply | None:
         """The reply kept for a round, to be sent again; None if the round was never answered.
 
         That it is handed out again is counted, durably, before this returns: nothing leaves that is
-        not on record. Raises LedgerError if the round was answered and its reply is no longer kept.
+        not on record. Raises LedgerError if the round was answered and its reply is no longer kept,
+        or answered another order than the one that `asked` names.
         """
         with self._writing() as db:
             entry = _find(self._verified(db), dataset, run, round)
-            kept = None if entry is None else ledger_replies.kept(db, entry)
+            kept = None if entry is None else ledger_replies.kept(db, entry, asked=asked)
             if kept is not None:
                 ledger_replies.count_resent(db, kept.entry)
         return kept
@@ -166,17 +167,19 @@ class Ledger:
         run: str,
         round: int,
         reply: bytes,
+        asked: str = "",
         limit: Limit | None = None,
         unit: str = RECORD,
     ) -> LedgerEntry:
         """`charge` and keep the reply that it pays for, in one durable transaction.
 
-        Raises LedgerError where the round was answered with other bytes, which must be sent again,
-        or was charged and refused: a charge pays for one of the two.
+        `asked` names the order that is answered, for `resend`. Raises LedgerError where the round
+        was answered with other bytes, which must be sent again, or was charged and refused: a
+        charge pays for one of the two.
         """
         with self._writing() as db:
             entry, is_new = self._append(db, event, limit, dataset, run=run, round=round, unit=unit)
-            ledger_replies.keep(db, entry, reply, is_new=is_new)
+            ledger_replies.keep(db, entry, reply, asked=asked, is_new=is_new)
         self._advance_head(entry)
         return entry
 

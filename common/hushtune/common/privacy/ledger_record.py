@@ -73,8 +73,6 @@ def read_ledger(path: Path) -> LedgerRecord:
         if not tables and noted is None:  # made, and not yet written to
             return LedgerRecord(path=path, entries=(), replies={}, resent={})
         entries = tuple(ledger_chain.read_chain(db, noted, path=path))
-        if "resent" not in tables:  # of an early version, which opening for writing mends
-            return LedgerRecord(path=path, entries=entries, replies={}, resent={})
         ledger_replies.check(db, path, charged=len(entries))
         return LedgerRecord(
             path=path,

@@ -27,7 +27,8 @@ MOST_BYTES = 256 * 1024**2
 # The bytes have a table of their own: a row that is emptied would leave its page half empty.
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
-    sequence INTEGER PRIMARY KEY REFERENCES charges (sequence), digest TEXT NOT NULL
+    sequence INTEGER PRIMARY KEY REFERENCES charges (sequence), digest TEXT NOT NULL,
+    asked TEXT NOT NULL
 );
 CREATE TABLE IF NOT EXISTS replies_kept (
     sequence INTEGER PRIMARY KEY REFERENCES answers (sequence), reply BLOB NOT NULL
@@ -36,7 +37,7 @@ CREATE TABLE IF NOT EXISTS resent (
     sequence INTEGER PRIMARY KEY REFERENCES charges (sequence), times INTEGER NOT NULL
 );
 """
-_ANSWERS = "SELECT sequence, digest, {} FROM answers LEFT JOIN replies_kept USING (sequence)"
+_ANSWERS = "SELECT sequence, digest, {}, asked FROM answers LEFT JOIN replies_kept USING (sequence)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +48,22 @@ class KeptReply:
     reply: bytes
 
 
-def kept(db: sqlite3.Connection, entry: LedgerEntry) -> KeptReply | None:
-    """The reply of a charge; None if it was never answered, LedgerError if no longer kept."""
+def kept(db: sqlite3.Connection, entry: LedgerEntry, *, asked: str) -> KeptReply | None:
+    """The reply of a charge; None if it was never answered.
+
+    LedgerError if it is no longer kept, or if it answered another order than ``asked``.
+    """
     row = _row(db, entry)
     if row is None:
         return None
-    _, digest, reply = row
+    _, digest, reply, before = row
+    if before != asked:
+        raise LedgerError(
+            f"round {entry.round} was answered before, to another order",
+            given=f"run {entry.run}, order {asked or 'without a name'}",
+            expected=before or "the order without a name",
+            remedy="order another round; a reply to one adapter is none to another",
+        )
     if reply is None:
         raise LedgerError(
             f"round {entry.round} was answered and charged before, and its reply is no longer kept",
@@ -65,8 +76,10 @@ def kept(db: sqlite3.Connection, entry: LedgerEntry) -> KeptReply | None:
     return KeptReply(entry, reply)
 
 
-def keep(db: sqlite3.Connection, entry: LedgerEntry, reply: bytes, *, is_new: bool) -> None:
-    """Keep a reply and drop what is too old.
+def keep(
+    db: sqlite3.Connection, entry: LedgerEntry, reply: bytes, *, asked: str, is_new: bool
+) -> None:
+    """Keep a reply, and which order it answers, and drop what is too old.
 
     LedgerError if the round was answered with other bytes, or if its charge, which is not new then,
     has paid for a refusal.
@@ -88,7 +101,7 @@ def keep(db: sqlite3.Connection, entry: LedgerEntry, reply: bytes, *, is_new: bo
         return
     # Dropped first, so that the new one takes the room of the old ones in the file.
     _make_room(db, entry, len(reply))
-    db.execute("INSERT INTO answers VALUES (?, ?)", (entry.sequence, _digest(reply)))
+    db.execute("INSERT INTO answers VALUES (?, ?, ?)", (entry.sequence, _digest(reply), asked))
     db.execute("INSERT INTO replies_kept VALUES (?, ?)", (entry.sequence, reply))
 
 
@@ -124,7 +137,7 @@ def resent(db: sqlite3.Connection) -> dict[int, int]:
 
 def check(db: sqlite3.Connection, path: Path, *, charged: int) -> None:
     """Raise LedgerError where a reply has no charge, or is not the one that was kept."""
-    for sequence, digest, reply in db.execute(_ANSWERS.format("reply")):
+    for sequence, digest, reply, _ in db.execute(_ANSWERS.format("reply")):
         whole = reply is None or (isinstance(reply, bytes) and _digest(reply) == digest)
         if not 1 <= sequence <= charged or not whole:
             raise altered(path, f"the reply kept for charge {sequence} is another one")
@@ -132,10 +145,11 @@ def check(db: sqlite3.Connection, path: Path, *, charged: int) -> None:
 
 def digests(db: sqlite3.Connection) -> list[tuple[int, str, int | None]]:
     """Of each answer: the charge's sequence, its SHA-256, and its size if it is still kept."""
-    return list(db.execute(_ANSWERS.format("length(reply)") + " ORDER BY sequence"))
+    rows = db.execute(_ANSWERS.format("length(reply)") + " ORDER BY sequence")
+    return [(sequence, digest, size) for sequence, digest, size, _ in rows]
 
 
-def _row(db: sqlite3.Connection, entry: LedgerEntry) -> tuple[int, str, object] | None:
+def _row(db: sqlite3.Connection, entry: LedgerEntry) -> tuple[int, str, object, str] | None:
     query = _ANSWERS.format("reply") + " WHERE sequence = ?"
     return db.execute(query, (entry.sequence,)).fetchone()
 
