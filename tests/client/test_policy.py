@@ -21,6 +21,7 @@ from hushtune.common.errors import (
     MissingFileError,
     PolicyError,
     QuorumError,
+    SiteError,
     UnknownKeyError,
 )
 from hushtune.common.messages import (
@@ -230,14 +231,13 @@ def test_the_policy_s_budget_counts_and_not_the_run_s(settings: Any, tmp_path: P
     assert 2.7 < summary["sites"]["north"]["epsilon"] <= 3.0
 
 
-def test_a_policy_whose_delta_promises_nothing_keeps_its_site_out(
+def test_a_policy_whose_delta_promises_nothing_stops_the_run_at_its_start(
     settings: Any, tmp_path: Path
 ) -> None:
     folder = policies(tmp_path / "policies", north={"max_delta": 0.5})
     config = settings.config(privacy__trust="site", simulation__policies=folder, train__rounds=1)
-    run(config, tmp_path / "out")
-    row = json.loads((tmp_path / "out" / "metrics.jsonl").read_text(encoding="utf-8"))
-    assert "HT404" in row["rejected"]["north"]
+    with pytest.raises(SiteError, match=r"(?s)1 of 3 sites.*north: HT404"):
+        run(config, tmp_path / "out")
 
 
 @pytest.mark.parametrize("named", [False, True])

@@ -14,7 +14,7 @@ from hushtune.client.policy import SitePolicy
 from hushtune.client.site import agreed_terms, simulated_ledger, simulated_policy
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
-from hushtune.common.errors import HushtuneError, QuorumError
+from hushtune.common.errors import HushtuneError, LedgerError, QuorumError, SiteError
 from hushtune.common.messages import METRICS_RUN
 from hushtune.common.metrics_messages import MetricsOrder
 from hushtune.common.planning import metrics_rounds
@@ -37,13 +37,17 @@ def refusals(
     """What sites would refuse: ``site``, ``what`` (training or figures), the ``round`` from which
     on, ``code``, ``reason`` and ``remedy``.
 
-    Only a site with a policy, or with a ledger that runs share, can refuse what the run asks.
+    Raises what ``check_sites_open`` does. Only a site with a policy, or with a ledger that runs
+    share, can refuse what the run asks.
     """
     simulation = config.simulation
     if simulation.policies is None and (
         simulation.ledgers is None or config.privacy.trust == "off"
     ):
         return []
+    # The folder is not looked at: with neither policies nor shared ledgers nobody is asked.
+    run = RunContext(config, Path())
+    check_sites_open(run, state, {})
     asked = {
         site: [
             number
@@ -56,36 +60,52 @@ def refusals(
         row
         for site, rounds in asked.items()
         if rounds
-        for row in _at_site(config, plans, state, site=site, rounds=rounds)
+        for row in _at_site(run, plans, state, site=site, rounds=rounds)
     ]
 
 
-def check_sites_open(run: RunContext, state: AdapterState) -> dict[str, HushtuneError]:
-    """Why sites cannot take part at all, by site: a policy or a ledger that cannot be read.
+def check_sites_open(
+    run: RunContext, state: AdapterState, shown: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> None:
+    """Raise SiteError, which names each site whose policy or ledger cannot be used.
 
-    Raises QuorumError, which names them, where too few are left. Writes nothing.
+    ``shown``: the charges that each site has shown to the run so far, which its ledger must have.
+    Writes nothing.
     """
-    failures: dict[str, HushtuneError] = {}
     names = sorted(run.config.data.public_sizes)
+    failures: dict[str, HushtuneError] = {}
     for site in names:
         try:
-            _opened(run, state, site)
+            _, _, spent = _opened(run, state, site)
+            _check_shown(spent, shown.get(site, ()), simulated_ledger(run, site))
         except HushtuneError as error:
             failures[site] = error
-    num_open, quorum = len(names) - len(failures), run.config.simulation.quorum
-    if num_open >= quorum:
-        return failures
+    if not failures:
+        return
     told = [
         f"\n  {site}: " + f"{error.code} {error}".replace("\n", "\n  ")
         for site, error in list(failures.items())[:_MOST_TOLD]
     ]
     more = f"\n  and {len(failures) - len(told)} more" if len(failures) > len(told) else ""
-    raise QuorumError(
-        "fewer sites can take part than the quorum" + "".join(told) + more,
-        given=f"{num_open} of {len(names)}",
-        expected=f"at least {quorum} (simulation.quorum)",
+    raise SiteError(
+        f"{len(failures)} of {len(names)} sites cannot take part" + "".join(told) + more,
         remedy="mend what the sites say, and run again",
     )
+
+
+def _check_shown(
+    spent: Sequence[LedgerEntry], shown: Sequence[Mapping[str, Any]], ledger: Path
+) -> None:
+    """A ledger that was put back, or begun anew, lacks what the run has seen of it."""
+    there = {entry.hash for entry in spent}
+    lost = [charge for charge in shown if charge["hash"] not in there]
+    if lost:
+        raise LedgerError(
+            "the ledger lacks charges that the site has shown to the run",
+            given=f"{ledger}, without {len(lost)} of {len(shown)} charges",
+            expected=f"a charge with hash {lost[0]['hash']}",
+            remedy="put the newest copy of the ledger back, or begin a new run in another folder",
+        )
 
 
 def show_refusals(console: Console, figures: Mapping[str, Any]) -> None:
@@ -119,16 +139,16 @@ def check_quorum(figures: Mapping[str, Any]) -> None:
 
 
 def _at_site(
-    config: RunConfig,
+    run: RunContext,
     plans: Mapping[str, PrivacyPlan],
     state: AdapterState,
     *,
     site: str,
     rounds: Sequence[int],
 ) -> list[dict[str, Any]]:
+    config = run.config
+    policy, limit, spent = _opened(run, state, site)
     try:
-        # The folder is not looked at: with neither policies nor shared ledgers nobody is asked.
-        policy, limit, spent = _opened(RunContext(config, Path()), state, site)
         order = make_orders(
             state,
             run=_RUN,
@@ -167,8 +187,8 @@ def _at_site(
     unit = unit_name(config.data.group)
     unpaid = _first_unpaid(limit, spent, charges, unit=unit)
     if unpaid is not None:
-        (number, run, _), error = unpaid
-        found.append(_row(site, TRAINING if run == _RUN else FIGURES, number, error))
+        (number, charged, _), error = unpaid
+        found.append(_row(site, TRAINING if charged == _RUN else FIGURES, number, error))
     return found
 
 

@@ -5,18 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from hushtune.common.errors import HushtuneError
-
 
 class Observer(Protocol):
     """Hears of progress; must not change anything."""
 
     def preparing(self, what: str, done: int, total: int) -> None:
         """Something long before the first round."""
-        ...
-
-    def absent(self, site: str, error: HushtuneError) -> None:
-        """A site cannot take part, and the run goes on without it."""
         ...
 
     def started(self, rounds: int, done: int) -> None:
@@ -40,9 +34,6 @@ class Silent:
     """An observer that says nothing."""
 
     def preparing(self, what: str, done: int, total: int) -> None:
-        """See Observer."""
-
-    def absent(self, site: str, error: HushtuneError) -> None:
         """See Observer."""
 
     def started(self, rounds: int, done: int) -> None:

@@ -196,6 +196,12 @@ def checkpointed_rows(context: RunContext) -> Sequence[Mapping[str, Any]]:
     return load(folder).history if exists(folder) else ()
 
 
+def shown_charges(context: RunContext) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+    """The charges that each site has shown by the run's checkpoint; none without one."""
+    folder = checkpoint_folder(context.out)
+    return load(folder).charges if exists(folder) else {}
+
+
 def _toml(value: object) -> str:
     return "nothing" if value is None else json.dumps(value, ensure_ascii=False)
 

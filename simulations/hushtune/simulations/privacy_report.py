@@ -9,7 +9,6 @@ from hushtune.client.site import simulated_ledger, simulated_terms
 from hushtune.client.terms import Terms
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
-from hushtune.common.errors import HushtuneError
 from hushtune.common.lora_rules import RULES, trainable_keys
 from hushtune.common.messages import METRICS_RUN
 from hushtune.common.planning import site_plans
@@ -38,7 +37,7 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
         head, num_resent = "", 0
         accepted = {row["round"] for row in result.history if site in row["accepted"]}
         answered = accepted | _rounds(result, site, "rejected")
-        terms = _terms(config, site, took_part=bool(answered))
+        terms = simulated_terms(config, site)
         if plan.trust is Trust.SITE:
             ledger = Ledger(simulated_ledger(context, site))
             entries, head = ledger.entries(), ledger.head()
@@ -89,16 +88,6 @@ def _lifetime(
         name = ledger.name_of(terms.data_set)
         entries = [entry for entry in entries if entry.dataset == name]
     return [entry for entry in entries if entry.unit == unit]
-
-
-def _terms(config: RunConfig, site: str, *, took_part: bool) -> Terms | None:
-    """The site's own terms; none of one that took no part as its policy cannot be read."""
-    try:
-        return simulated_terms(config, site)
-    except HushtuneError:
-        if took_part:
-            raise
-        return None
 
 
 def _noise(result: FederationResult, site: str, config: RunConfig) -> str:

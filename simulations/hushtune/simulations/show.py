@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from hushtune.common.errors import HushtuneError
 from hushtune.common.names import METHODS, methods
 from hushtune.common.privacy.figures import at_most, upwards
 
@@ -58,12 +57,6 @@ class ProgressView:
     def preparing(self, what: str, done: int, total: int) -> None:
         """See Observer."""
         self._advance(what, done, total, "")
-
-    def absent(self, site: str, error: HushtuneError) -> None:
-        """See Observer."""
-        self._console.print("[bold yellow]warning[/] ", end="")
-        told = f"{site} cannot take part: {error.code} {error}"
-        self._console.print(told, markup=False, highlight=False, soft_wrap=True)
 
     def started(self, rounds: int, done: int) -> None:
         """See Observer."""

@@ -78,11 +78,11 @@ def run(
             check_writable(place)
     workspace = open_workspace(config, observer.preparing)
     _check_data(context, workspace, resume=resume)
+    shown = outputs.shown_charges(context) if resume else {}
+    check_sites_open(context, workspace.initial_state, shown)
     if resume and (summary := outputs.finished(context)) is not None:
         observer.nothing_left()
         return summary
-    for site, error in check_sites_open(context, workspace.initial_state).items():
-        observer.absent(site, error)
     _prepare_folder(context, overwrite=overwrite)
     _keep_data(context, workspace)
     workspace.warm()
