@@ -96,6 +96,39 @@ def test_show_prints_tables(out: Path, hushtune: Any) -> None:
     assert 0 <= float(row.split("\u2502")[3]) - exact <= 1e-4
 
 
+def test_show_tells_how_much_of_a_policy_is_spent(tmp_path: Path, hushtune: Any) -> None:
+    for site, terms in {
+        "north": "max_epsilon = 3.0\nmax_delta = 1e-4\n",
+        "south": 'max_epsilon = 2.5\nmax_delta = 1e-6\ndata_set = "ward"\n',
+    }.items():
+        (tmp_path / f"{site}.toml").write_text(terms)
+        ledger = Ledger(tmp_path / f"{site}.sqlite")
+        for dataset, event in (("d", LOUD), ("e", QUIET)):
+            ledger.charge(event, dataset=dataset, run="r", round=1)
+    answer = hushtune("ledger", "show", tmp_path, "--json")
+    assert answer.status == 0, answer.err
+    told = last_json(answer)
+    assert told["delta"] == 1e-6  # the smaller of the two
+    north, south = (told["ledgers"][site]["policy"] for site in ("north", "south"))
+    kind = Relation.ADD_OR_REMOVE_ONE
+    assert north["epsilon"] == accountant.epsilon([LOUD, QUIET], delta=1e-4, relation=kind)
+    assert south["epsilon"] == accountant.epsilon([LOUD], delta=1e-6, relation=kind)
+    said = " ".join(answer.err.split())
+    assert "of 3 spent at delta 0.0001 (add or remove one), for all that this ledger holds" in said
+    assert "of 2.5 spent at delta 1e-06" in said
+    assert "for the data set that the policy calls ward" in said
+
+
+def test_a_damaged_ledger_hides_no_other(out: Path, hushtune: Any) -> None:
+    ledger_path(out, "north/1").write_bytes(b"torn" * 999)
+    answer = hushtune("ledger", "show", out, "--json")
+    assert answer.status == 2
+    told = json.loads(answer.out.splitlines()[-1])["ledgers"]
+    assert (told["north/1"]["ok"], told["north/1"]["code"]) == (False, "HT402")
+    assert told["south"]["num_charges"] == 2
+    assert "HT402 north/1: " in answer.err
+
+
 def test_a_delta_that_is_none_is_refused(out: Path, hushtune: Any) -> None:
     answer = hushtune("ledger", "show", out, "--delta", "2")
     assert answer.status == 2

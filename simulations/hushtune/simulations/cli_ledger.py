@@ -33,23 +33,43 @@ def show(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Every charge, and what it all amounts to; changes nothing."""
-    from hushtune.common.privacy.ledger_record import read_ledger
-    from hushtune.simulations.ledgers import find_ledgers, run_delta, spending
+    """Every charge, what it all amounts to, and what a policy beside it allows; changes nothing.
 
-    records = {site: read_ledger(path) for site, path in find_ledgers(place).items()}
+    Where a ledger cannot be trusted the others are shown, and the exit status is 2.
+    """
+    from hushtune.common.privacy.ledger_record import read_ledger
+    from hushtune.simulations.ledgers import budget, find_ledgers, policy_of, run_delta, spending
+
+    paths = find_ledgers(place)
     source = "as given"
     if delta is None:
         delta = run_delta(place)
         source = "the run's"
+    policies = {site: policy_of(path) for site, path in paths.items()}
+    if delta is None:
+        deltas = {terms.max_delta for terms in policies.values() if terms is not None}
+        delta = min(deltas, default=None)
+        source = "the policy's" if len(deltas) == 1 else "the smallest of the policies'"
     if delta is None:
         delta = _DELTA
         source = "no run here says another; --delta chooses one"
-    told = {site: spending(record, delta=delta) for site, record in records.items()}
     console = Console(stderr=as_json)
-    for site, ledger in told.items():
-        _show_ledger(console, site, ledger, f"{delta:g} ({source})")
+    told: dict[str, dict[str, Any]] = {}
+    failures: list[LedgerError] = []
+    for site, path in paths.items():
+        try:
+            record = read_ledger(path)
+        except LedgerError as error:
+            failures.append(error)
+            told[site] = _failure(console, site, error)
+            continue
+        terms = policies[site]
+        told[site] = {"ok": True, **spending(record, delta=delta)}
+        told[site]["policy"] = None if terms is None else budget(record, terms)
+        _show_ledger(console, site, told[site], f"{delta:g} ({source})")
     _print_json({"delta": delta, "delta_source": source, "ledgers": told}, as_json)
+    if failures:
+        raise failures[0]
 
 
 @ledger_app.command()
@@ -80,8 +100,7 @@ def verify(
             since = record.num_charges_since(noted[site]) if site in noted else None
         except LedgerError as error:
             failures.append(error)
-            told[site] = {"ok": False, "code": error.code, "reason": error.message}
-            console.print(Text.assemble((f"{error.code} ", "bold red"), f"{site}: {error.message}"))
+            told[site] = _failure(console, site, error)
             continue
         told[site] = {"ok": True, **summary(record), "num_charges_since_noted": since}
         console.print(
@@ -122,12 +141,30 @@ def export(
     _print_json({"to": str(to), "ledgers": ledgers}, as_json)
 
 
+def _failure(console: Console, site: str, error: LedgerError) -> dict[str, Any]:
+    console.print(Text.assemble((f"{error.code} ", "bold red"), f"{site}: {error.message}"))
+    return {"ok": False, "code": error.code, "reason": error.message}
+
+
 def _show_ledger(console: Console, site: str, ledger: Mapping[str, Any], delta: str) -> None:
     console.print(Text(f"{site}: {ledger['num_charges']} charges", style="bold"))
     console.print(f"head {ledger['head']}", highlight=False, soft_wrap=True)
     for name, dataset in ledger["datasets"].items():
         console.print(_charges(name, dataset["charges"]))
         console.print(_totals(dataset, delta))
+    if ledger["policy"] is not None:
+        console.print(_budget(ledger["policy"]), highlight=False, markup=False)
+
+
+def _budget(policy: Mapping[str, Any]) -> str:
+    """What is spent of what a policy allows, in one line."""
+    what = "all that this ledger holds"
+    if policy["data_set"] is not None:
+        what = f"the data set that the policy calls {policy['data_set']}"
+    return (
+        f"policy: epsilon {_upwards(policy['epsilon'])} of {policy['max_epsilon']:g} spent "
+        f"at delta {policy['max_delta']:g} ({policy['relation'].replace('_', ' ')}), for {what}"
+    )
 
 
 def _charges(name: str, charges: list[dict[str, Any]]) -> Table:
