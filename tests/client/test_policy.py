@@ -184,6 +184,10 @@ def test_commands(hushtune: Any, tmp_path: Path) -> None:
     assert json.loads(checked.out.splitlines()[-1])["max_epsilon"] == 3.0
     path.write_text("max_epsilon = -1\n", encoding="utf-8")
     assert hushtune("policy", "check", path).status == 2
+    path.write_text("max_epsilon = \n", encoding="utf-8")
+    for unreadable in (path, tmp_path):
+        said = hushtune("policy", "check", unreadable)
+        assert (said.status, "do: mend it" in said.err) == (2, True)
 
 
 # ---------------------------------------------------------------------------------- in a run ----

@@ -370,7 +370,7 @@ def test_no_site_at_all_is_an_error_after_the_reasons(hushtune: Any, tmp_path: P
         (("--sites", "5000", "--plot", "no/such/folder/plan.png"), "HT100 --plot"),
         (("--sites", "5000", "--plot", "plan.txt"), "HT100 --plot"),
         (("--sites", "5000", "--epsilon", "nan"), "HT403 --epsilon"),
-        (("--sites", "5000", "--epsilon", "-1"), "HT403 no site"),
+        (("--sites", "5000", "--epsilon", "-1"), "HT403 --epsilon"),
         (("--sites", "5000", "--batch", "9", "--sampling-probability", "0.1"), "exactly one"),
         (("--sites", "5000", "--rounds", "0"), "--rounds"),
         (("--sites", "5000", "--relation", "other"), "replace_one"),
@@ -384,6 +384,7 @@ def test_what_cannot_be_planned_says_so(
     assert answer.status == 2
     assert said in answer.err + answer.out
     assert "Traceback" not in answer.err
+    assert "S/N" not in answer.out  # nor a table first
 
 
 def test_delta_zero_has_its_own_reason_and_remedy(hushtune: Any) -> None:

@@ -60,7 +60,7 @@ def test_rounds_of_figures_alone_are_rounds_of_release(settings: Any, tmp_path: 
     Ledger(ledger_path(tmp_path, "east")).charge(figures, dataset="d", run="r/metrics", round=5)
     site = privacy_of(RunContext(config, tmp_path), result())["sites"]["east"]
     assert site["rounds"] == {"first": 5, "last": 5}
-    assert "in rounds 5 to 5" in site["sentence"]
+    assert "in round 5 to the server" in site["sentence"]
 
 
 def test_the_statement_tells_what_was_charged_and_not_what_was_planned(

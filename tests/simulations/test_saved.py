@@ -253,6 +253,9 @@ def test_a_merged_model_loads_without_hushtune_and_agrees(trained: Trained, tmp_
     expected = predictor.logits(TEXTS)
     to = saved.export(trained.out, tmp_path / "merged", merged=True)
     assert not list(to.rglob("adapter_*"))
+    with pytest.raises(MissingFileError, match="a whole model and no adapter"):
+        saved.load(to)
+    assert {path.stat().st_mode & 0o777 for path in to.rglob("*") if path.is_file()} == {0o644}
     assert (to / "README.md").is_file()
     card = (to / "README.md").read_text(encoding="utf-8")
     assert "peft" not in card.replace("no peft is needed", "")

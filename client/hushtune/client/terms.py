@@ -123,7 +123,10 @@ def load_terms(path: Path) -> Terms:
         ) from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(
-            f"the site's policy {path} cannot be read", given=str(error)[:200]
+            f"the site's policy {path} cannot be read",
+            given=str(error)[:200],
+            expected="a TOML file, in UTF-8",
+            remedy=f"mend it; `{_LISTING}` prints every key with an example",
         ) from error
     try:
         terms = Terms.model_validate(tree)

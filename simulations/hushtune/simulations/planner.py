@@ -60,17 +60,21 @@ def plan_run(sites: Mapping[str, int], outline: Outline) -> dict[str, Any]:
 
     A site that cannot take part has `takes_part` false and the refusal of `make_plan` among its
     `warnings` (each with `code`, `message` and `remedy`); the others are planned all the same.
-    Raises PlanError for rounds, steps or trained values below 1, more than `MOST_STEPS`, what is
-    not finite, or a delta that nothing could be planned for.
+    Raises PlanError for rounds, steps or trained values below 1, more than `MOST_STEPS`, an epsilon
+    or clip norm that is not above 0, both a batch and a rate, what is not finite, or a delta that
+    nothing could be planned for.
     """
     for name, value in asdict(outline).items():
         counted = name in ("rounds", "local_steps", "trained_values")
-        least, most = (1, MOST_VALUES) if counted else (-1e300, 1e300)
+        positive = name in ("epsilon", "clip_norm")
+        least, most = (1, MOST_VALUES) if counted else (1e-300 if positive else -1e300, 1e300)
         if isinstance(value, int | float) and not least <= value <= most:
             raise PlanError(
                 f"{_option(name)} is out of range",
                 given=str(value),
-                expected=f"1 to {MOST_VALUES}" if counted else "a finite number",
+                expected=f"1 to {MOST_VALUES}"
+                if counted
+                else f"a finite number{' above 0' * positive}",
             )
     if not LEAST_DELTA <= outline.delta < 1:
         raise PlanError(
@@ -79,6 +83,12 @@ def plan_run(sites: Mapping[str, int], outline: Outline) -> dict[str, Any]:
             expected=f"{LEAST_DELTA:g} or more, and below 1 / rows of the smallest site",
             remedy="--delta 1e-5: noise that is Gaussian keeps no promise with a delta of 0, as "
             "a small share of its mass is beyond any epsilon",
+        )
+    if outline.batch_size is not None and outline.sampling_probability is not None:
+        raise PlanError(
+            "--batch and --sampling-probability say the same thing twice",
+            given=f"{outline.batch_size} and {outline.sampling_probability:g}",
+            expected="exactly one of the two, or neither",
         )
     steps = outline.rounds * outline.local_steps
     if steps > MOST_STEPS:

@@ -125,6 +125,13 @@ def adapter_folder(folder: Path) -> Path:
             given=str(folder),
             remedy=f"hushtune simulate --out {shlex.quote(str(folder))} --resume",
         )
+    if (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+        raise MissingFileError(
+            "this is a whole model and no adapter",
+            given=str(folder),
+            expected=f"a run's folder, or one that holds {DESCRIPTION}",
+            remedy="a merged export is loaded as its README.md says, without hushtune",
+        )
     raise MissingFileError(
         "no trained adapter is there",
         given=str(folder),
@@ -255,7 +262,8 @@ def _whole_folder(to: Path, *, replace: bool = False) -> Generator[Path]:
         partial = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}."))
     try:
         yield partial
-        partial.chmod(0o755)  # mkdtemp's is its owner's alone
+        for path in (partial, *partial.rglob("*")):  # some libraries' are their owner's alone
+            path.chmod(0o755 if path.is_dir() else 0o644)
         if replace and to.exists():
             shutil.rmtree(to)
         partial.replace(to)  # over an empty folder too

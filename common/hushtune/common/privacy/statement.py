@@ -144,9 +144,12 @@ def sentence(names: Sequence[str], site: SiteStatement, *, epsilon: float) -> st
     aside = ""
     if site.metrics.release == "public":
         aside = ", except its accuracy and loss on held-out rows, which no promise covers,"
+    rounds = f"rounds {site.first_round} to {site.last_round}"
+    if site.first_round == site.last_round:
+        rounds = f"round {site.last_round}"
     return (
         f"For neighbouring datasets that differ by {change} {what} at {where}, everything that "
-        f"{who} released in rounds {site.first_round} to {site.last_round} to the server, its "
+        f"{who} released in {rounds} to the server, its "
         f"peers and the public{aside} is ({upwards(epsilon)}, {at_most(plan.delta)})-DP, the "
         f"number of its {'groups' if plan.unit is Unit.GROUP else 'records'} being public."
     )
