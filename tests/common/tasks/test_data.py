@@ -186,7 +186,9 @@ def test_row_without_a_site_is_named(tmp_path: Path) -> None:
     path.write_text("text,label,site\n" + "\n".join([*lines, "c,no,"]))
     with pytest.raises(DataError) as caught:
         load_data(DataConfig(file=path, site="site"), seed=0)
-    assert f"{path}:22" in str(caught.value)
+    assert f"file {path}, row 22, column 'site'" in str(caught.value)
+    dropped = load_data(DataConfig(file=path, site="site", missing="drop"), seed=0)
+    assert dropped.report.lines() == ["1 row left out: no site (such as all.csv:22)"]
 
 
 def test_one_file_with_other_columns_is_named(tmp_path: Path) -> None:
@@ -325,4 +327,4 @@ def test_row_without_a_site_is_named_at_a_single_site_too(tmp_path: Path) -> Non
     path.write_text("text,label,site\n" + "\n".join([*lines, "c,no,"]))
     with pytest.raises(BadValueError, match="names no site") as caught:
         load_data(DataConfig(file=path, site="site"), seed=0)
-    assert f"{path}:12" in str(caught.value)
+    assert f"file {path}, row 12, column 'site'" in str(caught.value)

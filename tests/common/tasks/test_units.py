@@ -129,7 +129,7 @@ def test_a_row_without_a_group_is_an_error_that_names_it(tmp_path: Path) -> None
     path.write_text("site,id,text,label\na,1,x,good\na,,y,bad\nb,2,z,good\nb,3,w,bad\n")
     with pytest.raises(BadValueError, match=r"names no group") as caught:
         load_data(DataConfig(file=path, site="site", group="id"), seed=0)
-    assert "rows.csv:3" in str(caught.value)
+    assert "rows.csv, row 3, column 'id'" in str(caught.value)
     with pytest.raises(MissingColumnError, match="'nobody'"):
         load_data(DataConfig(file=path, site="site", group="nobody"), seed=0)
 
