@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +15,7 @@ from hushtune.common.errors import EmptyDataError, LabelError
 from hushtune.common.seeds import rng
 from hushtune.common.tasks.base import Rows
 from hushtune.common.tasks.guess import text_remedy
+from hushtune.common.tasks.labels import check_sample, label_names
 from hushtune.common.tasks.missing import complete_rows
 from hushtune.common.tasks.partition import partition
 from hushtune.common.tasks.readers import RawRow, read_dataset, read_demo, read_file
@@ -82,7 +82,7 @@ def load_data(
         )
     if config.partition == "natural":
         _check_sites(complete, rows, config, report)
-    names = _label_names(rows, config)
+    names = label_names(rows, config)
     labels = np.array([names.index(str(row.label)) for row in rows], dtype=np.int64)
     groups = _groups(rows, config)
 
@@ -95,6 +95,14 @@ def load_data(
         sites[site] = whole.at_most(records_per_group or len(rows), rng(seed, "group", site))
         for row in sorted(set(whole.rows.tolist()) - set(sites[site].rows.tolist())):
             report.drop("more than privacy.records_per_group of one group", rows[row].place)
+    used = [rows[row] for found in sites.values() for row in found.rows]
+    if len(used) < len(rows):
+        limits = {
+            "data.max_rows_per_site": config.max_rows_per_site,
+            "privacy.records_per_group": records_per_group if config.group else None,
+        }
+        by = " and ".join(name for name, limit in limits.items() if limit is not None)
+        check_sample(used, names, config, by=by)
     return LabelledText(
         texts=tuple(str(row.text) for row in rows),
         labels=labels,
@@ -217,39 +225,6 @@ def _check_sites(
             remedy=text_remedy(complete, config)
             or "remove the site, or see whether its rows are copies of another site's",
         )
-
-
-def _label_names(rows: Sequence[RawRow], config: DataConfig) -> tuple[str, ...]:
-    counts = Counter(str(row.label) for row in rows)
-    if len(counts) < 2:
-        raise LabelError(
-            "the data have one label only, so there is nothing to learn",
-            given=next(iter(counts)),
-            expected="two labels or more",
-            remedy="check data.label",
-        )
-    for label, count in sorted(counts.items()):
-        if count == 1:
-            place = next(row.place for row in rows if row.label == label)
-            raise LabelError(
-                f"label {label!r} occurs once only, so it cannot be both trained and tested",
-                given=place,
-                expected="each label at least twice",
-                remedy=f"is column {config.label!r} the label? Join rare labels, or remove the row",
-            )
-    sites = {row.site for row in rows}
-    if config.partition == "natural" and len(sites) > 1:
-        for label in sorted(counts):
-            places = {row.site for row in rows if row.label == label}
-            if len(places) == 1:
-                raise LabelError(
-                    f"label {label!r} occurs at site {next(iter(places))!r} only: the model could "
-                    "tell the site in its place, and every update about it is that site's",
-                    given=f"{counts[label]} rows",
-                    expected="each label at two sites or more",
-                    remedy="join rare labels, or check that the sites spell labels alike",
-                )
-    return tuple(sorted(counts))
 
 
 def _deal(
