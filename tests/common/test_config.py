@@ -411,6 +411,7 @@ def _data(draw: st.DrawFn) -> DataConfig:
             "public_sizes": draw(st.dictionaries(_names, _counts, max_size=3)),
             "class_weights": draw(st.dictionaries(_names, _positive, max_size=3)),
             "inconsistent": draw(st.sampled_from(["drop", "keep", "error"])),
+            "missing": draw(st.sampled_from(["error", "drop"])),
         }
     )
 

@@ -83,6 +83,18 @@ DATA: dict[str, tuple[str | bytes | None, dict[str, Any], str, tuple[str, ...]]]
         "HT207",
         ("rows.csv", "'label'", "NaN"),
     ),
+    "NaN in one row of a numeric column": (
+        WHOLE.replace(",bad\n", ",0\n").replace(",good\n", ",1\n") + "a,a sentence,NaN\n",
+        {},
+        "HT207",
+        ("rows.csv", "row 82", "'label'", "NaN", 'data.missing = "drop"'),
+    ),
+    "NaN among numbers of sites": (
+        WHOLE.replace("\na,", "\n1,").replace("\nb,", "\n2,") + "nan,a sentence,good\n",
+        {},
+        "HT207",
+        ("rows.csv", "row 82", "'site'", "nan"),
+    ),
     "a number where the text should be": (
         '{"site": "a", "text": 3.5, "label": 1}\n',
         {"file": "rows.jsonl"},
@@ -105,7 +117,7 @@ DATA: dict[str, tuple[str | bytes | None, dict[str, Any], str, tuple[str, ...]]]
         WHOLE + ",another sentence,good\n",
         {},
         "HT207",
-        ("rows.csv:82", "'site'"),
+        ("rows.csv", "row 82", "'site'"),
     ),
     "mixed encodings": (
         WHOLE.encode() + "a,a caf\u00e9 sentence,good\n".encode("latin-1"),
@@ -144,12 +156,12 @@ def test_data_that_cannot_be_used(name: str, settings: Any, hushtune: Any, tmp_p
     untouched(tmp_path / "out")
 
 
-def test_nan_in_some_rows_leaves_them_out_and_says_which(
+def test_nan_in_some_rows_leaves_them_out_and_says_which_if_told_to(
     settings: Any, hushtune: Any, tmp_path: Path
 ) -> None:
     rows = WHOLE.replace(",bad\n", ",0\n").replace(",good\n", ",1.0\n")
     file = csv(tmp_path / "rows.csv", rows + "a,a sentence without a rating,NaN\n")
-    toml = settings.file(tmp_path, data__file=str(file))
+    toml = settings.file(tmp_path, data__file=str(file), data__missing="drop")
     answer = hushtune("simulate", "--config", toml, "--out", tmp_path / "out", "--json")
     assert answer.status == 0, answer.err
     notes = " ".join(json.loads(answer.out.splitlines()[-1])["data_notes"])

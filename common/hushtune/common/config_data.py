@@ -86,6 +86,12 @@ class DataConfig(Section):
     inconsistent: Literal["drop", "keep", "error"] = Field(
         default="drop", description="what to do with equal texts that have different labels"
     )
+    missing: Literal["error", "drop"] = Field(
+        default="error",
+        description="what to do with a row that has NaN in a column of numbers (label, site or "
+        "group), or names no site or group; drop = leave it out and say so. A row with an empty "
+        "text or label is always left out and counted",
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:

@@ -186,7 +186,9 @@ def test_row_without_a_site_is_named(tmp_path: Path) -> None:
     path.write_text("text,label,site\n" + "\n".join([*lines, "c,no,"]))
     with pytest.raises(DataError) as caught:
         load_data(DataConfig(file=path, site="site"), seed=0)
-    assert f"{path}:22" in str(caught.value)
+    assert f"file {path}, row 22, column 'site'" in str(caught.value)
+    dropped = load_data(DataConfig(file=path, site="site", missing="drop"), seed=0)
+    assert dropped.report.lines() == ["1 row left out: no site (such as all.csv:22)"]
 
 
 def test_one_file_with_other_columns_is_named(tmp_path: Path) -> None:
@@ -238,6 +240,40 @@ def test_subsample_is_seeded_and_bounded(tmp_path: Path) -> None:
     assert sizes == [20, 12]
     other = loaded(tmp_path, sites, max_rows_per_site=20, seed=1)
     assert parts(other.sites["north"]) != parts(data.sites["north"])
+
+
+def test_a_subsample_keeps_what_labels_must_have(tmp_path: Path) -> None:
+    """Of a rare label a subsample may leave no row, one row, or rows of one site."""
+    rare = {
+        "north": [*many("n", 60), *many("rare n", 3, labels=("maybe",))],
+        "south": [*many("s", 60), *many("rare s", 3, labels=("maybe",))],
+    }
+    refused: list[LabelError] = []
+    for seed in range(40):
+        try:
+            data = loaded(tmp_path, rare, max_rows_per_site=20, seed=seed)
+        except LabelError as error:
+            refused.append(error)
+            continue
+        holders = [
+            [data.label_names[data.labels[row]] for part in parts(split) for row in part]
+            for split in data.sites.values()
+        ]
+        assert all("maybe" in labels for labels in holders)
+    for what in ("has no row left", "occurs once only", "occurs at site"):
+        assert any(error.message.startswith(f"label 'maybe' {what}") for error in refused), what
+    for error in refused:
+        assert str(error.given).endswith("of the rows left by data.max_rows_per_site")
+        assert str(error.remedy).startswith("raise data.max_rows_per_site")
+    assert loaded(tmp_path, rare).label_names == ("maybe", "no", "yes")
+
+
+def test_a_dealt_subsample_may_have_a_label_at_one_site_but_not_lose_it(tmp_path: Path) -> None:
+    rows = {"one": [*many("n", 60), *many("rare", 2, labels=("maybe",))]}
+    dealt = {"partition": "iid", "sites": 2}
+    assert "maybe" in loaded(tmp_path, rows, **dealt).label_names
+    with pytest.raises(LabelError, match=r"'maybe' (has no row left|occurs once)"):
+        loaded(tmp_path, rows, max_rows_per_site=10, **dealt)
 
 
 def test_fingerprint_knows_rows_whatever_is_done_with_them(tmp_path: Path) -> None:
@@ -325,4 +361,4 @@ def test_row_without_a_site_is_named_at_a_single_site_too(tmp_path: Path) -> Non
     path.write_text("text,label,site\n" + "\n".join([*lines, "c,no,"]))
     with pytest.raises(BadValueError, match="names no site") as caught:
         load_data(DataConfig(file=path, site="site"), seed=0)
-    assert f"{path}:12" in str(caught.value)
+    assert f"file {path}, row 12, column 'site'" in str(caught.value)

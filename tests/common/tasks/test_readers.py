@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hushtune.common.config import DataConfig
 from hushtune.common.errors import (
     BadValueError,
     DataError,
@@ -72,7 +73,7 @@ def test_labels_of_any_spelling_of_whole_numbers_are_equal(tmp_path: Path) -> No
 
 
 def test_missing_cells_are_none_and_not_text(tmp_path: Path) -> None:
-    path = written(tmp_path, "text,label\na,NaN\n  ,x\nb,\nc,y\n")
+    path = written(tmp_path, "text,label\na,\n  ,x\nb, \nc,y\n")
     assert values(rows_of(path)) == [("a", None), (None, "x"), ("b", None), ("c", "y")]
     lines = '{"text": NaN, "label": 1}\n{"text": "b", "label": null}\n\n{"text": "c"}\n'
     path = written(tmp_path, lines + '{"text": "d", "label": "z"}', "data.jsonl")
@@ -80,9 +81,36 @@ def test_missing_cells_are_none_and_not_text(tmp_path: Path) -> None:
     assert values(rows_of(path)) == expected
 
 
+@pytest.mark.parametrize("word", ["nan", "NaN", "NA", "N/A", "null", "None", "<NA>"])
+@pytest.mark.parametrize("name", ["data.csv", "data.tsv", "data.jsonl", "data.parquet"])
+def test_words_that_others_take_for_missing_are_handed_on(
+    tmp_path: Path, name: str, word: str
+) -> None:
+    path = tmp_path / name
+    cells = {"text": word, "label": word, "ward": word, "who": word}
+    if name == "data.jsonl":
+        written(tmp_path, json.dumps(cells), name)
+    elif name == "data.parquet":
+        arrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(arrow.table({key: [value] for key, value in cells.items()}), path)
+    else:
+        tab = "\t" if name == "data.tsv" else ","
+        written(tmp_path, f"{tab.join(cells)}\n{tab.join(cells.values())}\n", name)
+    (row,) = read_file(path, text="text", label="label", site="ward", group="who")
+    assert (row.text, row.label, row.site, row.group, row.nan) == (word, word, word, word, ())
+
+
+def test_the_number_nan_is_told_from_nothing(tmp_path: Path) -> None:
+    lines = '{"text": "a", "label": NaN, "ward": null}\n{"text": "b", "label": 1, "ward": NaN}\n'
+    rows = rows_of(written(tmp_path, lines, "data.jsonl"), site="ward")
+    assert [row.nan for row in rows] == [("label",), ("site",)]
+    assert [(row.label, row.site) for row in rows] == [(None, None), ("1", None)]
+
+
 @pytest.mark.parametrize("column", ["text", "label"])
 def test_a_column_without_any_value_is_an_error(tmp_path: Path, column: str) -> None:
-    cells = {"text": "a", "label": "b"} | {column: "nan"}
+    cells = {"text": "a", "label": "b"} | {column: ""}
     path = written(tmp_path, f"text,label\n{cells['text']},{cells['label']}\n")
     assert refused(path, BadValueError).column == column
 
@@ -260,11 +288,7 @@ def test_json_lines_give_back_what_was_written(
     pairs = [("first", "yes"), *pairs]
     content = "\n".join(json.dumps({"text": text, "label": label}) for text, label in pairs)
     path = written(tmp_path_factory.mktemp("json"), content, "data.jsonl")
-    expected = [
-        (None if text.strip().casefold() in ("", "nan") else text.strip(), label)
-        for text, label in pairs
-    ]
-    assert values(rows_of(path)) == expected
+    assert values(rows_of(path)) == [(text.strip() or None, label) for text, label in pairs]
 
 
 def test_preview_shows_rows_as_read_and_as_tokens(tmp_path: Path) -> None:
@@ -273,3 +297,19 @@ def test_preview_shows_rows_as_read_and_as_tokens(tmp_path: Path) -> None:
     assert [row.tokens for row in shown] == [("some", "words"), ("more",)]
     assert [row.note for row in shown] == [None, "left out: no label"]
     assert shown[1].place == f"{path}:3"
+
+
+def test_preview_says_what_a_run_would_refuse(tmp_path: Path) -> None:
+    path = written(tmp_path, "text,label,ward\na,1,x\nb,nan,x\nc,2,\n,2,x\n")
+    shown = preview(path, site="ward")
+    assert [row.note for row in shown] == [
+        None,
+        'NaN as label: an error, unless data.missing = "drop"',
+        'no site: an error, unless data.missing = "drop"',
+        "left out: no text",
+    ]
+    config = DataConfig(file=path, site="ward", missing="drop")
+    assert [row.note for row in preview(config)] == [
+        None,
+        *(f"left out: no {what}" for what in ("label", "site", "text")),
+    ]

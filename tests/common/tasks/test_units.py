@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hushtune.common.config import DataConfig
-from hushtune.common.errors import BadValueError, ConfigError, MissingColumnError
+from hushtune.common.errors import BadValueError, ConfigError, LabelError, MissingColumnError
 from hushtune.common.tasks.data import LabelledText, load_data
 from hushtune.common.tasks.units import Units
 
@@ -113,6 +113,22 @@ def test_a_group_keeps_so_many_rows_and_the_rest_is_reported(tmp_path: Path) -> 
     assert line.startswith(f"{over} rows left out: more than privacy.records_per_group")
 
 
+def test_a_label_that_the_rows_kept_of_each_group_lack_is_named(tmp_path: Path) -> None:
+    lines = ["ward,patient,text,label"]
+    for site in ("east", "north"):
+        for group in range(20):
+            label = ("bad", "good")[group % 2]
+            lines += [f"{site},p{group},{site} {group} {visit},{label}" for visit in range(8)]
+        lines.append(f"{site},p0,{site} odd,odd")
+    path = tmp_path / "rows.csv"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    config = DataConfig(file=path, site="ward", group="patient")
+    assert "odd" in load_data(config, seed=0, records_per_group=9).label_names
+    with pytest.raises(LabelError, match="'odd'") as caught:
+        load_data(config, seed=0, records_per_group=1)
+    assert "raise privacy.records_per_group" in str(caught.value.remedy)
+
+
 @pytest.mark.parametrize("partition", ["iid", "dirichlet", "shards"])
 def test_groups_are_dealt_whole(tmp_path: Path, partition: str) -> None:
     data = loaded(tmp_path, 60, site=None, partition=partition, sites=3, alpha=5.0)
@@ -129,7 +145,7 @@ def test_a_row_without_a_group_is_an_error_that_names_it(tmp_path: Path) -> None
     path.write_text("site,id,text,label\na,1,x,good\na,,y,bad\nb,2,z,good\nb,3,w,bad\n")
     with pytest.raises(BadValueError, match=r"names no group") as caught:
         load_data(DataConfig(file=path, site="site", group="id"), seed=0)
-    assert "rows.csv:3" in str(caught.value)
+    assert "rows.csv, row 3, column 'id'" in str(caught.value)
     with pytest.raises(MissingColumnError, match="'nobody'"):
         load_data(DataConfig(file=path, site="site", group="nobody"), seed=0)
 

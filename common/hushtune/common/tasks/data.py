@@ -4,49 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from hushtune.common.config import DataConfig
-from hushtune.common.errors import BadValueError, EmptyDataError, LabelError
+from hushtune.common.errors import EmptyDataError, LabelError
 from hushtune.common.seeds import rng
 from hushtune.common.tasks.base import Rows
 from hushtune.common.tasks.guess import text_remedy
+from hushtune.common.tasks.labels import check_sample, label_names
+from hushtune.common.tasks.missing import complete_rows
 from hushtune.common.tasks.partition import partition
 from hushtune.common.tasks.readers import RawRow, read_dataset, read_demo, read_file
+from hushtune.common.tasks.report import DataReport
 from hushtune.common.tasks.splits import Split, split_units, subsample
 from hushtune.common.tasks.units import Units
-
-_EXAMPLES = 3
-
-
-@dataclass
-class DataReport:
-    """What was read and what was left out, with places as ``file:row`` and no folder."""
-
-    read: int = 0
-    dropped: Counter[str] = field(default_factory=Counter[str])
-    examples: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
-
-    def drop(self, reason: str, place: str) -> None:
-        """Count a row that is left out."""
-        self.dropped[reason] += 1
-        shown = self.examples.setdefault(reason, [])
-        if len(shown) < _EXAMPLES:
-            shown.append(Path(place).name)
-
-    def lines(self) -> list[str]:
-        """One readable line a reason."""
-        return [
-            f"{'1 row' if count == 1 else f'{count} rows'} left out: {reason} "
-            f"(such as {', '.join(self.examples[reason])})"
-            for reason, count in sorted(self.dropped.items())
-        ]
 
 
 @dataclass(frozen=True)
@@ -90,7 +65,8 @@ def load_data(
     """
     report = DataReport()
     # By site, so that a text of two sites stays at the first by name, however the file is ordered.
-    complete = sorted(_complete(_read(config, report), report), key=lambda row: row.site or "")
+    read = complete_rows(_read(config, report), config, report)
+    complete = sorted(read, key=lambda row: row.site or "")
     rows = _distinct(complete, config.inconsistent, report)
     if not rows:
         if complete:
@@ -99,10 +75,14 @@ def load_data(
                 given="; ".join(report.lines()),
                 remedy=text_remedy(complete, config) or "see whether data.label is the label",
             )
-        raise EmptyDataError("no row has both a text and a label", given=_where(config))
+        raise EmptyDataError(
+            "no row has all that it needs",
+            given="; ".join((_where(config), *report.lines())),
+            remedy="see whether data.text and data.label are the columns that are meant",
+        )
     if config.partition == "natural":
         _check_sites(complete, rows, config, report)
-    names = _label_names(rows, config)
+    names = label_names(rows, config)
     labels = np.array([names.index(str(row.label)) for row in rows], dtype=np.int64)
     groups = _groups(rows, config)
 
@@ -115,6 +95,14 @@ def load_data(
         sites[site] = whole.at_most(records_per_group or len(rows), rng(seed, "group", site))
         for row in sorted(set(whole.rows.tolist()) - set(sites[site].rows.tolist())):
             report.drop("more than privacy.records_per_group of one group", rows[row].place)
+    used = [rows[row] for found in sites.values() for row in found.rows]
+    if len(used) < len(rows):
+        limits = {
+            "data.max_rows_per_site": config.max_rows_per_site,
+            "privacy.records_per_group": records_per_group if config.group else None,
+        }
+        by = " and ".join(name for name, limit in limits.items() if limit is not None)
+        check_sample(used, names, config, by=by)
     return LabelledText(
         texts=tuple(str(row.text) for row in rows),
         labels=labels,
@@ -159,11 +147,7 @@ def _groups(rows: Sequence[RawRow], config: DataConfig) -> Rows | None:
     numbers: dict[tuple[str | None, str], int] = {}
     found: list[int] = []
     for row in rows:
-        if row.group is None:
-            raise BadValueError(
-                "a row names no group", column=config.group, given=row.place, remedy="fill it in"
-            )
-        found.append(numbers.setdefault((row.site, row.group), len(numbers)))
+        found.append(numbers.setdefault((row.site, str(row.group)), len(numbers)))
     return np.array(found, dtype=np.int64)
 
 
@@ -196,14 +180,6 @@ def _sources(config: DataConfig) -> Iterator[RawRow]:
     else:
         site = config.site if config.partition == "natural" else None
         yield from read_dataset(str(config.dataset), site=site, **columns)
-
-
-def _complete(rows: Iterable[RawRow], report: DataReport) -> Iterator[RawRow]:
-    for row in rows:
-        if row.text is None or row.label is None:
-            report.drop(f"no {'text' if row.text is None else 'label'}", row.place)
-        else:
-            yield row
 
 
 def _distinct(rows: Iterable[RawRow], inconsistent: str, report: DataReport) -> list[RawRow]:
@@ -240,12 +216,7 @@ def _distinct(rows: Iterable[RawRow], inconsistent: str, report: DataReport) -> 
 def _check_sites(
     complete: Sequence[RawRow], rows: Sequence[RawRow], config: DataConfig, report: DataReport
 ) -> None:
-    """A row must name its site, and a site that has nothing left must not vanish unsaid."""
-    for row in complete:
-        if row.site is None:
-            raise BadValueError(
-                "a row names no site", column=config.site, given=row.place, remedy="fill it in"
-            )
+    """A site that has nothing left must not vanish unsaid."""
     named = {row.site for row in complete} | set(config.files or {})
     for site in sorted(str(site) for site in named - {row.site for row in rows}):
         raise EmptyDataError(
@@ -254,39 +225,6 @@ def _check_sites(
             remedy=text_remedy(complete, config)
             or "remove the site, or see whether its rows are copies of another site's",
         )
-
-
-def _label_names(rows: Sequence[RawRow], config: DataConfig) -> tuple[str, ...]:
-    counts = Counter(str(row.label) for row in rows)
-    if len(counts) < 2:
-        raise LabelError(
-            "the data have one label only, so there is nothing to learn",
-            given=next(iter(counts)),
-            expected="two labels or more",
-            remedy="check data.label",
-        )
-    for label, count in sorted(counts.items()):
-        if count == 1:
-            place = next(row.place for row in rows if row.label == label)
-            raise LabelError(
-                f"label {label!r} occurs once only, so it cannot be both trained and tested",
-                given=place,
-                expected="each label at least twice",
-                remedy=f"is column {config.label!r} the label? Join rare labels, or remove the row",
-            )
-    sites = {row.site for row in rows}
-    if config.partition == "natural" and len(sites) > 1:
-        for label in sorted(counts):
-            places = {row.site for row in rows if row.label == label}
-            if len(places) == 1:
-                raise LabelError(
-                    f"label {label!r} occurs at site {next(iter(places))!r} only: the model could "
-                    "tell the site in its place, and every update about it is that site's",
-                    given=f"{counts[label]} rows",
-                    expected="each label at two sites or more",
-                    remedy="join rare labels, or check that the sites spell labels alike",
-                )
-    return tuple(sorted(counts))
 
 
 def _deal(
@@ -308,5 +246,5 @@ def _deal(
         }
     dealt: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
-        dealt.setdefault(str(row.site), []).append(index)  # none is missing: checked above
+        dealt.setdefault(str(row.site), []).append(index)  # none is missing: see complete_rows
     return {site: np.array(indices, dtype=np.int64) for site, indices in dealt.items()}

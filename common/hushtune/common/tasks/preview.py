@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from hushtune.common.config import DataConfig
+from hushtune.common.tasks.missing import (
+    NAN,
+    columns_of_numbers,
+    columns_read,
+    is_error,
+    lacking,
+)
 from hushtune.common.tasks.readers import read_dataset, read_demo, read_file
 from hushtune.common.tasks.rows import RawRow
 
@@ -16,7 +23,10 @@ Tokenize = Callable[[str], Sequence[str]]
 
 @dataclass(frozen=True, slots=True)
 class PreviewRow:
-    """One row as it will be read; ``note`` says why it would be left out, if it would."""
+    """One row as it will be read; ``note`` says why it would be left out or refused, if so.
+
+    Whether a column is one of numbers is judged by the rows shown.
+    """
 
     place: str
     site: str | None
@@ -46,12 +56,19 @@ def preview(
         DataError: whatever is wrong up to the last row shown; what follows is not read.
     """
     if isinstance(source, DataConfig):
-        streams = list(_streams(source))
+        streams, roles = list(_streams(source)), set(columns_read(source)) - {"group"}
+        dropped = source.missing == "drop"
     else:
         streams = [(None, read_file(source, text=text, label=label, site=site))]
-    return tuple(
-        _shown(row, named, tokenize) for named, stream in streams for row in islice(stream, rows)
-    )
+        roles, dropped = {"label"} if site is None else {"label", "site"}, False
+    shown: list[PreviewRow] = []
+    for named, stream in streams:
+        found = list(islice(stream, rows))
+        numbers = columns_of_numbers(found, roles)
+        for row in found:
+            lacks = lacking(row, numbers, sorted(roles))
+            shown.append(_shown(row, named, tokenize, _note(lacks, dropped=dropped)))
+    return tuple(shown)
 
 
 def _streams(config: DataConfig) -> Iterator[tuple[str | None, Iterator[RawRow]]]:
@@ -68,13 +85,24 @@ def _streams(config: DataConfig) -> Iterator[tuple[str | None, Iterator[RawRow]]
         yield None, read_demo()
 
 
-def _shown(row: RawRow, site: str | None, tokenize: Tokenize | None) -> PreviewRow:
-    missing = [name for name in ("text", "label") if getattr(row, name) is None]
+def _note(lacks: Mapping[str, str], *, dropped: bool) -> str | None:
+    if not lacks:
+        return None
+    role, why = next(iter(lacks.items()))
+    if is_error(role, why) and not dropped:
+        what = f"{NAN} as {role}" if why == NAN else f"no {role}"
+        return f'{what}: an error, unless data.missing = "drop"'
+    return f"left out: no {' and no '.join(lacks)}"
+
+
+def _shown(
+    row: RawRow, site: str | None, tokenize: Tokenize | None, note: str | None
+) -> PreviewRow:
     return PreviewRow(
         place=row.place,
         site=row.site if site is None else site,
         label=row.label,
         text=row.text,
         tokens=None if tokenize is None or row.text is None else tuple(tokenize(row.text)),
-        note=f"left out: no {' and no '.join(missing)}" if missing else None,
+        note=note,
     )

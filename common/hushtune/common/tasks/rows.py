@@ -48,13 +48,18 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """One record as read; None is a missing value, ``place`` is ``file:row``."""
+    """One record as read; None is a missing value, ``place`` is ``file:row``.
+
+    ``nan``: which of label, site and group are None because the cell held the number NaN. The word
+    NaN is handed on as it stands: in a column of names it is one.
+    """
 
     text: str | None
     label: str | None
     site: str | None
     place: str
     group: str | None = None
+    nan: tuple[str, ...] = ()
 
 
 def check_file(path: Path) -> None:
@@ -127,7 +132,12 @@ def to_row(cells: Mapping[str, object], columns: Columns, *, file: str, row: int
         )  # "1.0": whole numbers, written out by a tool with NaNs
     site = None if columns.site is None else read[columns.site]
     group = None if columns.group is None else read[columns.group]
-    return RawRow(read[columns.text], label, site, f"{file}:{row}", group)
+    nan = tuple(
+        role
+        for role in ("label", "site", "group")
+        if (name := getattr(columns, role)) is not None and _is_nan(cells.get(name))
+    )
+    return RawRow(read[columns.text], label, site, f"{file}:{row}", group, nan)
 
 
 def refuse_all_missing(rows: Iterator[RawRow], *, file: str, columns: Columns) -> Iterator[RawRow]:
@@ -188,7 +198,7 @@ def _cell(value: object) -> str | None:
         text = value.strip()
         if any("\ud800" <= letter <= "\udfff" for letter in text):  # JSON can escape such halves
             raise ValueError("the text holds half a character, which is not Unicode")
-        return None if text.casefold() in ("", "nan") else text
+        return text or None
     raise ValueError(f"the value is a {type(value).__name__}, not text or a number")
 
 

@@ -1,0 +1,110 @@
+"""Rows that lack a value: left out and counted, or an error (docs/decisions/0009).
+
+Whether a word such as NaN is a number that is missing, or a name like any other, only the whole
+column tells. So readers hand it on, and it is decided here, over all rows of a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from hushtune.common.config import DataConfig
+from hushtune.common.errors import BadValueError
+from hushtune.common.tasks.report import DataReport
+from hushtune.common.tasks.rows import RawRow
+
+NAN, ABSENT = "NaN", "no value"
+
+_NOT_A_NUMBER = frozenset({"nan"})
+
+
+def complete_rows(
+    rows: Iterable[RawRow], config: DataConfig, report: DataReport
+) -> Sequence[RawRow]:
+    """The rows that have all that a run needs; the others are counted in ``report``.
+
+    A row without a text or a label is left out. One with NaN in a column of numbers, or without the
+    site or group that the settings ask for, is left out with `data.missing = "drop"`; else it
+    raises BadValueError with file, row and column.
+    """
+    found = list(rows)
+    columns = columns_read(config)
+    numbers = columns_of_numbers(found, columns)
+    kept: list[RawRow] = []
+    for row in found:
+        lacks = lacking(row, numbers, columns)
+        for role, why in lacks.items():
+            if config.missing == "error" and is_error(role, why):
+                raise _error(role, why, row, columns[role])
+            report.drop(f"no {role}", row.place)
+            break
+        else:
+            kept.append(row)
+    return kept
+
+
+def columns_read(config: DataConfig) -> Mapping[str, str]:
+    """Which columns hold names or numbers of labels, sites and groups, of those that are read."""
+    columns = {"label": config.label}
+    one_table = config.file is not None or config.dataset is not None
+    if config.site is not None and one_table and config.partition == "natural":
+        columns["site"] = config.site
+    if config.group is not None:
+        columns["group"] = config.group
+    return columns
+
+
+def columns_of_numbers(rows: Sequence[RawRow], roles: Iterable[str]) -> frozenset[str]:
+    """Those of the roles whose values are all numbers, or NaN; a column of NaN alone is one."""
+    found: set[str] = set()
+    for role in roles:
+        values = {str(value) for row in rows if (value := getattr(row, role)) is not None}
+        names = {value for value in values if value.casefold() not in _NOT_A_NUMBER}
+        has_nan = "nan" in map(str.casefold, values) or any(role in row.nan for row in rows)
+        if all(map(_is_number, names)) and (names or has_nan):
+            found.add(role)
+    return frozenset(found)
+
+
+def lacking(row: RawRow, numbers: frozenset[str], roles: Iterable[str]) -> Mapping[str, str]:
+    """What a row has no value for: its text or some roles, each with NAN or ABSENT; NaN first.
+
+    Among names the word NaN is a name like any other, but for labels: there it is no label.
+    """
+    values: dict[str, str | None] = {role: getattr(row, role) for role in ("text", *roles)}
+    nan = {
+        role
+        for role in numbers.intersection(values)
+        if role in row.nan or (values[role] or "").casefold() in _NOT_A_NUMBER
+    }
+    if "label" not in nan and (values.get("label") or "").casefold() == "nan":
+        values["label"] = None
+    lacks = {role: NAN for role in values if role in nan}
+    return lacks | {r: ABSENT for r, value in values.items() if value is None and r not in nan}
+
+
+def is_error(role: str, why: str) -> bool:
+    """Whether a row that lacks this is an error, unless `data.missing` says otherwise."""
+    return why == NAN or role in ("site", "group")
+
+
+def _error(role: str, why: str, row: RawRow, column: str) -> BadValueError:
+    file, _, number = row.place.rpartition(":")
+    shown = getattr(row, role) or (NAN if why == NAN or role in row.nan else "an empty cell")
+    return BadValueError(
+        "NaN stands among numbers" if why == NAN else f"a row names no {role}",
+        file=file,
+        row=int(number),
+        column=column,
+        given=shown,
+        expected="a number" if why == NAN else f"the name of a {role}",
+        remedy='mend the row; or data.missing = "drop" leaves such rows out, and counts them',
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
