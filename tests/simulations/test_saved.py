@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as tf
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from hushtune.common import lora
 from hushtune.common.config_io import load_config
@@ -53,20 +55,25 @@ def trained(
     three_sites: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Trained:
-    """A finished run, long enough for logits that differ between texts."""
     folder = tmp_path_factory.mktemp(f"trained-{request.param}")
     # Its own copy of the base, which tests may move or change.
     base = Path(shutil.copytree(tiny_bert, folder / "base"))
+    return train(folder, base, three_sites, head=request.param)
+
+
+def train(folder: Path, base: Path, data: Path, *, head: str, layer: int = 2) -> Trained:
+    """A finished run, long enough for logits that differ between texts."""
     toml = folder / "run.toml"
     toml.write_text(
         f"""
 seed = 3
 [data]
-file = "{three_sites}"
+file = "{data}"
 site = "site"
 [model]
 name = "{base}"
-head = "{request.param}"
+head = "{head}"
+layer = {layer}
 precision = "float32"
 max_tokens = 24
 [adapter]
@@ -88,7 +95,7 @@ baselines = false
         encoding="utf-8",
     )
     run(load_config(toml), folder / "out")
-    return Trained(folder / "out", request.param)
+    return Trained(folder / "out", head)
 
 
 def close(left: Tensor, right: Tensor, tolerance: float = 1e-5) -> None:
@@ -217,23 +224,15 @@ def test_the_card_is_first_of_all_loud_and_tells_all_rows(trained: Trained) -> N
 
 
 def test_the_code_on_an_adapter_s_card_runs_and_answers(trained: Trained, tmp_path: Path) -> None:
+    check_card(trained, tmp_path)
+
+
+def check_card(trained: Trained, at: Path) -> None:
     adapter = trained.out / "adapter"
     card = (adapter / "README.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    code = code.replace('"FOLDER"', repr(str(adapter)))
-    predictor = saved.load(trained.out)
-    if trained.head == "mean":
-        code = code.replace('["a sentence"]', repr(list(TEXTS)))
-        assert last_line(code, at=tmp_path) == repr(predictor.predict(list(TEXTS)))
-        return
-    ends = """
-from transformers import AutoTokenizer
-rows = AutoTokenizer.from_pretrained(FOLDER)(["a sentence"], return_tensors="pt")
-rows.pop("token_type_ids", None)
-print(model.eval()(**rows).logits.tolist())
-""".replace("FOLDER", repr(str(adapter)))
-    found = json.loads(last_line(code + ends, at=tmp_path))
-    close(torch.tensor(found), predictor.logits(["a sentence"]))
+    told = saved.load(trained.out).predict(TEXTS)
+    answer = told if trained.head == "mean" else [row["label"] for row in told]
+    assert use(card, adapter, at) == repr(answer)
 
 
 def test_a_damaged_adapter_is_not_exported(trained: Trained, tmp_path: Path) -> None:
@@ -246,7 +245,58 @@ def test_a_damaged_adapter_is_not_exported(trained: Trained, tmp_path: Path) -> 
     assert not (tmp_path / "to").exists()
 
 
+@pytest.mark.parametrize(
+    ("family", "head", "layer"), [("gpt2", "own", 2), ("roberta", "own", 2), ("bert", "mean", 1)]
+)
+def test_other_families_and_depths_answer_alike_wherever_they_are_loaded(
+    tiny_bert: Path, three_sites: Path, tmp_path: Path, family: str, head: str, layer: int
+) -> None:
+    base = Path(shutil.copytree(tiny_bert, tmp_path / "base"))
+    if family != "bert":
+        make_other(family, base)
+    trained = train(tmp_path, base, three_sites, head=head, layer=layer)
+    check_card(trained, tmp_path)
+    check_merged(trained, tmp_path)
+
+
+def make_other(family: str, folder: Path) -> None:
+    """A random model in place of a folder's BERT, with its tokenizer as such models have it."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if family == "gpt2":  # has no token to pad with
+        tokenizer.pad_token, tokenizer.eos_token = None, "[SEP]"
+        tokenizer.save_pretrained(folder)
+    torch.manual_seed(5)
+    base = {
+        "gpt2": lambda: tf.GPT2Model(
+            tf.GPT2Config(
+                vocab_size=len(tokenizer),
+                n_embd=32,
+                n_layer=2,
+                n_head=2,
+                initializer_range=0.2,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        ),
+        "roberta": lambda: tf.RobertaModel(
+            tf.RobertaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=64,
+                initializer_range=0.2,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        ),
+    }[family]()
+    base.save_pretrained(str(folder))
+
+
 def test_a_merged_model_loads_without_hushtune_and_agrees(trained: Trained, tmp_path: Path) -> None:
+    check_merged(trained, tmp_path)
+
+
+def check_merged(trained: Trained, tmp_path: Path) -> None:
     if trained.head == "mean":
         pytest.importorskip("sentence_transformers")
     predictor = saved.load(trained.out)

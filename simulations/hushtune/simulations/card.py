@@ -28,21 +28,21 @@ print(model.predict(["a sentence"]))
 """
 _LOAD_OWN = """\
 ```python
-from peft import PeftConfig, PeftModel
-from transformers import AutoModelForSequenceClassification
-
-name = PeftConfig.from_pretrained("FOLDER").base_model_name_or_path
-base = AutoModelForSequenceClassification.from_pretrained(name, {options})
-model = PeftModel.from_pretrained(base, "FOLDER")
-```
-"""
-_LOAD_MERGED_OWN = """\
-```python
 import torch
+from peft import PeftConfig, PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+labels = {labels}
+name = PeftConfig.from_pretrained("FOLDER").base_model_name_or_path
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-model = AutoModelForSequenceClassification.from_pretrained("FOLDER").eval()
+base = AutoModelForSequenceClassification.from_pretrained(
+    name, {options}, pad_token_id=tokenizer.pad_token_id
+)
+model = PeftModel.from_pretrained(base, "FOLDER").eval()
+{answer}print([labels[place] for place in logits.argmax(1)])
+```
+"""
+_ANSWER = """\
 rows = tokenizer(
     ["a sentence"],
     padding=True,
@@ -53,7 +53,15 @@ rows = tokenizer(
 )
 with torch.no_grad():
     logits = model(**rows).logits
-print([model.config.id2label[int(place)] for place in logits.argmax(1)])
+"""
+_LOAD_MERGED_OWN = """\
+```python
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = AutoModelForSequenceClassification.from_pretrained("FOLDER").eval()
+{answer}print([model.config.id2label[int(place)] for place in logits.argmax(1)])
 ```
 """
 _LOAD_MERGED_MEAN = """\
@@ -79,7 +87,11 @@ def model_card(
     load = (
         _LOAD_MEAN.format(scale=config.model.feature_scale)
         if config.model.head == "mean"
-        else _LOAD_OWN.format(options=options)
+        else _LOAD_OWN.format(
+            labels=json.dumps(list(workspace.data.label_names), ensure_ascii=False),
+            options=options,
+            answer=_ANSWER.format(max_tokens=config.model.max_tokens),
+        )
     )
     depth = "" if config.model.layer is None else f", its first {config.model.layer} blocks alone"
     base = (
@@ -169,7 +181,8 @@ def merged_card(card: str, *, labels: Sequence[str], head: str, max_tokens: int)
     whose ``encode`` gives the logits of ``labels``. All but what tells how to use it stays.
     """
     if head == "own":
-        library, code = "transformers", _LOAD_MERGED_OWN.format(max_tokens=max_tokens)
+        answer = _ANSWER.format(max_tokens=max_tokens)
+        library, code = "transformers", _LOAD_MERGED_OWN.format(answer=answer)
     else:
         library = "sentence-transformers"
         code = _LOAD_MERGED_MEAN.format(labels=json.dumps(list(labels), ensure_ascii=False))
