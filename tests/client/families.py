@@ -20,9 +20,9 @@ from hushtune.common.messages import LocalTraining, RoundOrder
 from hushtune.common.model import AdaptedModel, Level
 from hushtune.common.privacy.plan import PrivacyPlan, Relation, Trust, Unit
 from hushtune.common.tasks.activations import TokenRows
-from hushtune.common.tasks.base import Batch, Metrics, Rows
+from hushtune.common.tasks.base import Batch, Metrics
 from hushtune.common.tasks.text_classification import TextClassification
-from hushtune.common.tasks.units import Units
+from hushtune.common.tasks.units import Piece, Rows, Units
 
 torch.set_num_threads(1)
 
@@ -125,9 +125,14 @@ class TensorTask:
     def level(self, state: AdapterState, trainable: tuple[str, ...] = ()) -> Level:
         return Level.TOKENS
 
-    def microbatches(self, rows: Rows, size: int) -> list[Rows]:
-        self.asked.append(rows)
-        return [rows[start : start + size] for start in range(0, len(rows), size)]
+    def microbatches(self, units: Units, size: int) -> list[Piece]:
+        if len(units):
+            self.asked.append(units.rows)
+        pieces = [units.take(np.array([place])) for place in range(len(units))]
+        if units.is_single:
+            starts = range(0, len(units), size)
+            pieces = [Units.single(units.rows[start : start + size]) for start in starts]
+        return [Piece(piece, piece.rows) for piece in pieces]
 
     def batch(self, rows: Rows, level: Level) -> Batch:
         at = torch.from_numpy(rows)

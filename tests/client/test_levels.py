@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState, b_key
 from hushtune.common.config import AdapterConfig, ModelConfig
-from hushtune.common.model import Level
-from hushtune.common.tasks.activations import TokenRows, by_length
-from hushtune.common.tasks.base import Rows
+from hushtune.common.model import AdaptedModel, Level
+from hushtune.common.tasks.activations import TokenRows, in_pieces
 from hushtune.common.tasks.text_classification import TextClassification
+from hushtune.common.tasks.units import Rows, Units
 
 from .families import (
     CASES,
@@ -78,14 +78,49 @@ def test_a_row_is_padded_by_its_own_length(lengths: list[int], size: int) -> Non
     """Products of another width round otherwise: the rows beside it must not choose it."""
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     tokens = TokenRows(torch.full((int(offsets[-1]),), 7), offsets, 0, 37)
-    pieces = by_length(tokens, np.arange(len(lengths), dtype=np.int64), size)
-    assert sorted(np.concatenate(pieces)) == list(range(len(lengths)))
+    pieces = in_pieces(tokens, Units.single(np.arange(len(lengths), dtype=np.int64)), size)
+    own = np.concatenate([piece.units.rows for piece in pieces])
+    assert sorted(own) == list(range(len(lengths)))
     for piece in pieces:
-        found = tokens.inputs(piece)
-        assert 1 <= len(piece) <= size
-        for place, row in enumerate(piece):
+        found = tokens.inputs(piece.rows)
+        assert len(piece.rows) == size
+        assert list(piece.rows[: len(piece.units)]) == list(piece.units.rows)
+        for place, row in enumerate(piece.rows):
             alone = tokens.inputs(np.array([row]))
             assert all(torch.equal(found[key][place], alone[key][0]) for key in found)
+
+
+@given(
+    lengths=st.lists(
+        st.lists(st.sampled_from([5, 12, 37]), min_size=1, max_size=3), min_size=2, max_size=20
+    ),
+    size=st.integers(1, 9),
+    data=st.data(),
+)
+def test_a_unit_is_computed_in_shapes_of_its_own(
+    lengths: list[list[int]], size: int, data: st.DataObject
+) -> None:
+    """As many rows, as wide, wherever it stands and whoever else is there."""
+    flat = [length for unit in lengths for length in unit]
+    offsets = np.concatenate([[0], np.cumsum(flat)]).astype(np.int64)
+    tokens = TokenRows(torch.full((int(offsets[-1]),), 7), offsets, 0, 37)
+    starts = np.concatenate([[0], np.cumsum([len(unit) for unit in lengths])]).astype(np.int64)
+    units = Units(np.arange(len(flat), dtype=np.int64), starts)
+    gone = data.draw(st.integers(0, len(units) - 1))
+    rest = units.take(np.delete(np.arange(len(units)), gone))
+
+    def shapes(given: Units) -> dict[tuple[int, ...], tuple[int, ...]]:
+        found: dict[tuple[int, ...], tuple[int, ...]] = {}
+        for piece in in_pieces(tokens, given, size):
+            shape = tuple(tokens.inputs(piece.rows)["input_ids"].shape)
+            for place in range(len(piece.units)):
+                found[tuple(piece.units.take(np.array([place])).rows)] = shape
+        return found
+
+    whole, without = shapes(units), shapes(rest)
+    assert len(whole) == len(units)
+    assert without == {rows: shape for rows, shape in whole.items() if rows in without}
+    assert len(without) == len(rest)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -94,18 +129,7 @@ def test_a_row_s_kept_activations_do_not_depend_on_the_other_rows(precision: str
 
     Wide enough that products of other shapes take other roads through the processor.
     """
-    config = tiny_config("bert")
-    config.update({"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 768})
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        base = transformers.AutoModel.from_config(config, attn_implementation="eager").eval()
-    model = lora.attach(
-        base,
-        model=ModelConfig(head="mean", precision=precision),
-        adapter=AdapterConfig(rank=2, layers=1),
-        num_labels=3,
-        seed=0,
-    )
+    model = wide_bert(precision)
     tokens = token_rows("bert", 150, longest=70)
     everyone = np.arange(150, dtype=np.int64)
 
@@ -126,6 +150,84 @@ def test_a_row_s_kept_activations_do_not_depend_on_the_other_rows(precision: str
         others = torch.cat([whole[0][:start], whole[0][end:]])
         assert float((hidden - others).abs().max()) <= 1e-5
         assert float((features - whole[1][rest]).abs().max()) <= 1e-5
+
+
+def wide_bert(precision: str) -> AdaptedModel:
+    config = tiny_config("bert")
+    config.update({"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 768})
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        base = transformers.AutoModel.from_config(config, attn_implementation="eager").eval()
+    return lora.attach(
+        base,
+        model=ModelConfig(head="mean", precision=precision),
+        adapter=AdapterConfig(rank=2, layers=1),
+        num_labels=3,
+        seed=0,
+    )
+
+
+LENGTHS = {
+    "one row each": [[5]] * 9 + [[7]] * 8,
+    "a unit with a short and a long row": [[7, 7]] * 14 + [[7, 100]],
+    "a unit of many rows": [[6]] * 16 + [[6] * 8],
+}
+
+
+@pytest.mark.parametrize("who", LENGTHS)
+@pytest.mark.parametrize("microbatch", [1, 2, 8, 64])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_rounding_that_an_adapter_blows_up_moves_the_sum_no_further_than_the_clip_norm(
+    precision: str, microbatch: int, who: str
+) -> None:
+    """A head that adds up a layer norm's output is zero but for rounding, which 1e10 makes labels.
+
+    Whoever orders such an adapter sees the others' gradients flip, if the unit that is gone has any
+    say in how they are computed.
+    """
+    lengths = LENGTHS[who]
+    flat = [length for unit in lengths for length in unit]
+    starts = np.concatenate([[0], np.cumsum([len(unit) for unit in lengths])]).astype(np.int64)
+    units = Units(np.arange(len(flat), dtype=np.int64), starts)
+    ids = np.random.default_rng(3).integers(3, 30, sum(flat)).astype(np.int32)
+    offsets = np.concatenate([[0], np.cumsum(flat)]).astype(np.int64)
+    model = wide_bert(precision)
+    tokens = TokenRows(torch.from_numpy(ids), offsets, 0, 128)
+    made = dict(lora.initial_state(model, seed=0).tensors)
+    made["head.weight"] = 1e10 * torch.tensor([1.0, -1.0, 0.0])[:, None] * torch.ones(384)
+    keys = ("head.bias", "head.weight")
+    for start in (Level.FEATURES, Level.HIDDEN, Level.TOKENS):
+        if start is not Level.FEATURES:
+            made = {
+                key: torch.full_like(tensor, 1e-3) if key.endswith("lora_B") else tensor
+                for key, tensor in made.items()
+            }
+        state = AdapterState(lora.spec(model), made)
+        sums = []
+        for gone in (None, len(units) - 1, 0):
+            left = np.delete(np.arange(len(units)), [] if gone is None else [gone])
+            chosen = units.take(left)
+            task = TextClassification(
+                model,
+                tokens,
+                labels(len(flat)),
+                cache_megabytes=0 if start is Level.TOKENS else 64,
+                rows_in_use=chosen.rows,
+            )
+            assert task.level(state, keys) is start
+            sums.append(
+                summed(
+                    task,
+                    chosen,
+                    state=state,
+                    clip_norm=1.0,
+                    microbatch=microbatch,
+                    level=start,
+                    keys=keys,
+                )
+            )
+        for other in sums[1:]:
+            assert float(torch.linalg.norm(sums[0] - other)) <= 1.0001
 
 
 @every_text

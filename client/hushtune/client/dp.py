@@ -79,13 +79,11 @@ def clipped_sum(
     run inside ``per_example_gradients``. Returns float32 CPU tensors in the shapes of ``trained``.
     """
     total = {key: torch.zeros_like(parameter) for key, parameter in trained.items()}
-    largest = int(units.sizes.max()) if len(units) else 1
-    firsts = units.firsts  # a unit is never cut: it is known by its first row
-    for piece in task.microbatches(firsts, max(1, microbatch // largest)) if len(units) else []:
-        whole = units.take(units.places_of(piece))
-        task.example_losses(task.batch(whole.rows, level)).sum().backward()
+    for piece in task.microbatches(units, microbatch):
+        task.example_losses(task.batch(piece.rows, level)).sum().backward()
+        own = len(piece.units.rows)  # the others fill the piece up, and count for nothing
         samples = {
-            key: whole.means(_take(key, parameter, len(whole.rows)))
+            key: piece.units.means(_take(key, parameter, len(piece.rows))[:own])
             for key, parameter in trained.items()
         }
         # In float64: the square of a small float32 is zero, and what has no norm is not clipped.

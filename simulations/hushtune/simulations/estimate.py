@@ -14,9 +14,8 @@ from hushtune.common.lora_rules import RULES, trainable_keys
 from hushtune.common.model import Level
 from hushtune.common.planning import POOLED, site_plans
 from hushtune.common.tasks import partition
-from hushtune.common.tasks.base import Rows
 from hushtune.common.tasks.text_classification import EVALUATION_BATCH
-from hushtune.common.tasks.units import Units
+from hushtune.common.tasks.units import Rows, Units
 from hushtune.common.tasks.workspace import Workspace, check_sizes, open_workspace, resolve
 from hushtune.server.federation import check_sites
 from hushtune.simulations.agreement import refusals
@@ -102,8 +101,8 @@ def _seconds_a_row(workspace: Workspace, full_keys: tuple[str, ...]) -> tuple[fl
 
     def frozen_pass() -> None:
         task.model.frozen_mode()
-        for piece in task.microbatches(rows, EVALUATION_BATCH):
-            task.model.frozen_activations(task.batch(piece, Level.TOKENS).inputs)
+        for piece in task.microbatches(Units.single(rows), EVALUATION_BATCH):
+            task.model.frozen_activations(task.batch(piece.rows, Level.TOKENS).inputs)
 
     def private_pass() -> None:
         trained = lora.set_trainable(task.model, full_keys)

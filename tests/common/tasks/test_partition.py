@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from hushtune.common.config import DataConfig
 from hushtune.common.errors import TooFewRowsError
-from hushtune.common.tasks.base import Rows
 from hushtune.common.tasks.data import load_data
 from hushtune.common.tasks.partition import draw, partition, plot, table
+from hushtune.common.tasks.units import Rows
 
 HOWS = ("iid", "dirichlet", "quantity", "shards")
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hushtune.common.tasks.base import Rows
+from hushtune.common.tasks.units import Piece, Rows, Units
 
 _WIDTH = 8
 
@@ -75,9 +75,21 @@ class Activations:
         return out
 
 
-def by_length(tokens: TokenRows, rows: Rows, size: int) -> list[Rows]:
-    """Pieces of at most ``size`` rows of one width; widest first, so that memory peaks early."""
-    widths = tokens.widths
-    order = rows[np.argsort(-widths[rows], kind="stable")]
-    alike = np.split(order, np.flatnonzero(np.diff(widths[order])) + 1)
-    return [same[start : start + size] for same in alike for start in range(0, len(same), size)]
+def in_pieces(tokens: TokenRows, units: Units, size: int) -> list[Piece]:
+    """Units in pieces of about ``size`` rows, widest first, so that memory peaks early.
+
+    All units of a piece have as many rows as one another, and are padded to the same width. How
+    many rows are computed at once follows from those two and ``size``, and not from how many units
+    there are: the last piece is filled up. So the shapes in which a unit is computed follow from
+    the unit alone, and what is computed for it does not change with who else is there.
+    """
+    widths = np.maximum.reduceat(tokens.widths[units.rows], units.starts[:-1])
+    order = np.lexsort((units.sizes, -widths))
+    kinds = np.stack([widths[order], units.sizes[order]])
+    changes = np.flatnonzero(np.diff(kinds).any(0)) + 1
+    return [
+        Piece.filled(units.take(alike[start : start + count]), count)
+        for alike in np.split(order, changes)
+        for count in (max(1, size // int(units.sizes[alike[0]])),)
+        for start in range(0, len(alike), count)
+    ]

@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hushtune.common.adapter import AdapterState
 from hushtune.common.model import AdaptedModel, Level
+from hushtune.common.tasks.units import Piece, Rows, Units
 
-Rows = NDArray[np.int64]
 Metrics = Mapping[str, float]
 
 
@@ -41,8 +39,8 @@ class Task(Protocol):
         """The cheapest start of a forward pass that is exact for this adapter."""
         ...
 
-    def microbatches(self, rows: Rows, size: int) -> list[Rows]:
-        """Split rows into pieces of at most ``size`` rows of like cost."""
+    def microbatches(self, units: Units, size: int) -> list[Piece]:
+        """Whole units in pieces of about ``size`` rows, one for each unit; none for no units."""
         ...
 
     def batch(self, rows: Rows, level: Level) -> Batch:

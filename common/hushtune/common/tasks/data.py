@@ -13,7 +13,6 @@ import numpy as np
 from hushtune.common.config import DataConfig
 from hushtune.common.errors import EmptyDataError, LabelError
 from hushtune.common.seeds import rng
-from hushtune.common.tasks.base import Rows
 from hushtune.common.tasks.guess import text_remedy
 from hushtune.common.tasks.labels import check_sample, label_names
 from hushtune.common.tasks.missing import complete_rows
@@ -21,7 +20,7 @@ from hushtune.common.tasks.partition import partition
 from hushtune.common.tasks.readers import RawRow, read_dataset, read_demo, read_file
 from hushtune.common.tasks.report import DataReport
 from hushtune.common.tasks.splits import Split, split_units, subsample
-from hushtune.common.tasks.units import Units
+from hushtune.common.tasks.units import Rows, Units
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from hushtune.common.errors import TooFewRowsError
 from hushtune.common.seeds import rng
-from hushtune.common.tasks.base import Rows
+from hushtune.common.tasks.units import Rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,8 +8,7 @@ import numpy as np
 
 from hushtune.common.errors import TooFewRowsError
 from hushtune.common.seeds import rng
-from hushtune.common.tasks.base import Rows
-from hushtune.common.tasks.units import Units
+from hushtune.common.tasks.units import Rows, Units
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,9 @@ from hushtune.common import lora
 from hushtune.common.adapter import AdapterState, b_key
 from hushtune.common.errors import ConfigError
 from hushtune.common.model import AdaptedModel, Level
-from hushtune.common.tasks.activations import Activations, TokenRows, by_length
-from hushtune.common.tasks.base import Batch, Metrics, Rows
+from hushtune.common.tasks.activations import Activations, TokenRows, in_pieces
+from hushtune.common.tasks.base import Batch, Metrics
+from hushtune.common.tasks.units import Piece, Rows, Units
 
 EVALUATION_BATCH = 32
 
@@ -79,9 +80,9 @@ class TextClassification:
             return Level.FEATURES
         return Level.TOKENS if kept.hidden is None else Level.HIDDEN
 
-    def microbatches(self, rows: Rows, size: int) -> list[Rows]:
+    def microbatches(self, units: Units, size: int) -> list[Piece]:
         """See ``Task.microbatches``."""
-        return by_length(self._tokens, rows, size)
+        return in_pieces(self._tokens, units, size) if len(units) else []
 
     def batch(self, rows: Rows, level: Level) -> Batch:
         """See ``Task.batch``."""
@@ -111,9 +112,10 @@ class TextClassification:
         level = self.level(state)
         distinct, places = np.unique(rows, return_inverse=True)
         out = torch.empty(len(distinct), self._model.num_labels)
-        for piece in self.microbatches(distinct, EVALUATION_BATCH):
-            where = torch.from_numpy(np.searchsorted(distinct, piece))
-            out[where] = self._model(self.batch(piece, level).inputs).float().cpu()
+        for piece in self.microbatches(Units.single(distinct), EVALUATION_BATCH):
+            where = torch.from_numpy(np.searchsorted(distinct, piece.units.rows))
+            found = self._model(self.batch(piece.rows, level).inputs)
+            out[where] = found[: len(where)].float().cpu()
         return out[torch.from_numpy(places)]
 
     def row_figures(self, state: AdapterState, rows: Rows) -> tuple[Tensor, Tensor]:
@@ -161,8 +163,9 @@ class TextClassification:
         hidden = torch.full((total, width), torch.nan) if fits else None
         features = torch.full((count, width), torch.nan) if has_features else None
         done = 0
-        for rows in self.microbatches(self._in_use, EVALUATION_BATCH):
-            inputs = self._tokens.inputs(rows)
+        for piece in self.microbatches(Units.single(self._in_use), EVALUATION_BATCH):
+            rows = piece.units.rows
+            inputs = self._tokens.inputs(piece.rows)
             inputs = {key: value.to(self._device()) for key, value in inputs.items()}
             states, pooled = self._model.frozen_activations(inputs)
             if hidden is not None:
@@ -170,7 +173,7 @@ class TextClassification:
                     start, end = self._tokens.offsets[row], self._tokens.offsets[row + 1]
                     hidden[start:end] = states[place, : end - start]
             if features is not None and pooled is not None:
-                features[torch.from_numpy(rows)] = pooled.cpu()
+                features[torch.from_numpy(rows)] = pooled[: len(rows)].cpu()
             done += len(rows)
             if self._on_fill is not None:
                 self._on_fill(done, len(self._in_use))

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from hushtune.common.tasks.base import Rows
+Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,6 @@ class Units:
         return np.diff(self.starts)
 
     @property
-    def firsts(self) -> Rows:
-        """The first row of each unit, ``(num_units,)``: a row's name for its unit."""
-        return self.rows[self.starts[:-1]]
-
-    @property
     def is_single(self) -> bool:
         """Whether every unit is one row."""
         return len(self) == len(self.rows)
@@ -62,11 +58,6 @@ class Units:
         # For each wanted row, its place: where its unit begins, plus its place in the unit.
         within = np.arange(starts[-1]) - np.repeat(starts[:-1], sizes)
         return Units(self.rows[np.repeat(self.starts[:-1][places], sizes) + within], starts)
-
-    def places_of(self, firsts: Rows) -> Rows:
-        """Places of the units that have these first rows."""
-        order = np.argsort(self.firsts, kind="stable")
-        return order[np.searchsorted(self.firsts[order], firsts)]
 
     def at_most(self, limit: int, random: np.random.Generator) -> Units:
         """Each unit with at most ``limit`` of its rows, drawn at random."""
@@ -97,3 +88,17 @@ class Units:
         owners = torch.repeat_interleave(torch.arange(len(self), device=values.device), sizes)
         sums = values.new_zeros(len(self), *values.shape[1:]).index_add_(0, owners, values)
         return sums / sizes.view(-1, *[1] * (values.dim() - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Units that are computed at once: ``rows`` are theirs and, after them, what fills it up."""
+
+    units: Units
+    rows: Rows
+
+    @classmethod
+    def filled(cls, units: Units, count: int) -> Piece:
+        """Units of one size as a piece of ``count`` such units: the first stands for the rest."""
+        missing = np.tile(units.rows[: int(units.sizes[0])], count - len(units))
+        return cls(units, np.concatenate([units.rows, missing]))

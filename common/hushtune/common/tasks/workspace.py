@@ -35,10 +35,9 @@ from hushtune.common.errors import (
 )
 from hushtune.common.planning import POOLED
 from hushtune.common.tasks.assets import resolve_model
-from hushtune.common.tasks.base import Rows
 from hushtune.common.tasks.data import LabelledText, load_data
 from hushtune.common.tasks.text_classification import TextClassification, tokenize, weights_of
-from hushtune.common.tasks.units import Units
+from hushtune.common.tasks.units import Rows, Units
 from hushtune.common.tuning import keep_freed_memory, measured_precision
 
 if TYPE_CHECKING:
