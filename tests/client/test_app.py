@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Message
 
 from hushtune.client import app
 from hushtune.client.policy import SitePolicy
 from hushtune.client.site import Site
 from hushtune.client.terms import Terms
+from hushtune.client.train import train_locally
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
-from hushtune.common.errors import DiskFullError
+from hushtune.common.errors import BadValueError, DiskFullError, LabelError, PolicyError
 from hushtune.common.messages import (
     ClientUpdate,
     Refusal,
@@ -200,6 +202,40 @@ def test_a_round_asked_again_with_another_order_is_refused_and_not_answered_with
     assert len(site.ledger.entries()) == 1
     assert site.ledger.num_resent(site.dataset, "run") == 0  # nothing was handed out
     assert updated(site, order).delta.to_bytes() == sent.delta.to_bytes()
+
+
+def test_of_two_processes_that_trained_the_same_round_both_send_the_first_one_s_update(
+    task: TensorTask, state: AdapterState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = make_order(state, PLAN)
+    site, other = make_site(task, tmp_path), make_site(task, tmp_path)
+    sent: list[bytes] = []
+
+    def trained_elsewhere(*args: Any, **others: Any) -> Any:
+        monkeypatch.undo()
+        sent.append(updated(other, order).delta.to_bytes())
+        return train_locally(*args, **others)
+
+    monkeypatch.setattr(app, "train_locally", trained_elsewhere)
+    assert [updated(site, order).delta.to_bytes()] == sent
+    assert site.ledger is not None
+    assert len(site.ledger.entries()) == 1
+
+
+def test_what_is_wrong_with_the_data_stays_at_the_site(caplog: pytest.LogCaptureFixture) -> None:
+    """A label, a row or a count in an error would leave without noise."""
+    asked = Message(encode_hello(), dst_node_id=1, message_type="query")
+    for error in (
+        LabelError("label 'HIV positive' occurs once only", given="patients.csv:7"),
+        BadValueError("NaN stands among numbers", file="patients.csv", row=7, column="age"),
+    ):
+        reply = app._failed(error, asked)
+        assert reply.error.reason == (
+            f"{error.code} the site's data cannot be used; its own log says why"
+        )
+        assert error.message in caplog.text
+    reply = app._failed(PolicyError("too little noise", given="/secret/place"), asked)
+    assert reply.error.reason == "HT404 too little noise"
 
 
 def test_again_is_answered_even_when_the_budget_is_gone(

@@ -391,11 +391,15 @@ def test_public_figures_need_a_policy_that_says_so(settings: Any, tmp_path: Path
     config = settings.config(
         privacy__trust="site", simulation__policies=str(folder), metrics__release="public"
     )
-    run(config, tmp_path / "out")
+    summary = run(config, tmp_path / "out")
     released = rows_of(tmp_path / "out")[-1]["released"]
     assert set(released["sites"]) == {"south"}
     assert set(released["missing"]) == {"east", "north"}
     assert all("HT404" in why for why in released["missing"].values())
+    assert set(summary["refusals"]) == {"east", "north"}
+    for rows in summary["refusals"].values():
+        assert {row["code"] for row in rows} == {"HT404"}
+        assert all(row["reason"].startswith("figures of the round: ") for row in rows)
     assert len(Ledger(folder / "south.sqlite").entries()) == 3
 
 

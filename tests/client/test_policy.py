@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import Context, RecordDict
 
 from hushtune.client.app import answer
 from hushtune.client.policy import SitePolicy
+from hushtune.client.site import Site, close_sites, open_site
 from hushtune.client.terms import Terms, load_terms, terms_template
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState
+from hushtune.common.config_io import replace as changed_config
 from hushtune.common.errors import (
     ConfigError,
     MissingFileError,
@@ -35,6 +38,8 @@ from hushtune.common.messages import (
 from hushtune.common.privacy.accountant import epsilon
 from hushtune.common.privacy.ledger import Ledger
 from hushtune.common.privacy.plan import Relation, Trust
+from hushtune.common.run_context import run_config
+from hushtune.common.tasks.workspace import resolve
 from hushtune.simulations import run
 
 from .families import TensorTask, make_order, moved, private_plan, tensor_task
@@ -225,6 +230,56 @@ def test_a_site_with_a_policy_never_trains_without_privacy(settings: Any, tmp_pa
         run(config, tmp_path / "out")
 
 
+def test_a_site_with_a_policy_never_draws_what_a_seed_gives(settings: Any, tmp_path: Path) -> None:
+    """Noise and batches that the run's seed determines would be taken off again."""
+    folder = policies(tmp_path / "policies")
+    seeded = {"privacy__trust": "site", "privacy__insecure_seeded_noise": True}
+    config = settings.config(**seeded, simulation__policies=folder, train__rounds=1)
+    with pytest.raises(SiteError, match=r"(?s)3 of 3.*HT404 the run asks for noise and batches"):
+        run(config, tmp_path / "out")
+    run(settings.config(**seeded, train__rounds=1, train__warmup_rounds=0), tmp_path / "without")
+
+
+def test_the_policy_s_own_size_is_the_one_that_counts(settings: Any, tmp_path: Path) -> None:
+    """A run that declares a larger site would get a smaller batch, or a larger delta, past it."""
+    folder = policies(tmp_path / "policies", north={"public_size": 56})
+    common = {"privacy__trust": "site", "simulation__policies": folder, "train__rounds": 1}
+    sizes = {"east": 42, "north": 56, "south": 49}
+    config = settings.config(**common, train__warmup_rounds=0, data__public_sizes=sizes)
+    run(config, tmp_path / "honest")
+    larger = changed_config(config, {"data.public_sizes": {**sizes, "north": 560}})
+    with pytest.raises(SiteError, match=r"(?s)north: HT404 the run declares another size"):
+        run(larger, tmp_path / "larger")
+
+
+def test_a_policy_that_is_made_stricter_holds_at_once(settings: Any, tmp_path: Path) -> None:
+    """For the next order, in a process that goes on."""
+    path = written(tmp_path, "max_epsilon = 3.0\nmax_delta = 1e-6\n")
+    opened = open_at(settings, path, tmp_path / "out")
+    assert opened().limit.epsilon == 3.0
+    assert opened() is opened()
+    path.write_text("max_epsilon = 0.5\nmax_delta = 1e-6\n", encoding="utf-8")
+    assert opened().limit.epsilon == 0.5
+    path.unlink()
+    with pytest.raises(MissingFileError):
+        opened()
+    close_sites()
+
+
+def open_at(settings: Any, policy: Path, out: Path) -> Callable[[], Site]:
+    """Opens the site of a node that was started with a policy of its own."""
+    elsewhere = {"simulation__ledgers": str(out / "elsewhere")}
+    config = resolve(settings.config(privacy__trust="site", **elsewhere))
+    context = Context(
+        run_id=1,
+        node_id=1,
+        node_config={"partition-id": 0, "num-partitions": 3, "policy": str(policy)},
+        state=RecordDict(),
+        run_config=run_config(config, out),
+    )
+    return lambda: open_site(context)
+
+
 def test_the_policy_s_budget_counts_and_not_the_run_s(settings: Any, tmp_path: Path) -> None:
     """The run asks for epsilon 3; one site grants 1."""
     folder = policies(tmp_path / "policies", south={"max_epsilon": 1.0})
@@ -245,9 +300,7 @@ def test_a_policy_whose_delta_promises_nothing_stops_the_run_at_its_start(
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_runs_that_share_ledgers_share_the_budget(
-    settings: Any, tmp_path: Path, named: bool
-) -> None:
+def test_runs_under_one_policy_share_its_budget(settings: Any, tmp_path: Path, named: bool) -> None:
     """By the data's fingerprint, whatever the seed; or by a name, even if the rows change."""
     terms = {"data_set": "ward 7"} if named else {}
     folder = policies(
@@ -259,7 +312,6 @@ def test_runs_that_share_ledgers_share_the_budget(
     common = {
         "privacy__trust": "site",
         "simulation__policies": folder,
-        "simulation__ledgers": str(tmp_path / "ledgers"),
         "privacy__epsilon": 2.5,
     }
     first = run(settings.config(**common), tmp_path / "first")
@@ -270,7 +322,7 @@ def test_runs_that_share_ledgers_share_the_budget(
     assert {row["code"] for row in second["refusals"]["north"]} == {"HT401"}
     statement = json.loads((tmp_path / "second" / "privacy.json").read_text(encoding="utf-8"))
     for site, row in statement["sites"].items():
-        entries = Ledger(tmp_path / "ledgers" / f"{site}.sqlite").entries()
+        entries = Ledger(tmp_path / "policies" / f"{site}.sqlite").entries()
         events = [entry.event for entry in entries]
         whole = epsilon(events, delta=1e-3, relation=Relation.ADD_OR_REMOVE_ONE)
         assert 2.5 < whole <= (3.2 if site == "north" else 9.0)
@@ -352,6 +404,16 @@ def test_the_same_run_again_is_another_run_to_a_policy_s_ledger(
     assert len(Ledger(tmp_path / "policies" / "north.sqlite").entries()) == 4
 
 
+def test_runs_that_share_ledgers_share_the_budget(settings: Any, tmp_path: Path) -> None:
+    """By the data's fingerprint, whatever the seed."""
+    common = {"privacy__trust": "site", "simulation__ledgers": str(tmp_path / "ledgers")}
+    common |= {"train__rounds": 2, "train__warmup_rounds": 1}
+    run(settings.config(**common), tmp_path / "first")
+    with pytest.raises(QuorumError, match="HT401"):
+        run(settings.config(**common, seed=8), tmp_path / "second")
+    assert len(Ledger(tmp_path / "ledgers" / "north.sqlite").entries()) == 2
+
+
 def test_the_same_run_again_is_another_run_to_shared_ledgers(settings: Any, tmp_path: Path) -> None:
     common = {"privacy__trust": "site", "simulation__ledgers": str(tmp_path / "ledgers")}
     config = settings.config(**common, train__rounds=2, train__warmup_rounds=1)
@@ -362,23 +424,8 @@ def test_the_same_run_again_is_another_run_to_shared_ledgers(settings: Any, tmp_
 
 def test_a_policy_at_the_node_is_the_site_s_own(settings: Any, tmp_path: Path) -> None:
     """Named where the node is started, whatever the run's configuration says."""
-    from flwr.app import Context, RecordDict
-
-    from hushtune.client.site import close_sites, open_site
-    from hushtune.common.run_context import run_config
-    from hushtune.common.tasks.workspace import resolve
-
     path = written(tmp_path, "max_epsilon = 0.25\nmax_delta = 1e-6\n")
-    elsewhere = {"simulation__ledgers": str(tmp_path / "elsewhere")}
-    config = resolve(settings.config(privacy__trust="site", **elsewhere))
-    context = Context(
-        run_id=1,
-        node_id=1,
-        node_config={"partition-id": 0, "num-partitions": 3, "policy": str(path)},
-        state=RecordDict(),
-        run_config=run_config(config, tmp_path / "out"),
-    )
-    site = open_site(context)
+    site = open_at(settings, path, tmp_path / "out")()
     close_sites()
     assert site.limit.epsilon == 0.25
     assert site.limit.whole_ledger

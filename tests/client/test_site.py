@@ -10,6 +10,7 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from hushtune.client.site import Site, close_sites, open_site, simulated_ledger
+from hushtune.common.errors import ConfigError
 from hushtune.common.run_context import RunContext, run_config
 from hushtune.common.tasks.workspace import resolve
 
@@ -65,4 +66,5 @@ def test_where_a_ledger_lies(settings: Any, tmp_path: Path) -> None:
     assert place() == tmp_path / "ledger" / "north.sqlite"
     assert place(policies="/p") == Path("/p/north.sqlite")
     assert place(ledgers="/l") == Path("/l/north.sqlite")
-    assert place(policies="/p", ledgers="/l") == Path("/l/north.sqlite")
+    with pytest.raises(ConfigError, match="beside it, and nowhere else"):
+        place(policies="/p", ledgers="/l")

@@ -134,7 +134,7 @@ counts = st.integers(0, 2**53 - 1)
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.text(), st.text(), counts, finite, counts)
+@given(st.text(max_size=200).filter(str.isprintable), st.text(), counts, finite, counts)
 def test_any_order_round_trips(run: str, site: str, round: int, rate: float, steps: int) -> None:
     training = replace(ORDER.training, learning_rate=rate, schedule_steps=max(1, steps))
     order = replace(ORDER, run=run, round=round, site=site, num_examples=round, training=training)
@@ -304,6 +304,13 @@ def test_a_run_is_not_called_as_the_figures_of_another_are() -> None:
     """Its ledger would take a kept adapter for figures, or figures for an adapter."""
     with pytest.raises(MessageError, match="must not end in"):
         decode_order(encode_order(replace(ORDER, run="x/metrics")))
+
+
+@pytest.mark.parametrize("name", ["x" * 201, "a\x1b[2Jb", "a\nb"])
+def test_a_run_s_name_is_short_and_can_be_printed(name: str) -> None:
+    """It stays in a ledger for good, and is shown in a terminal."""
+    with pytest.raises(MessageError, match="too long, or cannot be printed"):
+        decode_order(encode_order(replace(ORDER, run=name)))
 
 
 def test_noise_beyond_what_floats_hold_is_refused() -> None:

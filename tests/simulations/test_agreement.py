@@ -74,11 +74,7 @@ def test_a_dry_run_says_what_the_run_would_meet(
 
 def test_what_other_runs_spent_counts(settings: Any, hushtune: Any, tmp_path: Path) -> None:
     folder = policies(tmp_path / "policies", north={"max_epsilon": 3.2})
-    changes = {
-        "privacy__trust": "site",
-        "simulation__policies": folder,
-        "simulation__ledgers": str(tmp_path / "ledgers"),
-    }
+    changes = {"privacy__trust": "site", "simulation__policies": folder}
     toml = settings.file(tmp_path, **changes)
     assert dry_run(hushtune, toml)[1] == []
     run(settings.config(**changes), tmp_path / "first")

@@ -14,7 +14,13 @@ from hushtune.client import metrics
 from hushtune.client.site import Site, open_site
 from hushtune.client.train import train_locally
 from hushtune.common.adapter import AdapterState
-from hushtune.common.errors import HushtuneError, LedgerError, SiteError
+from hushtune.common.errors import (
+    DataError,
+    HushtuneError,
+    LedgerError,
+    MissingFileError,
+    SiteError,
+)
 from hushtune.common.messages import (
     METRICS_RUN,
     ClientUpdate,
@@ -91,7 +97,10 @@ def _at_site(
 def _failed(error: HushtuneError, message: Message) -> Message:
     """An error reply: what is wrong, by code and message; values and paths stay at the site."""
     log.error("this site cannot take part: %s", error)
-    reason = f"{error.code} {error.message}"
+    # What is wrong with data tells of them: which label is rare, which row is empty.
+    of_data = isinstance(error, DataError) and not isinstance(error, MissingFileError)
+    told = "the site's data cannot be used; its own log says why" if of_data else error.message
+    reason = f"{error.code} {told}"
     return Message(Error(code=0, reason=reason), reply_to=message)
 
 
@@ -241,7 +250,13 @@ def _charged(
         if isinstance(error, HushtuneError):
             raise
         raise _unexpected(error) from error
-    entry = ledger.charge_with_reply(event, round=round, reply=reply, asked=asked, **what)
+    try:
+        entry = ledger.charge_with_reply(event, round=round, reply=reply, asked=asked, **what)
+    except LedgerError:
+        kept = ledger.resend(run, round, dataset=site.dataset, asked=asked)
+        if kept is None:
+            raise
+        return kept.reply, kept.entry  # another process answered meanwhile
     return reply, entry
 
 

@@ -83,7 +83,7 @@ def open_site(context: Context) -> Site:
     return _kept_site(run, names[place], policy, ledger)
 
 
-_open: dict[tuple[RunContext, str, Path | None], Site] = {}
+_open: dict[tuple[RunContext, str, Path | None, Terms | None], Site] = {}
 
 
 def close_sites() -> None:
@@ -95,9 +95,11 @@ def _kept_site(run: RunContext, name: str, policy: Path | None, ledger: Path) ->
     workspace = open_workspace(run.config)
     if any(site.task is not workspace.task for site in _open.values()):
         _open.clear()  # they would keep the model and activations of an earlier study
-    if (run, name, policy) not in _open:
-        _open[run, name, policy] = _make_site(run, name, policy, ledger, workspace)
-    return _open[run, name, policy]
+    # Read for every order, so that a policy that is made stricter holds at once.
+    key = (run, name, policy, None if policy is None else load_terms(policy))
+    if key not in _open:
+        _open[key] = _make_site(run, name, policy, ledger, workspace)
+    return _open[key]
 
 
 def _make_site(
@@ -152,10 +154,23 @@ def _check_terms(terms: Terms, config: RunConfig, size: int, policy: Path) -> No
 
     ``size``: the site's declared number of units.
     """
+    if config.privacy.insecure_seeded_noise:
+        raise PolicyError(
+            "the run asks for noise and batches that whoever knows its seed can draw again",
+            given="privacy.insecure_seeded_noise = true",
+            expected=f"false, as the site has a policy, {policy.name}",
+        )
+    if terms.public_size is not None and terms.public_size != size:
+        raise PolicyError(
+            "the run declares another size of the site than the site itself does",
+            given=f"{size} units",
+            expected=f"{terms.public_size}, as public_size in {policy.name} says",
+            remedy="set data.public_sizes of this site to that",
+        )
     if terms.max_delta >= 1 / size:
         raise PolicyError(
             "a policy's max_delta promises nothing to a site of this size",
-            given=f"{terms.max_delta:g} for {size} records, in {policy.name}",
+            given=f"{terms.max_delta:g} for {size} units, in {policy.name}",
             expected=f"below {1 / size:.3g}",
         )
     if (config.privacy.unit, config.data.group) != (terms.unit, terms.group):
@@ -200,14 +215,14 @@ def terms_of_run(config: RunConfig) -> Terms:
 def simulated_ledger(run: RunContext, site: str) -> Path:
     """Where a simulated site keeps its ledger.
 
-    In ``simulation.ledgers``, which several runs share; or beside its own policy, whose budget is
-    for all runs; or in the run's folder.
+    Beside its own policy, whose budget is for all runs; or in ``simulation.ledgers``, which several
+    runs share; or in the run's folder.
     """
     own, shared = ledger_path(run.out, site), run.config.simulation.ledgers
     policy = simulated_policy(run.config, site)
-    if shared is not None:
-        return shared / own.name
-    return own if policy is None else _beside(policy)
+    if policy is not None:
+        return _beside(policy)
+    return own if shared is None else shared / own.name
 
 
 def _beside(policy: Path) -> Path:

@@ -44,11 +44,19 @@ class Terms(Section):
         "and needed there: a server that chose it could make a group of every record",
         examples=["patient"],
     )
+    public_size: Count | None = Field(
+        default=None,
+        description="the site's number of training units (records, or groups) as it may be known; "
+        "a run that declares another is refused. Left out, the run's own figure is taken, and "
+        "min_batch is judged by that",
+        examples=[5000],
+    )
     data_set: Name | None = Field(
         default=None,
         description="a name under which what is spent is added up; for a site that holds several "
         "data sets without a person in common. Left out, all that the site's ledger holds counts, "
-        "whichever rows and columns were used",
+        "whichever rows and columns were used; what was charged before the name was given does not "
+        "count towards it",
         examples=["cardiology"],
     )
     min_noise_multiplier: Annotated[float, Field(ge=LEAST_NOISE_MULTIPLIER)] = Field(
@@ -64,12 +72,12 @@ class Terms(Section):
         description="optimiser steps in all runs; figures count as one",
     )
     min_batch: Positive = Field(
-        default=1.0, description="least expected number of units in a step, by the public size"
+        default=1.0, description="least expected number of units in a step, by public_size"
     )
     base_models: Names = Field(
         default=(),
-        description="sha256 of the weights of the base models that may be trained on; empty = the "
-        "one that the site itself has loaded",
+        description="sha256 of the weights of the base models that may be trained on; empty = "
+        "whichever the run names",
     )
     rules: Names = Field(
         default=tuple(sorted(RULES)), description="aggregation rules that the site takes part in"

@@ -55,11 +55,23 @@ class SimulationConfig(Section):
     ledgers: FilePath | None = Field(
         default=None,
         description="a folder that keeps the sites' ledgers over several runs, which then share "
-        "the budgets; left out, each run begins with its own",
+        "the budgets; left out, each run begins with its own. Not with policies: those have theirs "
+        "beside them",
         examples=["ledgers"],
     )
     baselines: bool = Field(default=True, description="also train what the result is compared with")
     evaluate_every: Count = Field(default=1, description="evaluate after every so many rounds")
+
+    @model_validator(mode="after")
+    def _one_place_for_ledgers(self) -> SimulationConfig:
+        if self.policies is not None and self.ledgers is not None:
+            refuse(
+                "a site with a policy keeps its ledger beside it, and nowhere else",
+                key="ledgers",
+                given=f"ledgers = {self.ledgers}, policies = {self.policies}",
+                expected="one of the two",
+            )
+        return self
 
     @model_validator(mode="after")
     def _reachable_quorum(self) -> SimulationConfig:

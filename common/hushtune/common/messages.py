@@ -21,6 +21,7 @@ from hushtune.common.privacy.plan import PrivacyPlan
 
 _LARGEST = 2**53
 """Numbers in messages stay below what JSON's numbers hold exactly."""
+_LONGEST_NAME = 200
 METRICS_RUN = "/metrics"
 """What follows a run's name where a ledger charges its figures; no run's own name ends so."""
 
@@ -265,6 +266,12 @@ def read_run(body: Mapping[str, Any]) -> str:
     run = read_text(body, "run")
     if run.endswith(METRICS_RUN):
         raise MessageError(f"a run's name must not end in {METRICS_RUN}", given=ascii(run)[:100])
+    if len(run) > _LONGEST_NAME or not run.isprintable():
+        raise MessageError(
+            "a run's name is too long, or cannot be printed",
+            given=ascii(run)[:100],
+            expected=f"at most {_LONGEST_NAME} printable characters",
+        )
     return run
 
 

@@ -14,7 +14,7 @@ METHODS: Mapping[str, str] = {
     "pooled": "pooled, no privacy",
 }
 
-SEEN_BY = "the researcher only: no site sends these figures"
+SEEN_BY = "seen by the researcher only: no site sends these figures"
 """Of accuracies, losses and true numbers of rows, which only who holds all sites' rows knows."""
 
 

@@ -118,6 +118,7 @@ class Federation:
                 remedy="lower the learning rates or aggregation.max_update_norm",
             )
         charges = appended_charges(now.charges, replies.charges)
+        refusals = appended(now.refusals, replies.refusals)
         released = None
         if number in metrics_rounds(self.config):
             released = ask_for_metrics(
@@ -130,6 +131,7 @@ class Federation:
                 timeout=timeout,
             )
             charges = appended_charges(charges, released.charges)
+            refusals = appended(refusals, released.refusals)
         row: Row = {
             "round": number,
             "phase": "warmup" if is_warmup(self.config, number) else "adapter",
@@ -156,7 +158,7 @@ class Federation:
             agg=memory,
             history=(*now.history, row),
             charges=charges,
-            refusals=appended(now.refusals, replies.refusals),
+            refusals=refusals,
         )
 
     def _require_quorum(self, number: int, accepted: int, reasons: Mapping[str, str]) -> None:

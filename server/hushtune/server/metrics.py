@@ -29,10 +29,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Released:
-    """What the sites told in a round, as a row for the history, and what it cost each."""
+    """What the sites told in a round, as a row for the history, what it cost each, and who refused.
+
+    ``refusals`` are rows with round, code and reason.
+    """
 
     row: Row
     charges: Mapping[str, LedgerEntry]
+    refusals: Mapping[str, Row]
 
 
 def ask_for_metrics(
@@ -71,6 +75,7 @@ def ask_for_metrics(
     sites = {node: site for site, node in nodes.items()}
     reports: dict[str, MetricsReport] = {}
     missing = dict.fromkeys(orders, "no answer")
+    refusals: dict[str, Row] = {}
     for message in grid.send_and_receive(messages, timeout=timeout) if messages else ():
         site = sites.get(message.metadata.src_node_id)
         if site is None or site in reports:
@@ -79,6 +84,10 @@ def ask_for_metrics(
         if isinstance(found, MetricsReport):
             reports[site] = found
             missing.pop(site)
+        elif isinstance(found, Refusal):
+            missing[site] = f"refused, {found.code}: {found.reason}"[:300]
+            reason = f"figures of the round: {found.reason}"[:300]
+            refusals[site] = {"round": round, "code": found.code[:20], "reason": reason}
         else:
             missing[site] = found
     for site, reason in missing.items():
@@ -94,11 +103,11 @@ def ask_for_metrics(
         total = sum(sizes[site] * getattr(report, name) for site, report in sorted(reports.items()))
         row[name] = total / sum(sizes.values()) if reports else None
     charges = {site: r.charge for site, r in reports.items() if r.charge is not None}
-    return Released(row, charges)
+    return Released(row, charges, refusals)
 
 
-def _read(message: Message, order: MetricsOrder) -> MetricsReport | str:
-    """The report that answers an order, or why there is none."""
+def _read(message: Message, order: MetricsOrder) -> MetricsReport | Refusal | str:
+    """The report or refusal that answers an order, or why there is neither."""
     if message.has_error():
         return f"failed: {message.error.reason or 'without a reason'}"[:300]
     try:
@@ -106,7 +115,7 @@ def _read(message: Message, order: MetricsOrder) -> MetricsReport | str:
     except HushtuneError as error:
         return f"rejected: {error.message}"[:300]
     if isinstance(reply, Refusal):
-        return f"refused, {reply.code}: {reply.reason}"[:300]
+        return reply
     if (reply.run, reply.round, reply.site) != (order.run, order.round, order.site):
         return "rejected: it answers another order"
     if reply.charge is not None and (

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hushtune.common.names import methods
+from hushtune.common.names import SEEN_BY, methods
 from hushtune.common.pictures import explain, fonts, legible, save_picture
 
 # Okabe and Ito's colours, safe for the colour-blind.
@@ -95,7 +95,7 @@ def _curve(
             fontsize=8,
         )
     part = rows[0].get("evaluated_on", "held-out") if rows else "held-out"
-    axes.set(xlabel="round", ylabel=f"{metric} on {part} rows")
+    axes.set(xlabel=f"round\n({SEEN_BY})", ylabel=f"{metric} on {part} rows")
     axes.set_title("Learning", pad=16)
     if rows:
         axes.legend(frameon=False, fontsize=8)
@@ -163,5 +163,5 @@ def _bars(axes: Axes, summary: Mapping[str, Any]) -> None:
     axes.set_yticks(list(places), [labels[name] for name in names])
     axes.set_ylim(-0.6, max(len(names), 3) - 0.4)  # one bar alone does not fill the panel
     axes.set_xlim(0, 1.08)
-    axes.set(xlabel=f"{summary['metric']} on all sites' test rows")
+    axes.set(xlabel=f"{summary['metric']} on all sites' test rows\n({SEEN_BY})")
     axes.set_title("Comparison", pad=16)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from hushtune.client.site import simulated_ledger, simulated_terms
+from hushtune.client.site import ledger_path, simulated_ledger, simulated_terms
 from hushtune.client.terms import Terms
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
@@ -56,6 +56,7 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
             spent=[entry.event for entry in mine],
             told=[entry.event for entry in told],
             lifetime=[entry.event for entry in lifetime],
+            own_ledger=simulated_ledger(context, site) == ledger_path(context.out, site),
             public_size=config.data.public_sizes[site],
             public_size_source=SIMULATED_SIZE,
             first_round=min(released, default=0),

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from hushtune.common.names import METHODS, methods
+from hushtune.common.names import METHODS, SEEN_BY, methods
 from hushtune.common.privacy.figures import at_most, upwards
 
 _MOST_LABELS = 8
@@ -114,7 +114,7 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
     labels = methods(private=private)
     rows: Mapping[str, Mapping[str, Any]] = summary["sites"]
     sites = _first(rows, lambda site: rows[site]["value"])
-    table = Table(title="Accuracy on held-out rows", title_justify="left")
+    table = Table(title=f"Accuracy on held-out rows ({SEEN_BY})", title_justify="left")
     if len(sites) < len(rows):
         table.caption = (
             f"The {len(sites)} sites with the lowest federated accuracy, and all rows together; "
@@ -240,7 +240,7 @@ def _show_notes(console: Console, notes: Sequence[str]) -> None:
 
 def show_partition(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     """Who has what: each site's rows by use and by label; of many labels the sums only."""
-    table = Table(title="Who has what", title_justify="left")
+    table = Table(title=f"Who has what ({SEEN_BY})", title_justify="left")
     uses = ("train", "validation", "test")
     labels = list(rows[0]["labels"]) if len(rows[0]["labels"]) <= _MOST_LABELS else []
     table.add_column("site")

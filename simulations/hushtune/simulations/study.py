@@ -194,12 +194,12 @@ class _Judge:
 
     def _evaluate(self, state: AdapterState) -> dict[str, Any]:
         figures = site_metrics(self._workspace, self._context.config, state, self._part)
-        return {
+        found = {
             **figures.pop(POOLED),
             "sites": {name: dict(row) for name, row in figures.items()},
             "evaluated_on": self._part,
-            "seen_by": SEEN_BY,
         }
+        return {**found, "seen_by": dict.fromkeys(found, SEEN_BY)}
 
 
 def _as_before(config: RunConfig, folder: Path) -> RunConfig:

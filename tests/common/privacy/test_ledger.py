@@ -679,3 +679,30 @@ def test_a_transaction_cut_short_leaves_nothing(path: Path) -> None:
     )
     assert done.returncode == -signal.SIGKILL
     assert Ledger(path).entries() == []
+
+
+def test_no_head_is_put_back_by_a_process_that_was_slower(
+    ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an older copy of the ledger would fit it."""
+    at_last = ledger_files.read_head
+    slower = threading.Thread(
+        target=lambda: Ledger(path).charge(ROUND, dataset="d", run="r", round=98)
+    )
+    calls: list[Path] = []
+
+    def read_head(place: Path) -> tuple[int, str] | None:
+        found = at_last(place)
+        if threading.current_thread() is threading.main_thread():
+            calls.append(place)
+            if len(calls) == 2:  # the charge is made, and its head is about to be written
+                slower.start()
+                slower.join(0.5)
+        return found
+
+    monkeypatch.setattr(ledger_files, "read_head", read_head)
+    ledger.charge(ROUND, dataset="d", run="r", round=97)
+    slower.join()
+    noted = at_last(path)
+    assert noted is not None
+    assert noted == (len(ledger.entries()), ledger.head())

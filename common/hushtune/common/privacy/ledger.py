@@ -244,8 +244,9 @@ class Ledger:
                 ledger_files.write_head(self.path, 0, GENESIS)
 
     def _advance_head(self, entry: LedgerEntry) -> None:
-        # After the commit, never before: a head ahead of its ledger would look like a loss.
-        with disk_errors(self.path):
+        # After the commit, never before: a head ahead of its ledger would look like a loss. Under
+        # the ledger's lock, so that of two processes none puts an older head back.
+        with self._writing(), disk_errors(self.path):
             noted = ledger_files.read_head(self.path)
             if noted is None or noted[0] < entry.sequence:
                 ledger_files.write_head(self.path, entry.sequence, entry.hash)

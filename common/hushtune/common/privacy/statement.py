@@ -243,6 +243,7 @@ def _accounts(site: SiteStatement) -> dict[str, Any]:
             "limit_epsilon": site.limit_epsilon,
             "limit_delta": site.limit_delta,
             "events": _events(lifetime),
+            "own_ledger": site.own_ledger,
         },
         "curve": [
             {

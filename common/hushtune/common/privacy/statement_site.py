@@ -8,7 +8,7 @@ from typing import Any
 
 from hushtune.common.privacy.plan import DpSgdEvent, PrivacyPlan
 
-NO_METRICS = "none: a site sends no loss, no accuracy and no count of its rows or batches"
+NO_METRICS = "none: a site sends no loss, no accuracy, and no count but the declared public size"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +47,7 @@ class SiteMetrics:
         told = f"{self.num_reports} times its accuracy and loss on held-out rows"
         if self.release == "public":
             return (
-                f"{told}, as they are: the site's policy declares them public, and the promise "
-                "does not cover them"
+                f"{told}, as they are: it declares them public, and the promise does not cover them"
             )
         return (
             f"{told}, with noise of {self.noise_multiplier:g} times what one record can change; "
@@ -61,7 +60,8 @@ class SiteStatement:
     """What one site did in one run.
 
     `plan`: the whole run's. `spent`: the events charged for training in this run, `told` those for
-    metrics, `lifetime` those of all runs that are added up, this one included.
+    metrics, `lifetime` those of all runs that are added up, this one included. `own_ledger`:
+    whether the ledger is this run's alone, so that it knows of no other.
     `first_round`, `last_round`: of what was released; 0 for none.
     `public_size_source`: "declared", or how else it became public. `noise_secure` and
     `noise_source`: as the NoiseSource says. `ledger_head`: hash of the last charge, "" without a
@@ -82,6 +82,7 @@ class SiteStatement:
     noise_secure: bool
     noise_source: str
     lifetime: Sequence[DpSgdEvent] = ()
+    own_ledger: bool = False
     ledger_head: str = ""
     refusals: Sequence[str] = ()
     num_resent: int = 0

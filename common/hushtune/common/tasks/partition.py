@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hushtune.common.errors import TooFewRowsError
+from hushtune.common.names import SEEN_BY
 from hushtune.common.seeds import rng
 from hushtune.common.tasks.units import Rows
 
@@ -146,7 +147,7 @@ def draw(data: LabelledText) -> Figure:
     else:
         axes.set_yticks([])
         axes.set_ylabel(f"{len(rows)} sites, by name")
-    axes.set_xlabel("rows")
+    axes.set_xlabel(f"rows ({SEEN_BY})")
     explain(figure, named)
     if shown:
         axes.legend(title="label", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
