@@ -1,7 +1,8 @@
 """Labelled rows from files: CSV, TSV, JSON lines, Parquet, the demo, and `datasets`.
 
 Every reader yields row after row and holds no more than it must, so a file may be larger than
-memory. All text is UTF-8. Missing cells (empty, null, NaN) give None and are the caller's to count.
+memory. All text is UTF-8. Missing cells (empty, null, the number NaN) give None and are the
+caller's to count. Words such as "nan", "NA" and "null" are handed on as they stand.
 """
 
 from __future__ import annotations
