@@ -2,8 +2,8 @@
 
     python benchmarks/five_seeds.py [--seeds 5] [--out runs/seeds] [--readme README.md]
 
-Runs that are finished are not run again. With ``--readme`` the table replaces what stands between
-the two markers there.
+Runs that are finished are not run again; one of other settings is refused, with exit status 1. With
+``--readme`` the table replaces what stands between the two markers there.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from hushtune.common.config_io import load_config
+from hushtune.common.config import RunConfig
+from hushtune.common.config_io import config_hash, load_config
 from hushtune.common.files import write_text
 from hushtune.common.names import METHODS
 from hushtune.common.presets import PRESETS
+from hushtune.common.privacy.figures import at_most, upwards
+from hushtune.common.tasks.workspace import resolve
 from hushtune.simulations import run
 
 BEGIN, END = "<!-- five-seeds:begin -->", "<!-- five-seeds:end -->"
@@ -30,7 +33,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/seeds"))
     parser.add_argument("--readme", type=Path)
     options = parser.parse_args()
-    summaries = [_summary(options.out / f"seed-{seed}", seed) for seed in range(options.seeds)]
+    summaries = [
+        finished(
+            options.out / f"seed-{seed}",
+            load_config(preset="demo", presets=PRESETS, overrides=[f"seed={seed}"]),
+        )
+        for seed in range(options.seeds)
+    ]
     table = as_markdown(summaries)
     print(table)
     if options.readme is not None:
@@ -40,17 +49,31 @@ def main() -> None:
         write_text(options.readme, f"{head}{BEGIN}\n{table}\n{END}{tail}")
 
 
-def _summary(out: Path, seed: int) -> dict[str, Any]:
+def finished(out: Path, config: RunConfig) -> dict[str, Any]:
+    """The summary of the run in ``out``, and under ``source_commit`` which code made it.
+
+    Runs what is not finished. SystemExit, with status 1, for a finished run of other settings.
+    """
     done = out / "summary.json"
     if done.is_file():
-        return json.loads(done.read_text(encoding="utf-8"))
-    config = load_config(preset="demo", presets=PRESETS, overrides=[f"seed={seed}"])
-    print(f"seed {seed} ...", flush=True)
-    return run(config, out, resume=(out / "config.toml").is_file())
+        summary = json.loads(done.read_text(encoding="utf-8"))
+        found, wanted = summary.get("config_hash"), config_hash(resolve(config))
+        if found != wanted:
+            raise SystemExit(
+                f"{done} is of a run with other settings than the demo's of today under seed "
+                f"{config.seed}\n  given: config_hash {found}\n  expected: {wanted}\n"
+                "  do: move that folder away, or name another with --out"
+            )
+    else:
+        print(f"seed {config.seed} ...", flush=True)
+        summary = run(config, out, resume=(out / "config.toml").is_file())
+    privacy = json.loads((out / "privacy.json").read_text(encoding="utf-8"))
+    return {**summary, "source_commit": privacy.get("source_commit")}
 
 
 def as_markdown(summaries: list[dict[str, Any]]) -> str:
-    """A row a model: accuracy under each seed, their mean and standard deviation."""
+    """A row a model: accuracy under each seed, their mean and standard deviation; below it the
+    largest epsilon and delta of any site, and the code that made the runs."""
     seeds = [str(summary["seed"]) for summary in summaries]
     lines = [
         f"| accuracy, all test rows | {' | '.join(f'seed {s}' for s in seeds)} | mean | sd |",
@@ -65,11 +88,15 @@ def as_markdown(summaries: list[dict[str, Any]]) -> str:
         cells = " | ".join(f"{value:.3f}" for value in values)
         text = f"**{label}**" if name == "federated" else label
         lines.append(f"| {text} | {cells} | {statistics.mean(values):.3f} | {spread:.3f} |")
-    epsilons = {
-        f"{site['epsilon']:.3f}" for summary in summaries for site in summary["sites"].values()
-    }
-    lines.append("")
-    lines.append(f"Epsilon at every site: at most {max(epsilons)}, delta 1e-5.")
+    sites = [site for summary in summaries for site in summary["sites"].values()]
+    epsilon = upwards(max(site["epsilon"] for site in sites), places=3)
+    delta = at_most(max(site["delta"] for site in sites))
+    commits = sorted({summary["source_commit"] or "unknown" for summary in summaries})
+    lines += [
+        "",
+        f"Epsilon at every site: at most {epsilon}, delta {delta}.",
+        f"Source commit of these runs: {'; '.join(commits)}.",
+    ]
     return "\n".join(lines)
 
 

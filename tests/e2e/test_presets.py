@@ -279,6 +279,22 @@ def test_the_tiny_preset_on_real_weights(tmp_path: Path) -> None:
     assert math.isclose(sum(answer["probabilities"].values()), 1, abs_tol=1e-5)
 
 
+@pytest.mark.slow
+def test_the_demo_s_recipe_learns_under_privacy(tmp_path: Path) -> None:
+    """The demo's own rounds, rates and privacy, on fewer rows. Without gradients, noise alone is
+    left, and no such accuracy: the model guesses, at about the share of the majority."""
+    few = ["simulation.baselines=false", "data.max_rows_per_site=800"]
+    config = load_config(preset="demo", presets=PRESETS, overrides=few)
+    summary = run(config, tmp_path / "out")
+    assert summary["trust"] == "site"
+    assert {figures.upwards(site["epsilon"], places=2) for site in summary["sites"].values()} == {
+        "3.00"
+    }
+    assert len(summary["sites"]) == 4
+    assert summary["refusals"] == summary["rejected"] == {}
+    assert summary["value"] >= summary["baselines"]["majority"] + 0.15
+
+
 # ----------------------------------------------------------- one seed, privacy off, own data ----
 
 

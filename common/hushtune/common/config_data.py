@@ -23,7 +23,8 @@ class DataConfig(Section):
     )
     file: FilePath | None = Field(
         default=None,
-        description="one file (CSV, TSV, JSONL, Parquet); relative to this file's folder",
+        description="one file (CSV, TSV, JSONL, Parquet); relative to this file's folder; what "
+        "separates the cells of a CSV (comma, semicolon, tab or bar) follows from its header",
         examples=["all.csv"],
     )
     files: Mapping[Name, FilePath] | None = Field(

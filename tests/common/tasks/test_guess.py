@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,14 +25,14 @@ def write(path: Path) -> Path:
         if path.suffix == ".jsonl":
             file.writelines(json.dumps(row) + "\n" for row in ROWS)
         else:
-            dialect: Any = "excel-tab" if path.suffix == ".tsv" else "excel"
-            writer = csv.DictWriter(file, ROWS[0].keys(), dialect=dialect)
+            mark = "\t" if path.suffix == ".tsv" else ";" if path.stem == "semicolons" else ","
+            writer = csv.DictWriter(file, ROWS[0].keys(), delimiter=mark)
             writer.writeheader()
             writer.writerows(ROWS)
     return path
 
 
-@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.jsonl"])
+@pytest.mark.parametrize("name", ["rows.csv", "semicolons.csv", "rows.tsv", "rows.jsonl"])
 @pytest.mark.parametrize("text", ["stars", "mood"])
 def test_a_column_of_labels_is_said_to_be_one(tmp_path: Path, name: str, text: str) -> None:
     """All rows contradict or repeat one another, so that a site, or all, are left with none."""

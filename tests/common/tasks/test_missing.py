@@ -98,3 +98,47 @@ def test_a_column_of_nan_alone_is_refused(tmp_path: Path, role: str) -> None:
     with pytest.raises(BadValueError, match="NaN") as caught:
         loaded(tmp_path, rows, "a.csv")
     assert (caught.value.row, caught.value.column) == (2, COLUMNS[role])
+
+
+WORDS = ["NA", "N/A", "null", "None", "<NA>"]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+@pytest.mark.parametrize("word", ["nan", *WORDS])
+def test_a_text_or_the_name_of_a_site_or_group_may_be_any_word(
+    tmp_path: Path, name: str, word: str
+) -> None:
+    rows = cells({**NAMES, "site": ("EU", word)})
+    rows[3]["review"] = word
+    rows[4]["patient"] = word
+    data = loaded(tmp_path, rows, name)
+    assert sum(data.report.dropped.values()) == 0
+    assert word in data.texts
+    assert set(data.sites) == {"EU", word}
+    assert data.report.notes == [
+        f"{word!r} (20 rows) is taken as the name of a site",
+        f"{word!r} (1 row) is taken as the name of a group",
+    ]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_class_may_have_such_a_name_and_the_run_says_so(tmp_path: Path, word: str) -> None:
+    data = loaded(tmp_path, cells({**NAMES, "label": (word, "some")}), "a.csv")
+    assert set(data.label_names) == {word, "some"}
+    assert data.report.lines() == [f"{word!r} (20 rows) is taken as the name of a label"]
+
+
+@pytest.mark.parametrize("role", ["label", "site"])
+@pytest.mark.parametrize("word", WORDS)
+def test_among_numbers_such_a_word_is_no_number(tmp_path: Path, role: str, word: str) -> None:
+    rows = cells(NUMBERS)
+    rows[7][COLUMNS[role]] = rows[27][COLUMNS[role]] = word
+    with pytest.raises(BadValueError, match=f"^'{word}' stands among numbers") as caught:
+        loaded(tmp_path, rows, "a.csv")
+    assert (caught.value.row, caught.value.column) == (9, COLUMNS[role])
+    assert len(loaded(tmp_path, rows, "a.csv", missing="drop").texts) == 38
+
+
+def test_the_only_site_may_be_called_na(tmp_path: Path) -> None:
+    data = loaded(tmp_path, [{**row, "ward": "NA"} for row in cells(NAMES)], "a.csv")
+    assert list(data.sites) == ["NA"]

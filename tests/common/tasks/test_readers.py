@@ -59,6 +59,33 @@ def test_csv_with_mark_quotes_blank_lines_and_windows_line_ends(tmp_path: Path) 
     assert [row.place for row in rows] == [f"{path}:2", f"{path}:5"]
 
 
+@pytest.mark.parametrize("name", ["data.csv", "data.tsv"])
+@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
+def test_the_header_shows_what_separates_cells(tmp_path: Path, name: str, mark: str) -> None:
+    """A preview and a run read alike, whatever the file's extension says."""
+    lines = [("id", '"text"', "label", "ward"), ("1", f'"a, b; c | d{mark}e"', "x", "north")]
+    path = written(tmp_path, "\ufeff\n" + "".join(mark.join(row) + "\r\n" for row in lines), name)
+    (row,) = rows_of(path, site="ward")
+    assert (row.text, row.label, row.site) == (f"a, b; c | d{mark}e", "x", "north")
+    (shown,) = preview(path, site="ward")
+    assert (shown.text, shown.label, shown.site, shown.note) == (row.text, "x", "north", None)
+
+
+def test_the_usual_delimiter_is_kept_where_it_gives_the_columns(tmp_path: Path) -> None:
+    path = written(tmp_path, "text,label,a;b;c;d;e\nx;y,1,2\n")
+    assert values(rows_of(path)) == [("x;y", "1")]
+
+
+@pytest.mark.parametrize("header", ["id;Text;rating", "id;text, in full;label;rating"])
+def test_a_column_that_semicolons_do_not_give_is_missed_by_name(
+    tmp_path: Path, header: str
+) -> None:
+    path = written(tmp_path, f"{header}\n" + ";".join("abcd") + "\n")
+    error = refused(path, MissingColumnError)
+    assert error.column == "text"
+    assert error.given == header.replace(";", ", ")
+
+
 def test_tsv_and_site_column(tmp_path: Path) -> None:
     path = written(tmp_path, "text\tlabel\thospital\na, b\tx\tnorth\nc\ty\t\n", "data.tsv")
     assert [row.site for row in rows_of(path, site="hospital")] == ["north", None]

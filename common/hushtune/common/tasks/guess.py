@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import cast
 
 from hushtune.common.config import DataConfig
+from hushtune.common.tasks.delimiters import delimiter_of
 from hushtune.common.tasks.rows import RawRow, decoded_lines
 
 _FEW, _SHORT, _ROWS = 5, 3.0, 200
@@ -38,13 +39,13 @@ def likely_text_column(config: DataConfig) -> str | None:
     By the first rows of the (first) file; None where none is longer than a few words.
     """
     path = config.file or next(iter((config.files or {}).values()), None)
-    records = [] if path is None else _records(path)
+    taken = {config.text, config.label, config.site, config.group}
+    records = [] if path is None else _records(path, {name for name in taken if name is not None})
     columns: dict[str, list[str]] = {}
     for record in records:
         for name, value in record.items():
             if isinstance(value, str) and value.strip():
                 columns.setdefault(name, []).append(value)
-    taken = {config.text, config.label, config.site, config.group}
     words = {
         name: fmean(len(value.split()) for value in values)
         for name, values in columns.items()
@@ -54,7 +55,7 @@ def likely_text_column(config: DataConfig) -> str | None:
     return best if best is not None and words[best] > _SHORT else None
 
 
-def _records(path: Path) -> list[Mapping[str, object]]:
+def _records(path: Path, named: Collection[str]) -> list[Mapping[str, object]]:
     """The first rows with all of their columns; none of a file that cannot be read so."""
     suffix = path.suffix.lower()
     try:
@@ -63,8 +64,7 @@ def _records(path: Path) -> list[Mapping[str, object]]:
             values: list[object] = [json.loads(line) for line in islice(lines, _ROWS)]
             return [cast("dict[str, object]", v) for v in values if isinstance(v, dict)]
         if suffix in (".csv", ".tsv", ".tab"):
-            delimiter = "," if suffix == ".csv" else "\t"
-            reader = csv.DictReader(decoded_lines(path), delimiter=delimiter)
+            reader = csv.DictReader(decoded_lines(path), delimiter=delimiter_of(path, named))
             return [
                 {name.strip(): value for name, value in row.items() if isinstance(name, str)}  # pyright: ignore[reportUnnecessaryIsInstance] (None holds cells too many)
                 for row in islice(reader, _ROWS)

@@ -6,6 +6,7 @@ column tells. So readers hand it on, and it is decided here, over all rows of a 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from hushtune.common.config import DataConfig
@@ -15,7 +16,8 @@ from hushtune.common.tasks.rows import RawRow
 
 NAN, ABSENT = "NaN", "no value"
 
-_NOT_A_NUMBER = frozenset({"nan"})
+# What programs write for a number that is missing; among names "NA" and "none" are names.
+_NOT_A_NUMBER = frozenset({"nan", "na", "n/a", "#n/a", "<na>", "null", "none"})
 
 
 def complete_rows(
@@ -25,7 +27,8 @@ def complete_rows(
 
     A row without a text or a label is left out. One with NaN in a column of numbers, or without the
     site or group that the settings ask for, is left out with `data.missing = "drop"`; else it
-    raises BadValueError with file, row and column.
+    raises BadValueError with file, row and column. Names that may have been meant as no value are
+    noted in ``report``.
     """
     found = list(rows)
     columns = columns_read(config)
@@ -40,7 +43,17 @@ def complete_rows(
             break
         else:
             kept.append(row)
+    for role in columns:
+        _note_names(kept, role, report)
     return kept
+
+
+def _note_names(rows: Sequence[RawRow], role: str, report: DataReport) -> None:
+    counts = Counter(str(getattr(row, role)) for row in rows)
+    for name, count in sorted(counts.items()):
+        if name.casefold() in _NOT_A_NUMBER:
+            number = "1 row" if count == 1 else f"{count} rows"
+            report.notes.append(f"{name!r} ({number}) is taken as the name of a {role}")
 
 
 def columns_read(config: DataConfig) -> Mapping[str, str]:
@@ -55,7 +68,8 @@ def columns_read(config: DataConfig) -> Mapping[str, str]:
 
 
 def columns_of_numbers(rows: Sequence[RawRow], roles: Iterable[str]) -> frozenset[str]:
-    """Those of the roles whose values are all numbers, or NaN; a column of NaN alone is one."""
+    """Those of the roles whose values are all numbers, or words such as NaN and NA that stand for
+    one that is missing; a column of NaN alone is one."""
     found: set[str] = set()
     for role in roles:
         values = {str(value) for row in rows if (value := getattr(row, role)) is not None}
@@ -91,14 +105,16 @@ def is_error(role: str, why: str) -> bool:
 def _error(role: str, why: str, row: RawRow, column: str) -> BadValueError:
     file, _, number = row.place.rpartition(":")
     shown = getattr(row, role) or (NAN if why == NAN or role in row.nan else "an empty cell")
+    named = NAN if shown.casefold() == "nan" else repr(shown)
     return BadValueError(
-        "NaN stands among numbers" if why == NAN else f"a row names no {role}",
+        f"{named} stands among numbers" if why == NAN else f"a row names no {role}",
         file=file,
         row=int(number),
         column=column,
         given=shown,
         expected="a number" if why == NAN else f"the name of a {role}",
-        remedy='mend the row; or data.missing = "drop" leaves such rows out, and counts them',
+        remedy='mend the row; or data.missing = "drop" leaves such rows out, and counts them'
+        + (f"; a {role} of that name needs another name" if why == NAN else ""),
     )
 
 

@@ -1,7 +1,8 @@
 """Labelled rows from files: CSV, TSV, JSON lines, Parquet, the demo, and `datasets`.
 
 Every reader yields row after row and holds no more than it must, so a file may be larger than
-memory. All text is UTF-8. Missing cells (empty, null, NaN) give None and are the caller's to count.
+memory. All text is UTF-8. Missing cells (empty, null, the number NaN) give None and are the
+caller's to count. Words such as "nan", "NA" and "null" are handed on as they stand.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Final, cast
 
 from hushtune.common.errors import BadValueError, EmptyDataError, UnsupportedDataError
 from hushtune.common.tasks.assets import fetch
+from hushtune.common.tasks.delimiters import delimiter_of
 from hushtune.common.tasks.rows import (
     Columns,
     RawRow,
@@ -36,7 +38,8 @@ def read_file(
     """The rows of one file; the format follows from the extension.
 
     Args:
-        path: a CSV, TSV, JSONL or Parquet file.
+        path: a CSV, TSV, JSONL or Parquet file; what separates a CSV's cells follows from its
+            header (`delimiters.delimiter_of`).
         text, label, site, group: names of the columns; without the last two they are None.
 
     Raises:
@@ -123,7 +126,7 @@ DEMO_FILES: Final[Mapping[str, str]] = MappingProxyType(
 def _read_csv(path: Path, columns: Columns) -> Iterator[RawRow]:
     file = str(path)
     # strict: a stray or unclosed quote is an error here, not half a file in one cell.
-    delimiter = "\t" if path.suffix.lower() in (".tsv", ".tab") else ","
+    delimiter = delimiter_of(path, columns.names)
     reader = csv.reader(decoded_lines(path), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     while True:

@@ -11,11 +11,15 @@ _EXAMPLES = 3
 
 @dataclass
 class DataReport:
-    """What was read and what was left out, with places as ``file:row`` and no folder."""
+    """What was read and what was left out, with places as ``file:row`` and no folder.
+
+    ``notes``: what else was decided about the rows, a sentence each.
+    """
 
     read: int = 0
     dropped: Counter[str] = field(default_factory=Counter[str])
     examples: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    notes: list[str] = field(default_factory=list[str])
 
     def drop(self, reason: str, place: str) -> None:
         """Count a row that is left out."""
@@ -25,9 +29,10 @@ class DataReport:
             shown.append(Path(place).name)
 
     def lines(self) -> list[str]:
-        """One readable line a reason."""
-        return [
+        """One readable line a reason or note."""
+        left_out = [
             f"{'1 row' if count == 1 else f'{count} rows'} left out: {reason} "
             f"(such as {', '.join(self.examples[reason])})"
             for reason, count in sorted(self.dropped.items())
         ]
+        return left_out + self.notes
