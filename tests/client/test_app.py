@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Message
 
 from hushtune.client import app
 from hushtune.client.policy import SitePolicy
@@ -222,20 +221,15 @@ def test_of_two_processes_that_trained_the_same_round_both_send_the_first_one_s_
     assert len(site.ledger.entries()) == 1
 
 
-def test_what_is_wrong_with_the_data_stays_at_the_site(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_wrong_with_the_data_stays_at_the_site() -> None:
     """A label, a row or a count in an error would leave without noise."""
-    asked = Message(encode_hello(), dst_node_id=1, message_type="query")
     for error in (
         LabelError("label 'HIV positive' occurs once only", given="patients.csv:7"),
         BadValueError("NaN stands among numbers", file="patients.csv", row=7, column="age"),
     ):
-        reply = app._failed(error, asked)
-        assert reply.error.reason == (
-            f"{error.code} the site's data cannot be used; its own log says why"
-        )
-        assert error.message in caplog.text
-    reply = app._failed(PolicyError("too little noise", given="/secret/place"), asked)
-    assert reply.error.reason == "HT404 too little noise"
+        told = app.what_leaves(error)
+        assert told == f"{error.code} the site's data cannot be used; its own log says why"
+    assert app.what_leaves(PolicyError("too little noise", given="/x")) == "HT404 too little noise"
 
 
 def test_again_is_answered_even_when_the_budget_is_gone(

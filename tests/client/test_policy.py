@@ -18,7 +18,6 @@ from hushtune.client.site import Site, close_sites, open_site
 from hushtune.client.terms import Terms, load_terms, terms_template
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState
-from hushtune.common.config_io import replace as changed_config
 from hushtune.common.errors import (
     ConfigError,
     MissingFileError,
@@ -241,15 +240,15 @@ def test_a_site_with_a_policy_never_draws_what_a_seed_gives(settings: Any, tmp_p
 
 
 def test_the_policy_s_own_size_is_the_one_that_counts(settings: Any, tmp_path: Path) -> None:
-    """A run that declares a larger site would get a smaller batch, or a larger delta, past it."""
-    folder = policies(tmp_path / "policies", north={"public_size": 56})
-    common = {"privacy__trust": "site", "simulation__policies": folder, "train__rounds": 1}
+    """A run that declares a larger site would get a smaller batch past its policy."""
+    path = written(tmp_path, "max_epsilon = 3.0\nmax_delta = 1e-6\npublic_size = 42\n")
     sizes = {"east": 42, "north": 56, "south": 49}
-    config = settings.config(**common, train__warmup_rounds=0, data__public_sizes=sizes)
-    run(config, tmp_path / "honest")
-    larger = changed_config(config, {"data.public_sizes": {**sizes, "north": 560}})
-    with pytest.raises(SiteError, match=r"(?s)north: HT404 the run declares another size"):
-        run(larger, tmp_path / "larger")
+    site = open_at(settings, path, tmp_path / "out", data__public_sizes=sizes)()
+    assert site.public_size == site.policy.public_size == 42
+    larger = open_at(settings, path, tmp_path / "out", data__public_sizes={**sizes, "east": 420})
+    with pytest.raises(PolicyError, match="declares another size"):
+        larger()
+    close_sites()
 
 
 def test_a_policy_that_is_made_stricter_holds_at_once(settings: Any, tmp_path: Path) -> None:
@@ -266,10 +265,10 @@ def test_a_policy_that_is_made_stricter_holds_at_once(settings: Any, tmp_path: P
     close_sites()
 
 
-def open_at(settings: Any, policy: Path, out: Path) -> Callable[[], Site]:
+def open_at(settings: Any, policy: Path, out: Path, **changes: Any) -> Callable[[], Site]:
     """Opens the site of a node that was started with a policy of its own."""
     elsewhere = {"simulation__ledgers": str(out / "elsewhere")}
-    config = resolve(settings.config(privacy__trust="site", **elsewhere))
+    config = resolve(settings.config(privacy__trust="site", **elsewhere, **changes))
     context = Context(
         run_id=1,
         node_id=1,

@@ -95,13 +95,20 @@ def _at_site(
 
 
 def _failed(error: HushtuneError, message: Message) -> Message:
-    """An error reply: what is wrong, by code and message; values and paths stay at the site."""
+    """An error reply; what was given, a value or a path, stays at the site."""
     log.error("this site cannot take part: %s", error)
-    # What is wrong with data tells of them: which label is rare, which row is empty.
+    return Message(Error(code=0, reason=what_leaves(error)), reply_to=message)
+
+
+def what_leaves(error: HushtuneError) -> str:
+    """The code and message of an error, as another may read them.
+
+    Of what is wrong with data the code alone: which label is rare, or which row is empty, is
+    theirs. A file that is not there is no data yet.
+    """
     of_data = isinstance(error, DataError) and not isinstance(error, MissingFileError)
     told = "the site's data cannot be used; its own log says why" if of_data else error.message
-    reason = f"{error.code} {told}"
-    return Message(Error(code=0, reason=reason), reply_to=message)
+    return f"{error.code} {told}"
 
 
 def answer(content: RecordDict, site: Site) -> RecordDict:
