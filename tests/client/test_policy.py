@@ -355,7 +355,7 @@ def test_a_run_that_protects_another_unit_gets_no_site(settings: Any, tmp_path: 
     """A server that named the column could make a patient of every record."""
     settings = with_columns(settings, tmp_path)
     group = {"unit": "group", "group": "patient"}
-    folder = policies(tmp_path / "policies", north=group, east=group, south={})
+    folder = policies(tmp_path / "policies", north=group, east=group, south=group)
     config = settings.config(
         privacy__trust="site",
         privacy__unit="group",

@@ -37,7 +37,7 @@ import torch
 from hushtune.client import app
 from hushtune.common.errors import HushtuneError
 from hushtune.common.messages import ClientUpdate, decode_reply, encode_order
-from hushtune.common.privacy import accountant, ledger_replies
+from hushtune.common.privacy import accountant, ledger_files, ledger_replies
 from hushtune.common.privacy.ledger import KEPT_REPLIES, Ledger, LedgerEntry
 from hushtune.common.privacy.ledger_record import read_ledger
 from hushtune.common.privacy.plan import Relation
@@ -282,15 +282,15 @@ def plant(fault: str | None) -> list[Callable[[], object]]:
         return LedgerEntry.after(len(entries), self.head(), event=event, **place)
 
     def two_transactions(self: Ledger, event: Any, **given: Any) -> LedgerEntry:
-        reply = given.pop("reply")
+        reply, asked = given.pop("reply"), given.pop("asked")
         entry = self.charge(event, **given)
         with self._writing() as db:
-            ledger_replies.keep(db, entry, reply, is_new=True)
+            ledger_replies.keep(db, entry, reply, asked=asked, is_new=True)
         return entry
 
     def head_first(self: Ledger, *given: Any, **more: Any) -> tuple[LedgerEntry, bool]:
         entry, is_new = append(self, *given, **more)
-        self._advance_head(entry)
+        ledger_files.write_head(self.path, entry.sequence, entry.hash)
         return entry, is_new
 
     if fault == "the charge follows the reply":
