@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers as tf
+from sklearn.metrics import f1_score
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -115,6 +117,11 @@ def test_the_logits_are_those_of_the_run(trained: Trained) -> None:
     accuracy = float((found.argmax(1).numpy() == workspace.data.labels[rows]).mean())
     summary = json.loads((trained.out / "summary.json").read_text(encoding="utf-8"))
     assert accuracy == pytest.approx(summary["value"])
+    for name, told in summary["sites"].items():
+        own = workspace.rows(name, "test")
+        predicted = found.argmax(1).numpy()[np.searchsorted(rows, own)]
+        expected_f1 = f1_score(workspace.data.labels[own], predicted, average="macro")
+        assert told["macro_f1"] == pytest.approx(expected_f1)
 
 
 def test_an_answer_does_not_depend_on_the_texts_beside_it(trained: Trained) -> None:

@@ -52,14 +52,15 @@ class FinishedRun:
     """A run that is over and not yet written down.
 
     ``table``: accuracy of each compared model on each site's test rows and on all; ``final``: all
-    metrics of the federated model on all test rows; ``seconds``: where the time went.
+    metrics of the federated model on each site's test rows and on all; ``seconds``: where the time
+    went.
     """
 
     context: RunContext
     workspace: Workspace
     result: FederationResult
     table: Table
-    final: Metrics
+    final: Mapping[str, Metrics]
     seconds: Mapping[str, float]
 
 
@@ -144,10 +145,11 @@ def summarise(run: FinishedRun, privacy: Mapping[str, Any]) -> dict[str, Any]:
         "metric": METRIC,
         "higher_is_better": True,
         "value": table["federated"][POOLED],
-        "macro_f1": run.final["macro_f1"],
+        "macro_f1": run.final[POOLED]["macro_f1"],
         "sites": {
             name: {
                 "value": table["federated"][name],
+                "macro_f1": run.final[name]["macro_f1"],
                 "alone_private": None if row is None else row[name],
                 "epsilon": privacy["sites"][name]["epsilon"],
                 "delta": privacy["sites"][name]["delta"],

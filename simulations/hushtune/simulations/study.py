@@ -118,7 +118,7 @@ def run(
             workspace=workspace,
             result=result,
             table=table,
-            final=final[POOLED],
+            final=final,
             seconds={key: spent + earlier.get(key, 0.0) for key, spent in seconds.items()},
         )
     )
