@@ -123,6 +123,25 @@ def test_batchnorm_in_training_mode_is_refused() -> None:
     assert caught.value.given == "encoder.layer.1.odd"
 
 
+def test_batchnorm_in_a_head_that_is_trained_is_refused_at_once() -> None:
+    """In evaluation mode too, as a loaded model is: training puts the head into training mode."""
+    base = tiny_base("bert", "own")
+    base.classifier = nn.Sequential(nn.BatchNorm1d(32), nn.Linear(32, NUM_LABELS))
+    base.eval()
+    lora.refuse_unfit(base)
+    with pytest.raises(
+        UnsupportedModelError, match=r'(?s)BatchNorm.*model\.head = "mean"'
+    ) as caught:
+        lora.attach(
+            base,
+            model=ModelConfig(head="own"),
+            adapter=AdapterConfig(rank=2),
+            num_labels=NUM_LABELS,
+            seed=0,
+        )
+    assert caught.value.given == "classifier.0"
+
+
 @pytest.mark.parametrize(("family", "head"), [*TEXT_CASES, ("vit", "mean"), ("dinov2", "mean")])
 def test_kept_first_blocks_compute_what_they_did_before(family: str, head: str) -> None:
     base = tiny_base(family, head)

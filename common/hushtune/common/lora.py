@@ -83,16 +83,19 @@ def fingerprint(base: nn.Module, *, without: Iterable[str] = ()) -> str:
     return digest.hexdigest()
 
 
-def refuse_unfit(base: PreTrainedModel) -> None:
-    """Refuse models in which one example's output depends on the others of its batch."""
+def refuse_unfit(base: PreTrainedModel, own: Sequence[str] = ()) -> None:
+    """Refuse models in which one example's output depends on the others of its batch, while the
+    children named in ``own`` (the head) are trained."""
     for name, module in base.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:  # pyright: ignore[reportPrivateUsage]
+        trains = module.training or name.split(".")[0] in own
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and trains:  # pyright: ignore[reportPrivateUsage]
             raise UnsupportedModelError(
                 "BatchNorm in training mode mixes the examples of a batch, so that no example's "
                 "influence can be bounded",
                 given=name,
                 expected="GroupNorm or LayerNorm, or BatchNorm in evaluation mode",
-                remedy="call model.eval() on the frozen base, or replace the layer",
+                remedy="call model.eval() on the frozen base; in the model's own head replace the "
+                'layer, or set model.head = "mean"',
             )
 
 
@@ -181,9 +184,9 @@ def attach(
     With ``model.head == "own"`` the base must be a sequence or image classification model.
     """
     keep_first_blocks(base, model.layer)
-    refuse_unfit(base)
-    base.eval()
     own = head_modules(base) if model.head == "own" else ()
+    refuse_unfit(base, own)
+    base.eval()
     if model.head == "own" and not own:
         raise UnsupportedModelError(
             "the model has no head of its own",
