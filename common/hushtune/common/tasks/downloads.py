@@ -1,7 +1,8 @@
 """The package index's side of assets: one pinned file, downloaded by pip and verified.
 
-pip resumes broken connections itself where it can (25.1 and later). The file is moved into its
-place only when its sha256 is right.
+Within one call pip (25.1 and later, else not at all) resumes a connection that breaks, five times
+at most, from a server that can; a download that was stopped, or given up, begins anew. The file is
+moved into its place only when its sha256 is right.
 """
 
 from __future__ import annotations
@@ -74,14 +75,15 @@ def download(asset: Asset, downloads: Path, runner: Runner | None = None) -> Pat
 
 def _pip_command(asset: Asset, requirements: Path, destination: Path) -> list[str]:
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input"]
-    if _pip_version() >= (25, 1):
+    if pip_version() >= (25, 1):
         command += ["--resume-retries", "5"]
     binary = ["--only-binary", ":all:"] if asset.kind == "wheel" else ["--no-binary", asset.package]
     command += ["--no-deps", "--require-hashes", *binary]
     return [*command, "-r", str(requirements), "-d", str(destination)]
 
 
-def _pip_version() -> tuple[int, int]:
+def pip_version() -> tuple[int, int]:
+    """Of the pip that downloads; (0, 0) where there is none."""
     try:
         major, minor, *_ = metadata.version("pip").split(".")
         return int(major), int(minor)
