@@ -19,7 +19,16 @@ from hushtune.common.adapter import AdapterState
 from hushtune.common.config import AdapterConfig, ModelConfig
 from hushtune.common.errors import TargetModuleError, UnsupportedModelError
 
-from ..client.families import CASES, IMAGES, NUM_LABELS, TEXT_CASES, adapted, moved, tiny_base
+from ..client.families import (
+    CASES,
+    IMAGES,
+    NUM_LABELS,
+    PADDED_WITH_ONE,
+    TEXT_CASES,
+    adapted,
+    moved,
+    tiny_base,
+)
 
 every_case = pytest.mark.parametrize(("family", "head"), CASES)
 
@@ -30,7 +39,7 @@ def inputs(family: str) -> dict[str, torch.Tensor]:
         return {"pixel_values": torch.randn(4, 3, 16, 16, generator=random)}
     ids = torch.randint(3, 50, (4, 6), generator=random)
     mask = torch.ones_like(ids)
-    mask[0, 4:], ids[0, 4:] = 0, 1 if family == "roberta" else 0
+    mask[0, 4:], ids[0, 4:] = 0, 1 if family in PADDED_WITH_ONE else 0
     return {"input_ids": ids, "attention_mask": mask}
 
 
