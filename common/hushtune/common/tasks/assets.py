@@ -143,6 +143,13 @@ def resolve_model(name: str) -> Path | str:
     return find_on_hub(name, "model") or name
 
 
+def public_name(name: str) -> str:
+    """What others know a base model by: a named asset by its source on the hub, else as it is
+    called. A folder of this machine's cache would tell who used it, and be of no use elsewhere."""
+    asset = ASSETS.get(_MODEL_NAMES.get(name, ""))
+    return name if asset is None else asset.source
+
+
 def _check_model_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise MissingWeightsError(

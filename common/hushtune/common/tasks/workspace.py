@@ -34,7 +34,7 @@ from hushtune.common.errors import (
     UnsupportedModelError,
 )
 from hushtune.common.planning import POOLED
-from hushtune.common.tasks.assets import resolve_model
+from hushtune.common.tasks.assets import public_name, resolve_model
 from hushtune.common.tasks.data import LabelledText, load_data
 from hushtune.common.tasks.text_classification import TextClassification, tokenize, weights_of
 from hushtune.common.tasks.units import Rows, Units
@@ -59,12 +59,13 @@ class Workspace:
 
     def __init__(self, config: RunConfig, data: LabelledText, progress: Progress | None) -> None:
         self.data = data
-        self.base_name = str(resolve_model(config.model.name))
-        self.tokenizer = load_tokenizer(self.base_name)
+        self.base_name = public_name(config.model.name)  # what is written beside an adapter
+        source = str(resolve_model(config.model.name))
+        self.tokenizer = load_tokenizer(source)
         tokens = tokenize(self.tokenizer, data.texts, max_tokens=config.model.max_tokens)
-        base = load_base(self.base_name, config.model, data.label_names)
+        base = load_base(source, config.model, data.label_names)
         _check_length(base, config.model.max_tokens)
-        base.config.pad_token_id = tokens.pad_id
+        set_padding(base, tokens.pad_id)
         # Before adapters and hooks: they must be made where they will live.
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         nn.Module.to(base, device)
@@ -119,6 +120,15 @@ def _check_length(base: PreTrainedModel, max_tokens: int) -> None:
         )
 
 
+def set_padding(base: PreTrainedModel, pad_id: int | None) -> None:
+    """Tell a base which token rows are padded with: heads that read the last token skip it.
+
+    Families that count positions from it keep theirs: loaded anew they would count otherwise.
+    """
+    if base.config.model_type not in _COUNT_FROM_PADDING:
+        base.config.pad_token_id = pad_id
+
+
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer that lies beside a model; raises ModelError where there is none."""
     folder = Path(name)
@@ -134,6 +144,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         if tokenizer.pad_token is None:  # as in GPT-2 and Llama
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        tokenizer.padding_side = "right"  # as rows are padded, wherever it is saved to
         return tokenizer
     except Exception as error:  # of a damaged file the libraries raise whatever they stumble over
         raise ModelError(
