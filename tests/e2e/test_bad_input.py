@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from hushtune.client.site import ledger_path
+from hushtune.common.errors import DiskFullError
 from hushtune.common.privacy.ledger import Ledger
 from hushtune.server import checkpoint
 from hushtune.simulations import run, study
+from hushtune.simulations.observer import Silent
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "errors.md"
 
@@ -381,6 +383,18 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], FullDisk]
 def leftovers(out: Path) -> list[str]:
     """What a write that failed half-way would leave."""
     return [path.name for path in out.rglob(".*") if path.is_file()]
+
+
+def test_a_disk_that_is_full_for_a_round_s_line_alone(settings: Any, tmp_path: Path) -> None:
+    """From Python, too, it is an error of hushtune's own."""
+
+    class Full(Silent):
+        def started(self, rounds: int, done: int) -> None:
+            (tmp_path / "out" / "metrics.jsonl").unlink()
+            (tmp_path / "out" / "metrics.jsonl").symlink_to("/dev/full")
+
+    with pytest.raises(DiskFullError, match="the disk is full"):
+        run(settings.config(), tmp_path / "out", observer=Full())
 
 
 def test_a_disk_that_is_full_from_the_start(

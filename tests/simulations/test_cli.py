@@ -295,7 +295,7 @@ def test_doctor_names_what_is_missing_and_the_remedy(
     def without(name: str) -> str:
         if name in ("opacus", "matplotlib"):
             raise PackageNotFoundError(name)
-        return real(name)
+        return "1.5.4" if name == "peft" else real(name)
 
     monkeypatch.setattr(doctor, "version", without)
     answer = hushtune("doctor", "--json")
@@ -305,6 +305,8 @@ def test_doctor_names_what_is_missing_and_the_remedy(
     assert report["ok"] is False
     assert (checks["opacus"]["ok"], checks["opacus"]["optional"]) == (False, False)
     assert "pip install" in checks["opacus"]["mend"]
+    assert (checks["peft"]["ok"], checks["peft"]["found"][:13]) == (False, "1.5.4, where ")
+    assert checks["peft"]["mend"].startswith("pip install 'peft<0.22,>=0.21")
     assert checks["matplotlib"]["optional"] is True
     assert checks["matplotlib"]["mend"] == "pip install matplotlib"
     assert checks["ray"]["ok"] or "flwr[simulation]" in checks["ray"]["mend"]

@@ -28,7 +28,6 @@ from hushtune.common.messages import (
     RoundOrder,
     decode_hello,
     decode_order,
-    encode_order,
     encode_refusal,
     encode_site,
     encode_update,
@@ -38,10 +37,9 @@ from hushtune.common.metrics_messages import (
     MetricsOrder,
     MetricsReport,
     decode_metrics_order,
-    encode_metrics_order,
     encode_report,
 )
-from hushtune.common.privacy.ledger import Ledger, LedgerEntry, Limit
+from hushtune.common.privacy.ledger import KeptReply, Ledger, LedgerEntry, Limit
 from hushtune.common.privacy.plan import DpSgdEvent
 
 log = logging.getLogger(__name__)
@@ -113,13 +111,21 @@ def what_leaves(error: HushtuneError) -> str:
 
 def answer(content: RecordDict, site: Site) -> RecordDict:
     """The reply to an order: an update that is charged, or a refusal."""
-    return _reply(content, site, decode_order, lambda order: encode_update(_updated(order, site)))
+    return _reply(
+        content,
+        site,
+        decode_order,
+        lambda order: encode_update(_updated(order, site, asked=name_of_order(content))),
+    )
 
 
 def answer_metrics(content: RecordDict, site: Site) -> RecordDict:
     """The reply to an order for metrics: figures, charged unless they are public, or a refusal."""
     return _reply(
-        content, site, decode_metrics_order, lambda order: encode_report(_report(order, site))
+        content,
+        site,
+        decode_metrics_order,
+        lambda order: encode_report(_report(order, site, asked=name_of_order(content))),
     )
 
 
@@ -151,14 +157,14 @@ def _unexpected(error: Exception) -> SiteError:
     return SiteError("the site's own work failed", given=type(error).__name__)
 
 
-def _updated(order: RoundOrder, site: Site) -> ClientUpdate:
+def _updated(order: RoundOrder, site: Site, *, asked: str) -> ClientUpdate:
     if site.ledger is None:
         site.policy.check(order)
         return _update(order, site, _train(order, site, sequence=0))
-    return _trained(order, site, site.ledger)
+    return _trained(order, site, site.ledger, asked=asked)
 
 
-def _report(order: MetricsOrder, site: Site) -> MetricsReport:
+def _report(order: MetricsOrder, site: Site, *, asked: str) -> MetricsReport:
     site.policy.check_metrics(order)
 
     def measure() -> bytes:
@@ -182,7 +188,7 @@ def _report(order: MetricsOrder, site: Site) -> MetricsReport:
             measure,
             run=f"{order.run}{METRICS_RUN}",
             round=order.round,
-            asked=name_of_order(encode_metrics_order(order)),
+            asked=asked,
             site=site,
             ledger=site.ledger,
         )
@@ -191,7 +197,7 @@ def _report(order: MetricsOrder, site: Site) -> MetricsReport:
     )
 
 
-def _trained(order: RoundOrder, site: Site, ledger: Ledger) -> ClientUpdate:
+def _trained(order: RoundOrder, site: Site, ledger: Ledger, *, asked: str) -> ClientUpdate:
     site.policy.check(order)
     num_charges = len(ledger.entries(site.dataset))
     told, entry = _charged(
@@ -199,7 +205,7 @@ def _trained(order: RoundOrder, site: Site, ledger: Ledger) -> ClientUpdate:
         lambda: _train(order, site, sequence=num_charges).to_bytes(),
         run=order.run,
         round=order.round,
-        asked=name_of_order(encode_order(order)),
+        asked=asked,
         site=site,
         ledger=ledger,
     )
@@ -221,7 +227,11 @@ def _charged(
     A round that is asked for again gets the kept bytes, uncharged; LedgerError if ``asked``, the
     name of the order, is another than what they answered.
     """
-    kept = ledger.resend(run, round, dataset=site.dataset, asked=asked)
+
+    def answered() -> KeptReply | None:
+        return ledger.resend(run, round, dataset=site.dataset, asked=asked)
+
+    kept = answered()
     if kept is not None:
         return kept.reply, kept.entry
     what: _Charge = {
@@ -251,7 +261,7 @@ def _charged(
         # That it was refused follows from the rows: a server that crafts adapters could else
         # compare noised sums with thresholds of its choice for nothing.
         ledger.charge(event, round=round, **what)
-        kept = ledger.resend(run, round, dataset=site.dataset, asked=asked)
+        kept = answered()
         if kept is not None:  # another process answered meanwhile: one charge, one answer
             return kept.reply, kept.entry
         if isinstance(error, HushtuneError):
@@ -260,7 +270,7 @@ def _charged(
     try:
         entry = ledger.charge_with_reply(event, round=round, reply=reply, asked=asked, **what)
     except LedgerError:
-        kept = ledger.resend(run, round, dataset=site.dataset, asked=asked)
+        kept = answered()
         if kept is None:
             raise
         return kept.reply, kept.entry  # another process answered meanwhile

@@ -83,7 +83,20 @@ def open_site(context: Context) -> Site:
     return _kept_site(run, names[place], policy, ledger)
 
 
-_open: dict[tuple[RunContext, str, Path | None, Terms | None], Site] = {}
+@dataclass(frozen=True)
+class OwnTerms:
+    """A site's own policy, as its file had it when it was read."""
+
+    file: Path
+    terms: Terms
+
+    @classmethod
+    def read(cls, file: Path) -> OwnTerms:
+        """Raises what ``load_terms`` does."""
+        return cls(file, load_terms(file))
+
+
+_open: dict[tuple[RunContext, str, OwnTerms | None], Site] = {}
 
 
 def close_sites() -> None:
@@ -96,17 +109,18 @@ def _kept_site(run: RunContext, name: str, policy: Path | None, ledger: Path) ->
     if any(site.task is not workspace.task for site in _open.values()):
         _open.clear()  # they would keep the model and activations of an earlier study
     # Read for every order, so that a policy that is made stricter holds at once.
-    key = (run, name, policy, None if policy is None else load_terms(policy))
+    own = None if policy is None else OwnTerms.read(policy)
+    key = (run, name, own)
     if key not in _open:
-        _open[key] = _make_site(run, name, policy, ledger, workspace)
+        _open[key] = _make_site(run, name, own, ledger, workspace)
     return _open[key]
 
 
 def _make_site(
-    run: RunContext, name: str, policy: Path | None, ledger_file: Path, workspace: Workspace
+    run: RunContext, name: str, own: OwnTerms | None, ledger_file: Path, workspace: Workspace
 ) -> Site:
     config = run.config
-    agreed, limit = agreed_terms(config, name, policy, lora.spec(workspace.task.model))
+    agreed, limit = agreed_terms(config, name, own, lora.spec(workspace.task.model))
     insecure = config.privacy.insecure_seeded_noise
     ledger = Ledger(ledger_file) if agreed.trust is Trust.SITE else None
     data_set = agreed.terms.data_set or workspace.dataset_id(name)
@@ -132,28 +146,29 @@ def _make_site(
 
 
 def agreed_terms(
-    config: RunConfig, site: str, policy: Path | None, spec: AdapterSpec
+    config: RunConfig, site: str, own: OwnTerms | None, spec: AdapterSpec
 ) -> tuple[SitePolicy, Limit]:
     """What a site agrees to, by its own policy or else by what the run asks, and its limit.
 
-    ``spec``: of the adapters of the model that the site has loaded. Raises PolicyError where the
-    policy does not fit, and what ``load_terms`` raises.
+    ``spec``: of the adapters of the model that the site has loaded. Raises PolicyError where
+    ``own`` does not fit.
     """
-    terms = terms_of_run(config) if policy is None else load_terms(policy)
+    terms = terms_of_run(config) if own is None else own.terms
     size = config.data.public_sizes[site]
-    if policy is not None:
-        _check_terms(terms, config, size, policy)
+    if own is not None:
+        _check_terms(own, config, size)
     # A site with a policy of its own never trains without privacy, whatever the run says.
-    trust = Trust.SITE if policy is not None else Trust(config.privacy.trust)
+    trust = Trust.SITE if own is not None else Trust(config.privacy.trust)
     agreed = SitePolicy(site=site, trust=trust, spec=spec, public_size=size, terms=terms)
-    return agreed, terms.limit(whole_ledger=policy is not None and terms.data_set is None)
+    return agreed, terms.limit(whole_ledger=own is not None and terms.data_set is None)
 
 
-def _check_terms(terms: Terms, config: RunConfig, size: int, policy: Path) -> None:
+def _check_terms(own: OwnTerms, config: RunConfig, size: int) -> None:
     """Raise PolicyError where a site's policy does not fit the run or the site, before any order.
 
     ``size``: the site's declared number of units.
     """
+    terms, policy = own.terms, own.file
     if config.privacy.insecure_seeded_noise:
         raise PolicyError(
             "the run asks for noise and batches that whoever knows its seed can draw again",
@@ -182,10 +197,10 @@ def _check_terms(terms: Terms, config: RunConfig, size: int, policy: Path) -> No
         )
 
 
-def simulated_terms(config: RunConfig, site: str) -> Terms | None:
+def simulated_terms(config: RunConfig, site: str) -> OwnTerms | None:
     """What a simulated site's own policy says; None without one."""
     policy = simulated_policy(config, site)
-    return None if policy is None else load_terms(policy)
+    return None if policy is None else OwnTerms.read(policy)
 
 
 def simulated_policy(config: RunConfig, site: str) -> Path | None:

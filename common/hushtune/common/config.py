@@ -92,7 +92,7 @@ class AdapterConfig(Section):
         "projections",
     )
     layers: CountOrNone = Field(
-        default=2, description="adapt only this many of the top blocks; 0 = all"
+        default=1, description="adapt only this many of the top blocks; 0 = all"
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout before A, in training")
     rslora: bool = Field(default=False, description="rank-stabilised scale")
@@ -185,11 +185,11 @@ class PrivacyConfig(Section):
 class TrainConfig(Section):
     """Local training, the same at every site."""
 
-    rounds: Count = Field(default=12, description="rounds of the whole run, warm-up included")
+    rounds: Count = Field(default=20, description="rounds of the whole run, warm-up included")
     warmup_rounds: CountOrNone = Field(
-        default=8,
+        default=18,
         description="the first rounds train the head alone, on cached frozen features; at most "
-        "rounds; left out = two thirds of rounds",
+        "rounds; left out = nine tenths of rounds",
     )
     local_steps: Count = Field(default=3, description="optimiser steps a site takes in a round")
     batch_size: Count | None = Field(
@@ -202,10 +202,10 @@ class TrainConfig(Section):
         examples=[DEFAULT_SAMPLING_PROBABILITY],
     )
     learning_rate: LearningRate = Field(
-        default=0.02, description="of adapter and head after the warm-up"
+        default=0.01, description="of adapter and head after the warm-up"
     )
     warmup_learning_rate: LearningRate = Field(
-        default=0.03, description="of the head in the warm-up"
+        default=0.015, description="of the head in the warm-up"
     )
     optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="at the site")
     schedule: Literal["constant", "linear", "cosine"] = Field(
@@ -231,7 +231,7 @@ class TrainConfig(Section):
         rounds: Any = data.get("rounds")
         if type(rounds) is not int:
             return data
-        return {**data, "warmup_rounds": max(0, rounds * 2 // 3)}
+        return {**data, "warmup_rounds": max(0, rounds) * 9 // 10}
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:

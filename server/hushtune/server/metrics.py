@@ -23,6 +23,7 @@ from hushtune.common.planning import public_held_out
 from hushtune.common.privacy.ledger_entry import LedgerEntry
 from hushtune.common.privacy.plan import Relation, Unit
 from hushtune.server.checkpoint import Row
+from hushtune.server.replies import refusal_row, refusal_words, short
 
 log = logging.getLogger(__name__)
 
@@ -85,9 +86,8 @@ def ask_for_metrics(
             reports[site] = found
             missing.pop(site)
         elif isinstance(found, Refusal):
-            missing[site] = f"refused, {found.code}: {found.reason}"[:300]
-            reason = f"figures of the round: {found.reason}"[:300]
-            refusals[site] = {"round": round, "code": found.code[:20], "reason": reason}
+            missing[site] = refusal_words(found)
+            refusals[site] = refusal_row(found, round, of="figures of the round: ")
         else:
             missing[site] = found
     for site, reason in missing.items():
@@ -109,11 +109,11 @@ def ask_for_metrics(
 def _read(message: Message, order: MetricsOrder) -> MetricsReport | Refusal | str:
     """The report or refusal that answers an order, or why there is neither."""
     if message.has_error():
-        return f"failed: {message.error.reason or 'without a reason'}"[:300]
+        return short(f"failed: {message.error.reason or 'without a reason'}")
     try:
         reply = decode_report(message.content)
     except HushtuneError as error:
-        return f"rejected: {error.message}"[:300]
+        return short(f"rejected: {error.message}")
     if isinstance(reply, Refusal):
         return reply
     if (reply.run, reply.round, reply.site) != (order.run, order.round, order.site):

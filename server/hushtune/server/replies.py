@@ -71,9 +71,8 @@ def read_replies(
             else:
                 rejected[site] = objection
         elif isinstance(reply, Refusal):
-            code, reason = _short(reply.code), _short(reply.reason)
-            refusals[site] = {"round": order.round, "code": code, "reason": reason}
-            rejected[site] = f"refused, {code}: {reason}"
+            refusals[site] = refusal_row(reply, order.round)
+            rejected[site] = refusal_words(reply)
         else:
             rejected[site] = reply
     for site in orders:
@@ -97,18 +96,18 @@ def content_bytes(content: RecordDict) -> int:
 def _decode(message: Message) -> ClientUpdate | Refusal | str:
     """The reply, or why it is none."""
     if message.has_error():
-        return _short(f"failed: {message.error.reason or 'without a reason'}")
+        return short(f"failed: {message.error.reason or 'without a reason'}")
     try:
         return decode_reply(message.content)
     except HushtuneError as error:
-        return _short(f"rejected, message: {error.message}")
+        return short(f"rejected, message: {error.message}")
 
 
 def _objection(update: ClientUpdate, order: RoundOrder, max_norm: float) -> str | None:
     try:
         check_update(update, order=order, max_norm=max_norm)
     except UpdateRejectedError as error:
-        return _short(f"rejected, {error.reason}: {error.given}")
+        return short(f"rejected, {error.reason}: {error.given}")
     return None
 
 
@@ -126,6 +125,16 @@ def _countable(charge: LedgerEntry, order: RoundOrder) -> bool:
     )
 
 
-def _short(text: str) -> str:
+def refusal_row(refusal: Refusal, round: int, *, of: str = "") -> dict[str, Any]:
+    """A refusal as it is kept; ``of`` says what was refused where it was not training."""
+    return {"round": round, "code": short(refusal.code), "reason": short(f"{of}{refusal.reason}")}
+
+
+def refusal_words(refusal: Refusal) -> str:
+    """A refusal as it is shown."""
+    return f"refused, {short(refusal.code)}: {short(refusal.reason)}"
+
+
+def short(text: str) -> str:
     """What a site says is shown and kept, but it must not fill the server's disk."""
     return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + "..."

@@ -5,13 +5,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
 from hushtune.client import metrics
 from hushtune.client.policy import SitePolicy
-from hushtune.client.site import agreed_terms, simulated_ledger, simulated_policy
+from hushtune.client.site import agreed_terms, simulated_ledger, simulated_terms
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
 from hushtune.common.errors import HushtuneError, LedgerError, QuorumError, SiteError
@@ -31,6 +31,14 @@ _MOST_TOLD = 6
 TRAINING, FIGURES = "training", "figures"
 
 
+class OpenedSite(NamedTuple):
+    """What a site agrees to, its limit, and what its ledger says that it has spent."""
+
+    policy: SitePolicy
+    limit: Limit
+    spent: tuple[LedgerEntry, ...]
+
+
 def refusals(
     config: RunConfig, plans: Mapping[str, PrivacyPlan], state: AdapterState
 ) -> list[dict[str, Any]]:
@@ -47,7 +55,7 @@ def refusals(
         return []
     # The folder is not looked at: with neither policies nor shared ledgers nobody is asked.
     run = RunContext(config, Path())
-    check_sites_open(run, state, {})
+    opened = check_sites_open(run, state, {})
     asked = {
         site: [
             number
@@ -60,28 +68,29 @@ def refusals(
         row
         for site, rounds in asked.items()
         if rounds
-        for row in _at_site(run, plans, state, site=site, rounds=rounds)
+        for row in _at_site(config, plans, state, opened[site], site=site, rounds=rounds)
     ]
 
 
 def check_sites_open(
     run: RunContext, state: AdapterState, shown: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> None:
-    """Raise SiteError, which names each site whose policy or ledger cannot be used.
+) -> dict[str, OpenedSite]:
+    """Each site's policy, limit and charges; SiteError names all of which they cannot be used.
 
     ``shown``: the charges that each site has shown to the run so far, which its ledger must have.
     Writes nothing.
     """
     names = sorted(run.config.data.public_sizes)
+    opened: dict[str, OpenedSite] = {}
     failures: dict[str, HushtuneError] = {}
     for site in names:
         try:
-            _, _, spent = _opened(run, state, site)
-            _check_shown(spent, shown.get(site, ()), simulated_ledger(run, site))
+            opened[site] = _opened(run, state, site)
+            _check_shown(opened[site].spent, shown.get(site, ()), simulated_ledger(run, site))
         except HushtuneError as error:
             failures[site] = error
     if not failures:
-        return
+        return opened
     told = [
         f"\n  {site}: " + f"{error.code} {error}".replace("\n", "\n  ")
         for site, error in list(failures.items())[:_MOST_TOLD]
@@ -139,15 +148,14 @@ def check_quorum(figures: Mapping[str, Any]) -> None:
 
 
 def _at_site(
-    run: RunContext,
+    config: RunConfig,
     plans: Mapping[str, PrivacyPlan],
     state: AdapterState,
+    opened: OpenedSite,
     *,
     site: str,
     rounds: Sequence[int],
 ) -> list[dict[str, Any]]:
-    config = run.config
-    policy, limit, spent = _opened(run, state, site)
     try:
         order = make_orders(
             state,
@@ -157,7 +165,7 @@ def _at_site(
             plans=plans,
             sizes=config.data.public_sizes,
         )[site]
-        policy.check(order)  # of a later round it would say the same
+        opened.policy.check(order)  # of a later round it would say the same
     except HushtuneError as error:
         return [_row(site, TRAINING, rounds[0], error)]
     found: list[dict[str, Any]] = []
@@ -166,7 +174,7 @@ def _at_site(
     if told:
         noised = config.metrics.release == "noised"
         try:
-            policy.check_metrics(
+            opened.policy.check_metrics(
                 MetricsOrder(
                     run=_RUN,
                     round=told[0],
@@ -185,21 +193,19 @@ def _at_site(
     # A round is charged for its training first ("dry run" sorts before its own figures).
     charges.sort(key=lambda charge: charge[:2])
     unit = unit_name(config.data.group)
-    unpaid = _first_unpaid(limit, spent, charges, unit=unit)
+    unpaid = _first_unpaid(opened.limit, opened.spent, charges, unit=unit)
     if unpaid is not None:
         (number, charged, _), error = unpaid
         found.append(_row(site, TRAINING if charged == _RUN else FIGURES, number, error))
     return found
 
 
-def _opened(
-    run: RunContext, state: AdapterState, site: str
-) -> tuple[SitePolicy, Limit, tuple[LedgerEntry, ...]]:
-    """The site's policy, its limit, and what it has spent; raises what opening the site would."""
-    policy, limit = agreed_terms(run.config, site, simulated_policy(run.config, site), state.spec)
+def _opened(run: RunContext, state: AdapterState, site: str) -> OpenedSite:
+    """Raises what opening the site would."""
+    policy, limit = agreed_terms(run.config, site, simulated_terms(run.config, site), state.spec)
     ledger = simulated_ledger(run, site)
     begun = policy.trust is Trust.SITE and (ledger.exists() or head_path(ledger).exists())
-    return policy, limit, read_ledger(ledger).entries if begun else ()
+    return OpenedSite(policy, limit, read_ledger(ledger).entries if begun else ())
 
 
 def _first_unpaid(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
+
+from packaging.requirements import Requirement
 
 from hushtune.common.tasks.assets import cache_folder
 
@@ -46,20 +48,25 @@ def _python() -> Any:
     return _check("Python", found, ok, "install Python 3.11, 3.12 or 3.13 and run make setup")
 
 
-def _package(name: str) -> Any:
+def _package(name: str, *, use: str = "", package: str = "", optional: bool = False) -> Any:
+    """Whether a package is there, in a version that this hushtune is made for."""
+    wanted = [Requirement(line) for line in requires("hushtune") or ()]
+    allowed = next((str(w.specifier) for w in wanted if w.name == name), "")
+    package = package or (f"'{name}{allowed}'" if allowed else name)
     try:
-        return _check(name, version(name), True)
+        found = version(name)
     except PackageNotFoundError:
-        return _check(name, "not installed", False, f"pip install {name}")
+        found = f"not installed{use}"
+    else:
+        if Requirement(f"{name}{allowed}").specifier.contains(found, prereleases=True):
+            return _check(name, found, True, optional=optional)
+        found = f"{found}, where {allowed} is needed{use}"
+    return _check(name, found, False, f"pip install {package}", optional=optional)
 
 
 def _extra(name: str) -> Any:
     package, use = EXTRAS[name]
-    try:
-        return _check(name, version(name), True, optional=True)
-    except PackageNotFoundError:
-        found = f"not installed ({use})"
-        return _check(name, found, False, f"pip install {package}", optional=True)
+    return _package(name, use=f" ({use})", package=package, optional=True)
 
 
 def _accelerator() -> Any:

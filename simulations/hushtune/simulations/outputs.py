@@ -22,7 +22,7 @@ from hushtune.common.tasks import partition
 from hushtune.common.tasks.base import Metrics
 from hushtune.common.tasks.workspace import Workspace
 from hushtune.server.app import checkpoint_folder
-from hushtune.server.checkpoint import exists, load
+from hushtune.server.checkpoint import Checkpoint, exists, load
 from hushtune.server.strategy import FederationResult
 from hushtune.simulations import saved
 from hushtune.simulations.card import model_card
@@ -98,10 +98,10 @@ def finished(context: RunContext) -> dict[str, Any] | None:
     """
     pictures = ("curve.png", "sites.png") if find_spec("matplotlib") is not None else ()
     wanted = (SUMMARY, METRICS, "privacy.json", "privacy.md", "privacy.html", ADAPTER, *pictures)
-    folder = checkpoint_folder(context.out)
-    if not exists(folder) or not all((context.out / name).exists() for name in wanted):
+    checkpoint = _checkpoint(context)
+    if checkpoint is None or not all((context.out / name).exists() for name in wanted):
         return None
-    summary, checkpoint = _summary(context), load(folder)
+    summary = _summary(context)
     lines = (context.out / METRICS).read_bytes()
     if lines != "".join(map(metrics_line, checkpoint.history)).encode():
         return None
@@ -194,14 +194,19 @@ def metrics_line(row: Mapping[str, Any]) -> str:
 
 def checkpointed_rows(context: RunContext) -> Sequence[Mapping[str, Any]]:
     """The rows of metrics.jsonl that the checkpoint has; none without one."""
-    folder = checkpoint_folder(context.out)
-    return load(folder).history if exists(folder) else ()
+    found = _checkpoint(context)
+    return () if found is None else found.history
 
 
 def shown_charges(context: RunContext) -> Mapping[str, Sequence[Mapping[str, Any]]]:
     """The charges that each site has shown by the run's checkpoint; none without one."""
+    found = _checkpoint(context)
+    return {} if found is None else found.charges
+
+
+def _checkpoint(context: RunContext) -> Checkpoint | None:
     folder = checkpoint_folder(context.out)
-    return load(folder).charges if exists(folder) else {}
+    return load(folder) if exists(folder) else None
 
 
 def _toml(value: object) -> str:

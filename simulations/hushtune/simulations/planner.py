@@ -45,6 +45,15 @@ MOST_VALUES = 10**12
 MOST_STEPS = 100_000
 """Beyond this the accountant needs minutes for four times as many."""
 
+_FINITE = (-1e300, 1e300, "a finite number")
+_POSITIVE = (1e-300, 1e300, "a finite number above 0")
+_COUNTED = (1, MOST_VALUES, f"1 to {MOST_VALUES}")
+_BOUNDS: Mapping[str, tuple[float, float, str]] = {
+    **dict.fromkeys(("rounds", "local_steps", "trained_values"), _COUNTED),
+    **dict.fromkeys(("epsilon", "clip_norm"), _POSITIVE),
+}
+"""Of each of an outline's numbers the least and the most, and both in words."""
+
 _SETTINGS = {
     "privacy.delta": "--delta",
     "train.batch_size": "--batch",
@@ -65,17 +74,9 @@ def plan_run(sites: Mapping[str, int], outline: Outline) -> dict[str, Any]:
     nothing could be planned for.
     """
     for name, value in asdict(outline).items():
-        counted = name in ("rounds", "local_steps", "trained_values")
-        positive = name in ("epsilon", "clip_norm")
-        least, most = (1, MOST_VALUES) if counted else (1e-300 if positive else -1e300, 1e300)
+        least, most, expected = _BOUNDS.get(name, _FINITE)
         if isinstance(value, int | float) and not least <= value <= most:
-            raise PlanError(
-                f"{_option(name)} is out of range",
-                given=str(value),
-                expected=f"1 to {MOST_VALUES}"
-                if counted
-                else f"a finite number{' above 0' * positive}",
-            )
+            raise PlanError(f"{_option(name)} is out of range", given=str(value), expected=expected)
     if not LEAST_DELTA <= outline.delta < 1:
         raise PlanError(
             "--delta is out of range",

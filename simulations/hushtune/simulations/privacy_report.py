@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from hushtune.client.site import ledger_path, simulated_ledger, simulated_terms
-from hushtune.client.terms import Terms
+from hushtune.client.site import OwnTerms, ledger_path, simulated_ledger, simulated_terms
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
 from hushtune.common.lora_rules import RULES, trainable_keys
@@ -37,12 +36,12 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
         head, num_resent = "", 0
         accepted = {row["round"] for row in result.history if site in row["accepted"]}
         answered = accepted | _rounds(result, site, "rejected")
-        terms = simulated_terms(config, site)
+        own = simulated_terms(config, site)
         if plan.trust is Trust.SITE:
             ledger = Ledger(simulated_ledger(context, site))
             entries, head = ledger.entries(), ledger.head()
             num_resent = ledger.num_resent(run=result.run)
-            lifetime = _lifetime(ledger, entries, terms, unit=unit_name(config.data.group))
+            lifetime = _lifetime(ledger, entries, own, unit=unit_name(config.data.group))
         mine = [entry for entry in entries if entry.run == result.run]
         told = [entry for entry in entries if entry.run == f"{result.run}{METRICS_RUN}"]
         if plan.trust is Trust.SITE:
@@ -68,8 +67,8 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
             refusals=[_refusal(row) for row in result.refusals.get(site, ())],
             num_resent=num_resent,
             num_aborted=len(answered - accepted),
-            limit_epsilon=None if terms is None else terms.max_epsilon,
-            limit_delta=None if terms is None else terms.max_delta,
+            limit_epsilon=None if own is None else own.terms.max_epsilon,
+            limit_delta=None if own is None else own.terms.max_delta,
             released=_released(config, result.state, answered),
             received=[_transfer(result.state, asked)] if asked else [],
             metrics=_metrics(result, site, told),
@@ -78,15 +77,15 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
 
 
 def _lifetime(
-    ledger: Ledger, entries: Sequence[LedgerEntry], terms: Terms | None, *, unit: str
+    ledger: Ledger, entries: Sequence[LedgerEntry], own: OwnTerms | None, *, unit: str
 ) -> list[LedgerEntry]:
     """What is added up over all runs: the data set that a policy names, or all that a ledger holds.
 
     Of rows that changed between runs a ledger cannot tell how many stayed, so all of them count,
     whether or not this run was refused. What another unit was charged cannot be added to that.
     """
-    if terms is not None and terms.data_set is not None:
-        name = ledger.name_of(terms.data_set)
+    if own is not None and own.terms.data_set is not None:
+        name = ledger.name_of(own.terms.data_set)
         entries = [entry for entry in entries if entry.dataset == name]
     return [entry for entry in entries if entry.unit == unit]
 

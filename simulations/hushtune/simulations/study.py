@@ -187,7 +187,8 @@ class _Judge:
             extra = self._evaluate(outcome.state)
             self.seconds += time.perf_counter() - began
         row = {**outcome.row, **extra}
-        with (self._context.out / METRICS).open("a", encoding="utf-8") as file:
+        path = self._context.out / METRICS
+        with write_errors(path), path.open("a", encoding="utf-8") as file:
             file.write(outputs.metrics_line(row))
         self._observer.round_done(row)
         return extra

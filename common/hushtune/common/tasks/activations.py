@@ -83,13 +83,15 @@ def in_pieces(tokens: TokenRows, units: Units, size: int) -> list[Piece]:
     there are: the last piece is filled up. So the shapes in which a unit is computed follow from
     the unit alone, and what is computed for it does not change with who else is there.
     """
+    if not len(units):
+        return []
     widths = np.maximum.reduceat(tokens.widths[units.rows], units.starts[:-1])
     order = np.lexsort((units.sizes, -widths))
     kinds = np.stack([widths[order], units.sizes[order]])
     changes = np.flatnonzero(np.diff(kinds).any(0)) + 1
-    return [
-        Piece.filled(units.take(alike[start : start + count]), count)
-        for alike in np.split(order, changes)
-        for count in (max(1, size // int(units.sizes[alike[0]])),)
-        for start in range(0, len(alike), count)
-    ]
+    pieces: list[Piece] = []
+    for alike in np.split(order, changes):
+        count = max(1, size // int(units.sizes[alike[0]]))
+        for start in range(0, len(alike), count):
+            pieces.append(Piece.filled(units.take(alike[start : start + count]), count))
+    return pieces

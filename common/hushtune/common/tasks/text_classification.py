@@ -82,7 +82,7 @@ class TextClassification:
 
     def microbatches(self, units: Units, size: int) -> list[Piece]:
         """See ``Task.microbatches``."""
-        return in_pieces(self._tokens, units, size) if len(units) else []
+        return in_pieces(self._tokens, units, size)
 
     def batch(self, rows: Rows, level: Level) -> Batch:
         """See ``Task.batch``."""
