@@ -38,6 +38,7 @@ from hushtune.common.errors import (
     PresetError,
     UnknownKeyError,
 )
+from hushtune.common.presets import PRESETS as OURS
 
 DEMO = "data.source=demo"
 PRESETS = {
@@ -62,7 +63,14 @@ def write(folder: Path, text: str) -> Path:
 def test_only_data_has_to_be_given() -> None:
     config = load()
     assert config == RunConfig(data=DataConfig(source="demo"))
-    assert (config.train.rounds, config.train.warmup_rounds, config.train.local_steps) == (12, 8, 3)
+    assert (config.train.rounds, config.train.warmup_rounds, config.train.local_steps) == (
+        20,
+        18,
+        3,
+    )
+    # What benchmarks/recipe.py measured is what others get who say nothing of it.
+    demo = RunConfig.model_validate(OURS["demo"])
+    assert (config.train, config.adapter, config.model) == (demo.train, demo.adapter, demo.model)
     assert (config.privacy.epsilon, config.privacy.delta) == (3.0, 1e-5)
     assert config.adapter.dora is False
 
@@ -77,7 +85,7 @@ def test_settings_are_frozen() -> None:
         load().privacy.epsilon = 100.0  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@pytest.mark.parametrize(("rounds", "warmup"), [(12, 8), (5, 3), (1, 0), (30, 20)])
+@pytest.mark.parametrize(("rounds", "warmup"), [(12, 10), (5, 4), (1, 0), (30, 27)])
 def test_warmup_follows_rounds_unless_it_is_given(rounds: int, warmup: int) -> None:
     assert load(f"train.rounds={rounds}").train.warmup_rounds == warmup
     assert load(f"train.rounds={rounds}", "train.warmup_rounds=1").train.warmup_rounds == 1
@@ -255,7 +263,7 @@ def test_batch_size_and_sampling_probability_exclude_each_other() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["train.warmup_rounds=13"], "the warm-up is longer than the run"),
+        (["train.warmup_rounds=21"], "the warm-up is longer than the run"),
         (["train.rounds=1000", "train.local_steps=1001"], "more steps than a site takes part in"),
         (["simulation.quorum=3", "simulation.sites_per_round=2"], "quorum can never be reached"),
         (["data.validation_fraction=.5", "data.test_fraction=.5"], "nothing to train on"),
@@ -504,7 +512,7 @@ def test_the_hash_depends_on_every_value() -> None:
 
 
 def test_the_hash_is_the_same_whether_a_default_is_spelt_out() -> None:
-    assert config_hash(load("train.rounds=12", "privacy.epsilon=3")) == config_hash(load())
+    assert config_hash(load("train.rounds=20", "privacy.epsilon=3")) == config_hash(load())
 
 
 # -------------------------------------------------------------- replace, template and schema ----
@@ -551,7 +559,7 @@ def test_the_schema_is_json_and_forbids_unknown_keys() -> None:
     assert schema["$defs"]["PrivacyConfig"]["properties"]["epsilon"]["exclusiveMinimum"] == 0
 
 
-@pytest.mark.parametrize(("rounds", "warmup"), [(5, 3), (1, 0), (40, 26)])
+@pytest.mark.parametrize(("rounds", "warmup"), [(5, 4), (1, 0), (40, 36)])
 def test_another_number_of_rounds_brings_its_own_warm_up(rounds: int, warmup: int) -> None:
     """A preset's warm-up belongs to the preset's rounds."""
     presets = {"p": {"data": {"source": "demo"}, "train": {"rounds": 20, "warmup_rounds": 18}}}

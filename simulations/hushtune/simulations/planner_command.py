@@ -22,7 +22,7 @@ def plan(
     ],
     epsilon: Annotated[float, typer.Option(help="the whole run's budget at each site")] = 3.0,
     delta: Annotated[float, typer.Option(help="below 1 / rows of the smallest site")] = 1e-5,
-    rounds: Annotated[int, typer.Option(min=1, help="rounds of the run")] = 12,
+    rounds: Annotated[int, typer.Option(min=1, help="rounds of the run")] = 20,
     local_steps: Annotated[int, typer.Option(min=1, help="steps of a site in a round")] = 3,
     batch: Annotated[
         int | None, typer.Option(min=1, help="expected rows of a step at each site")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hushtune.common.config import AdapterConfig
+from hushtune.common.config import AdapterConfig, PrivacyConfig, TrainConfig
 from hushtune.common.errors import ConfigError
 from hushtune.common.planning import rate_or_default
-from hushtune.common.presets import PRESETS
 from hushtune.common.privacy.plan import PrivacyPlan, Relation, Trust, Unit, make_plan
 
 _MOST_DIGITS = 15
+_ADAPTER, _PRIVACY, _TRAIN = AdapterConfig(), PrivacyConfig(), TrainConfig()
 _DEMO_WIDTH, _DEMO_LABELS, _DEMO_PROJECTIONS = 384, 2, 2
 
 
@@ -22,13 +22,13 @@ class Outline:
     rate. `trained_values`: how many numbers are trained and noised; None for the demo's.
     """
 
-    epsilon: float = 3.0
-    delta: float = 1e-5
-    rounds: int = 12
-    local_steps: int = 3
+    epsilon: float = _PRIVACY.epsilon
+    delta: float = _PRIVACY.delta
+    rounds: int = _TRAIN.rounds
+    local_steps: int = _TRAIN.local_steps
     batch_size: int | None = None
     sampling_probability: float | None = None
-    clip_norm: float = 1.0
+    clip_norm: float = _PRIVACY.clip_norm
     relation: Relation = Relation.ADD_OR_REMOVE_ONE
     trained_values: int | None = None
 
@@ -76,8 +76,7 @@ def parse_sites(text: str) -> dict[str, int]:
 
 def demo_trained_values() -> tuple[int, str]:
     """How many values the demo trains after its warm-up, and what they are."""
-    rank = AdapterConfig().rank
-    blocks = int(PRESETS["demo"]["adapter"]["layers"])
+    rank, blocks = _ADAPTER.rank, _ADAPTER.layers
     head = _DEMO_WIDTH * _DEMO_LABELS + _DEMO_LABELS
     adapter = blocks * _DEMO_PROJECTIONS * _DEMO_WIDTH * rank
     source = (
