@@ -157,7 +157,14 @@ def change(path: Path, statement: str) -> None:
     db.close()
 
 
-@pytest.mark.parametrize("fault", ["row", "reply", "mode", "head mode", "deleted", "cut"])
+def exchange_key(path: Path) -> None:
+    """Of a ledger with a charge under its key, as the charges of a site all are."""
+    ledger = Ledger(path)
+    ledger.charge(LOUD, dataset=ledger.name_of("rows"), run="r", round=1)
+    change(path, "UPDATE secret SET key = randomblob(32)")
+
+
+@pytest.mark.parametrize("fault", ["row", "reply", "mode", "head mode", "deleted", "cut", "key"])
 def test_verify_refuses_by_name(out: Path, hushtune: Any, fault: str) -> None:
     path = ledger_path(out, "south")
     faults: dict[str, tuple[str, Callable[[], object]]] = {
@@ -167,6 +174,7 @@ def test_verify_refuses_by_name(out: Path, hushtune: Any, fault: str) -> None:
         "head mode": ("can be read by others", lambda: Path(f"{path}.head").chmod(0o604)),
         "deleted": ("cannot be read", path.unlink),
         "cut": ("cannot be read", lambda: path.write_bytes(b"")),
+        "key": ("its key was exchanged", lambda: exchange_key(path)),
     }
     reason, plant = faults[fault]
     plant()
@@ -268,6 +276,26 @@ def test_an_export_holds_no_reply(out: Path, hushtune: Any) -> None:
     text = hushtune("ledger", "export", out).out
     for form in (SECRET.decode(), SECRET.hex(), repr(SECRET), json.dumps(list(SECRET))[1:-1]):
         assert form not in text
+
+
+def test_a_damaged_ledger_is_named_in_an_export_and_hides_no_other(
+    out: Path, hushtune: Any, tmp_path: Path
+) -> None:
+    whole = json.loads(hushtune("ledger", "export", out).out)
+    ledger_path(out, "north/1").write_bytes(b"torn" * 999)
+    file = tmp_path / "audit.json"
+    answer = hushtune("ledger", "export", out, "--to", file, "--json")
+    assert answer.status == 2
+    assert "HT402 north/1: " in answer.err
+    document = json.loads(file.read_text())
+    assert document["ledgers"] == {"south": whole["ledgers"]["south"]}
+    assert document["refused"]["north/1"]["code"] == "HT402"
+    assert last_json(answer)["refused"].keys() == {"north/1"}
+    printed = hushtune("ledger", "export", out)
+    assert (printed.status, json.loads(printed.out)) == (2, document)
+    ledger_path(out, "south").write_bytes(b"")
+    assert hushtune("ledger", "export", out, "--to", tmp_path / "none.json").status == 2
+    assert not (tmp_path / "none.json").exists()
 
 
 def test_an_export_replaces_no_file(out: Path, hushtune: Any) -> None:

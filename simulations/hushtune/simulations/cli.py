@@ -68,7 +68,7 @@ def simulate(
     set_: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="replace the run in --out")
+        bool, typer.Option("--overwrite", help="replace the run in --out and its own ledgers")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would happen")] = False,
     as_json: AsJson = False,

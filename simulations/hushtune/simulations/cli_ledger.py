@@ -122,23 +122,35 @@ def export(
 ) -> None:
     """Write every charge as JSON, enough for another accountant; never what was sent.
 
-    With neither --to nor --json the document is printed over several lines.
+    With neither --to nor --json the document is printed over several lines. A ledger that cannot be
+    trusted is named in place of its charges, and the exit status is 2.
     """
     from hushtune.common.files import write_text
-    from hushtune.common.privacy.ledger_record import read_ledger
+    from hushtune.common.privacy.ledger_record import LedgerRecord, read_ledger
     from hushtune.simulations.ledgers import export_document, find_ledgers, summary
 
-    records = {site: read_ledger(path) for site, path in find_ledgers(place).items()}
-    document = export_document(records)
-    if to is None:
-        typer.echo(json.dumps(document, indent=None if as_json else 2, allow_nan=False))
-        return
-    if to.exists():  # it might be a ledger
+    if to is not None and to.exists():  # it might be a ledger
         raise OutputExistsError("the file is there already", given=str(to), remedy="name a new one")
-    write_text(to, json.dumps(document, indent=2, allow_nan=False) + "\n")
-    Console(stderr=as_json).print(f"written to {to}", highlight=False, markup=False)
-    ledgers = {site: summary(record) for site, record in records.items()}
-    _print_json({"to": str(to), "ledgers": ledgers}, as_json)
+    console = Console(stderr=as_json or to is None)
+    records: dict[str, LedgerRecord] = {}
+    failures: dict[str, LedgerError] = {}
+    for site, path in find_ledgers(place).items():
+        try:
+            records[site] = read_ledger(path)
+        except LedgerError as error:
+            failures[site] = error
+    refused = {site: _failure(console, site, error) for site, error in failures.items()}
+    if records:
+        document = export_document(records) | ({"refused": refused} if refused else {})
+        if to is None:
+            typer.echo(json.dumps(document, indent=None if as_json else 2, allow_nan=False))
+        else:
+            write_text(to, json.dumps(document, indent=2, allow_nan=False) + "\n")
+            console.print(f"written to {to}", highlight=False, markup=False)
+            ledgers = {site: summary(record) for site, record in records.items()}
+            _print_json({"to": str(to), "ledgers": ledgers, "refused": refused}, as_json)
+    if failures:
+        raise next(iter(failures.values()))
 
 
 def _failure(console: Console, site: str, error: LedgerError) -> dict[str, Any]:

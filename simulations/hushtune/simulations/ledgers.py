@@ -15,7 +15,7 @@ from hushtune.client.terms import Terms, load_terms
 from hushtune.common.config_io import CONFIG, stored_config
 from hushtune.common.errors import LedgerError, MissingFileError
 from hushtune.common.privacy.ledger_entry import GENESIS, LedgerEntry, unit_name
-from hushtune.common.privacy.ledger_record import LedgerRecord
+from hushtune.common.privacy.ledger_record import LedgerRecord, read_ledger
 from hushtune.common.privacy.plan import DpSgdEvent, Relation
 
 MECHANISM = (
@@ -96,6 +96,19 @@ def budget(record: LedgerRecord, terms: Terms) -> dict[str, Any]:
         "data_set": terms.data_set,
         "epsilon": spent if spent < math.inf else None,
     }
+
+
+def own_charges(run: Path) -> dict[str, int]:
+    """How many charges the ledgers in a run's own folder hold, by site; of sound ones alone."""
+    found: dict[str, int] = {}
+    for path in sorted((run / "ledger").glob("*.sqlite")):
+        try:
+            number = len(read_ledger(path).entries)
+        except LedgerError:
+            continue
+        if number:
+            found[unquote(path.stem)] = number
+    return found
 
 
 def _elsewhere(run: Path) -> Path | None:

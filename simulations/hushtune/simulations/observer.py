@@ -17,6 +17,10 @@ class Observer(Protocol):
         """The rounds begin, ``done`` of them behind us."""
         ...
 
+    def forgetting(self, charges: Mapping[str, int]) -> None:
+        """A run is replaced along with its own ledgers, which held so many charges by site."""
+        ...
+
     def nothing_left(self) -> None:
         """The run that should be resumed is finished, and left as it is."""
         ...
@@ -37,6 +41,9 @@ class Silent:
         """See Observer."""
 
     def started(self, rounds: int, done: int) -> None:
+        """See Observer."""
+
+    def forgetting(self, charges: Mapping[str, int]) -> None:
         """See Observer."""
 
     def nothing_left(self) -> None:

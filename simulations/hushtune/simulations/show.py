@@ -62,6 +62,16 @@ class ProgressView:
         """See Observer."""
         self._advance("rounds", done, rounds, "")
 
+    def forgetting(self, charges: Mapping[str, int]) -> None:
+        """See Observer."""
+        rounds, sites = max(charges.values()), len(charges)
+        self._console.print(
+            f"the run that is replaced had charged up to {rounds} round{'s' * (rounds != 1)} at "
+            f"{sites} site{'s' * (sites != 1)}; its own ledgers go with it, so what it released "
+            "of the same data is no longer counted",
+            highlight=False,
+        )
+
     def nothing_left(self) -> None:
         """See Observer."""
         self._console.print("the run was finished: nothing was left to do", highlight=False)

@@ -29,6 +29,7 @@ from hushtune.server.strategy import FederationResult, RoundResult
 from hushtune.simulations import engine, outputs
 from hushtune.simulations.agreement import check_sites_open
 from hushtune.simulations.baselines import compare, site_metrics, trained_baselines
+from hushtune.simulations.ledgers import own_charges
 from hushtune.simulations.observer import Observer, Silent
 from hushtune.simulations.outputs import METRICS
 
@@ -83,6 +84,8 @@ def run(
     if resume and (summary := outputs.finished(context)) is not None:
         observer.nothing_left()
         return summary
+    if overwrite and (forgotten := own_charges(folder)):
+        observer.forgetting(forgotten)
     _prepare_folder(context, overwrite=overwrite)
     _keep_data(context, workspace)
     workspace.warm()

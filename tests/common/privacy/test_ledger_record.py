@@ -1,5 +1,7 @@
 """A ledger that is only looked at: everything is checked, nothing is touched."""
 
+import contextlib
+import json
 import os
 import shutil
 import signal
@@ -15,6 +17,7 @@ from hushtune.common.privacy import ledger_files
 from hushtune.common.privacy.ledger import GENESIS, Ledger
 from hushtune.common.privacy.ledger_record import read_ledger
 from hushtune.common.privacy.plan import DpSgdEvent
+from hushtune.simulations.ledgers import export_document, spending
 
 ROUND = DpSgdEvent(sampling_probability=0.13, noise_multiplier=1.7, steps=3)
 
@@ -27,9 +30,10 @@ def path(tmp_path: Path) -> Path:
 
 
 def fill(ledger: Ledger, *rounds: int, run: str = "r") -> None:
+    name = ledger.name_of("rows")
     for number in rounds:
         ledger.charge_with_reply(
-            ROUND, dataset="d", run=run, round=number, reply=b"reply %d" % number
+            ROUND, dataset=name, run=run, round=number, reply=b"reply %d" % number
         )
 
 
@@ -65,7 +69,7 @@ def cut_short(path: Path) -> None:
 
 def test_a_record_is_what_the_ledger_says(path: Path) -> None:
     ledger = Ledger(path)
-    ledger.resend("r", 2, dataset="d")
+    ledger.resend("r", 2, dataset=ledger.name_of("rows"))
     record = read_ledger(path)
     assert list(record.entries) == ledger.entries()
     assert record.head == ledger.head()
@@ -139,6 +143,11 @@ def test_a_ledger_that_was_only_just_made_is_an_empty_one(tmp_path: Path) -> Non
         ("DROP TABLE charges", "cannot be read"),
         ("UPDATE replies_kept SET reply = x'00' WHERE sequence = 3", "reply kept for charge 3"),
         ("INSERT INTO answers VALUES (9, 'x', '')", "reply kept for charge 9"),
+        ("INSERT INTO resent VALUES (2, 'often')", "'often' of charge 2"),
+        ("INSERT INTO resent VALUES (2, 0)", "0 of charge 2"),
+        ("INSERT INTO resent VALUES (9, 1)", "1 of charge 9"),
+        ("DELETE FROM secret", "its key is gone"),
+        ("UPDATE secret SET key = randomblob(32)", "its key was exchanged"),
     ],
 )
 def test_an_altered_ledger_is_refused(path: Path, change: str, reason: str) -> None:
@@ -150,6 +159,43 @@ def test_an_altered_ledger_is_refused(path: Path, change: str, reason: str) -> N
     with pytest.raises(LedgerError, match=reason):
         read_ledger(path)
     assert state(path.parent) == before
+
+
+TABLES = {
+    "charges": ("sequence", "dataset", "run", "round", "unit", "event", "previous", "hash"),
+    "answers": ("sequence", "digest", "asked"),
+    "replies_kept": ("sequence", "reply"),
+    "resent": ("sequence", "times"),
+    "secret": ("only_one", "key"),
+}
+STRANGE = ("'text'", "NULL", "x'ff00'", "1.5", "9223372036854775807", "-1", "CAST(x'ff' AS TEXT)")
+
+
+@pytest.mark.parametrize("value", STRANGE)
+@pytest.mark.parametrize(
+    ("table", "column"), [(table, column) for table, row in TABLES.items() for column in row]
+)
+def test_whatever_stands_in_a_cell_a_ledger_is_read_or_refused(
+    path: Path, table: str, column: str, value: str
+) -> None:
+    """A cell's type is no promise of SQLite's: what is no ledger's must not come out as a crash."""
+    Ledger(path).resend("r", 2, dataset=Ledger(path).name_of("rows"))
+    row = "only_one = 1" if table == "secret" else "sequence = 2"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        try:
+            with db:
+                if table == "answers":  # of which the digest alone is left
+                    db.execute(f"DELETE FROM replies_kept WHERE {row}")
+                db.execute(f"UPDATE {table} SET {column} = {value} WHERE {row}")
+        except sqlite3.Error:
+            pytest.skip("SQLite itself refuses this")
+    try:
+        record = read_ledger(path)
+        json.dumps([spending(record, delta=1e-5), export_document({"north": record})])
+        Ledger(path).verify()
+        Ledger(path).num_resent()
+    except LedgerError:
+        return
 
 
 def test_missing_foreign_emptied_and_readable_files_are_refused(path: Path) -> None:

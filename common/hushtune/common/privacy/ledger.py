@@ -69,18 +69,19 @@ class Ledger:
         self.verify()
 
     def verify(self) -> None:
-        """Check every row, its link to the row before, and every kept reply."""
+        """Check every row, its link to the row before, the key and every kept reply."""
         with self._connection() as db:
             db.execute("BEGIN")
             charged = len(self._verified(db))
             ledger_replies.check(db, self.path, charged=charged)
+            ledger_replies.resent(db, self.path, charged=charged)
 
     def name_of(self, data_set: str) -> str:
         """What this ledger calls a data set: nobody who is shown it learns anything of its rows."""
         with self._connection() as db:
             db.execute("BEGIN")
-            entries = self._verified(db)
-            return ledger_names.keyed_name(db, data_set, entries, path=self.path)
+            self._verified(db)
+            return ledger_names.keyed_name(db, data_set, path=self.path)
 
     def batch_key(self) -> bytes:
         """32 secret bytes, the same for the life of this ledger, from which batches are drawn."""
@@ -130,7 +131,8 @@ class Ledger:
         """
         with self._connection() as db:
             db.execute("BEGIN")
-            charged, times = self._verified(db), ledger_replies.resent(db)
+            charged = self._verified(db)
+            times = ledger_replies.resent(db, self.path, charged=len(charged))
         return sum(
             times.get(entry.sequence, 0)
             for entry in charged
@@ -197,7 +199,9 @@ class Ledger:
 
     def _verified(self, db: sqlite3.Connection) -> list[LedgerEntry]:
         noted = ledger_files.read_head(self.path)
-        return ledger_chain.read_chain(db, noted, path=self.path)
+        entries = ledger_chain.read_chain(db, noted, path=self.path)
+        ledger_names.check_key(db, entries, path=self.path)
+        return entries
 
     def _append(
         self,

@@ -32,21 +32,27 @@ def make_key(db: sqlite3.Connection) -> None:
         db.execute("INSERT OR IGNORE INTO secret VALUES (1, ?)", (os.urandom(32),))
 
 
-def keyed_name(
-    db: sqlite3.Connection, data_set: str, entries: Sequence[LedgerEntry], *, path: Path
-) -> str:
-    """HMAC-SHA256 of a data set's own name, behind the key's mark; LedgerError for another key."""
-    key = _key(db, path)
-    mark = hashlib.sha256(b"hushtune ledger key" + key).hexdigest()[:16]
+def check_key(db: sqlite3.Connection, entries: Sequence[LedgerEntry], *, path: Path) -> None:
+    """Raise LedgerError unless the key is there and is the one that named the charged data sets."""
+    mark = _mark(_key(db, path))
     for entry in entries:
         if _KEYED.fullmatch(entry.dataset) and not entry.dataset.startswith(f"{mark}:"):
             raise altered(path, "its key was exchanged")
-    return f"{mark}:{hmac.new(key, data_set.encode(), hashlib.sha256).hexdigest()}"
+
+
+def keyed_name(db: sqlite3.Connection, data_set: str, *, path: Path) -> str:
+    """HMAC-SHA256 of a data set's own name, behind the key's mark."""
+    key = _key(db, path)
+    return f"{_mark(key)}:{hmac.new(key, data_set.encode(), hashlib.sha256).hexdigest()}"
 
 
 def derived_key(db: sqlite3.Connection, purpose: str, *, path: Path) -> bytes:
     """32 bytes for one purpose, which only the ledger's key gives; LedgerError without that."""
     return hmac.new(_key(db, path), f"hushtune {purpose}".encode(), hashlib.sha256).digest()
+
+
+def _mark(key: bytes) -> str:
+    return hashlib.sha256(b"hushtune ledger key" + key).hexdigest()[:16]
 
 
 def _key(db: sqlite3.Connection, path: Path) -> bytes:

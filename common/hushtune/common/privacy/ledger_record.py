@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hushtune.common.errors import LedgerError
-from hushtune.common.privacy import ledger_chain, ledger_files, ledger_replies
+from hushtune.common.privacy import ledger_chain, ledger_files, ledger_names, ledger_replies
 from hushtune.common.privacy.ledger_entry import GENESIS, LedgerEntry
 
 
@@ -51,7 +51,7 @@ class LedgerRecord:
 
 
 def read_ledger(path: Path) -> LedgerRecord:
-    """Read a ledger and check it: modes of its files, the chain, the head and every kept reply.
+    """Read a ledger and check it: modes of its files, chain, head, key and every kept reply.
 
     Creates and changes nothing, and works where nothing can be written. LedgerError for a missing
     file, for what `Ledger` would not open, and for a head or journal that others can read.
@@ -73,6 +73,7 @@ def read_ledger(path: Path) -> LedgerRecord:
         if not tables and noted is None:  # made, and not yet written to
             return LedgerRecord(path=path, entries=(), replies={}, resent={})
         entries = tuple(ledger_chain.read_chain(db, noted, path=path))
+        ledger_names.check_key(db, entries, path=path)
         ledger_replies.check(db, path, charged=len(entries))
         return LedgerRecord(
             path=path,
@@ -81,5 +82,5 @@ def read_ledger(path: Path) -> LedgerRecord:
                 sequence: ReplyRecord(digest=digest, num_bytes=size)
                 for sequence, digest, size in ledger_replies.digests(db)
             },
-            resent=ledger_replies.resent(db),
+            resent=ledger_replies.resent(db, path, charged=len(entries)),
         )

@@ -37,7 +37,7 @@ CREATE TABLE IF NOT EXISTS resent (
     sequence INTEGER PRIMARY KEY REFERENCES charges (sequence), times INTEGER NOT NULL
 );
 """
-_ANSWERS = "SELECT sequence, digest, {}, asked FROM answers LEFT JOIN replies_kept USING (sequence)"
+_ANSWERS = "SELECT sequence, digest, {} FROM answers LEFT JOIN replies_kept USING (sequence)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,28 +130,39 @@ def count_resent(db: sqlite3.Connection, entry: LedgerEntry) -> None:
     )
 
 
-def resent(db: sqlite3.Connection) -> dict[int, int]:
-    """How often the reply of each charge was handed out again, by sequence; none for never."""
-    return dict(db.execute("SELECT sequence, times FROM resent ORDER BY sequence"))
+def resent(db: sqlite3.Connection, path: Path, *, charged: int) -> dict[int, int]:
+    """How often the reply of each charge was handed out again, by sequence; none for never.
+
+    LedgerError for what cannot be such a count. Another count that can be is not detected.
+    """
+    times: dict[int, int] = {}
+    for sequence, count in db.execute("SELECT sequence, times FROM resent ORDER BY sequence"):
+        if not isinstance(count, int) or count < 1 or not 1 <= sequence <= charged:
+            raise altered(path, f"no count of replies sent again: {count!r} of charge {sequence}")
+        times[sequence] = count
+    return times
 
 
 def check(db: sqlite3.Connection, path: Path, *, charged: int) -> None:
     """Raise LedgerError where a reply has no charge, or is not the one that was kept."""
-    for sequence, digest, reply, _ in db.execute(_ANSWERS.format("reply")):
-        whole = reply is None or (isinstance(reply, bytes) and _digest(reply) == digest)
+    for sequence, digest, reply in db.execute(_ANSWERS.format("reply")):
+        whole = isinstance(digest, str) if reply is None else _is_whole(reply, digest)
         if not 1 <= sequence <= charged or not whole:
             raise altered(path, f"the reply kept for charge {sequence} is another one")
 
 
 def digests(db: sqlite3.Connection) -> list[tuple[int, str, int | None]]:
     """Of each answer: the charge's sequence, its SHA-256, and its size if it is still kept."""
-    rows = db.execute(_ANSWERS.format("length(reply)") + " ORDER BY sequence")
-    return [(sequence, digest, size) for sequence, digest, size, _ in rows]
+    return db.execute(_ANSWERS.format("length(reply)") + " ORDER BY sequence").fetchall()
 
 
 def _row(db: sqlite3.Connection, entry: LedgerEntry) -> tuple[int, str, object, str] | None:
-    query = _ANSWERS.format("reply") + " WHERE sequence = ?"
+    query = _ANSWERS.format("reply, asked") + " WHERE sequence = ?"
     return db.execute(query, (entry.sequence,)).fetchone()
+
+
+def _is_whole(reply: object, digest: object) -> bool:
+    return isinstance(reply, bytes) and _digest(reply) == digest
 
 
 def _digest(reply: bytes) -> str:
