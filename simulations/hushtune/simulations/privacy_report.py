@@ -38,8 +38,9 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
         accepted = {row["round"] for row in result.history if site in row["accepted"]}
         answered = accepted | _rounds(result, site, "rejected")
         terms = simulated_terms(config, site)
+        path = simulated_ledger(context, site)
         if plan.trust is Trust.SITE:
-            ledger = Ledger(simulated_ledger(context, site))
+            ledger = Ledger(path)
             entries, head = ledger.entries(), ledger.head()
             num_resent = ledger.num_resent(run=result.run)
             lifetime = _lifetime(ledger, entries, terms, unit=unit_name(config.data.group))
@@ -56,7 +57,7 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
             spent=[entry.event for entry in mine],
             told=[entry.event for entry in told],
             lifetime=[entry.event for entry in lifetime],
-            own_ledger=simulated_ledger(context, site) == ledger_path(context.out, site),
+            own_ledger=path == ledger_path(context.out, site),
             public_size=config.data.public_sizes[site],
             public_size_source=SIMULATED_SIZE,
             first_round=min(released, default=0),

@@ -308,3 +308,11 @@ def test_groups_are_called_groups_wherever_they_are_what_is_counted() -> None:
         assert "ublic number of groups" in page
         assert not re.search(r"(?<!declared )public numbers? of records", page, re.IGNORECASE)
         assert "each record in each step" not in page
+
+
+def test_one_round_is_said_alike_everywhere() -> None:
+    content = statement(sites={"a": site(plan(), rounds=1, first_round=3, last_round=3)})
+    text = Parsed(render_html(content)).text
+    assert "released in round 3 to the server" in content["sites"]["a"]["sentence"]
+    assert "3 of 36 planned, in round 3 " in text
+    assert "rounds 3" not in text

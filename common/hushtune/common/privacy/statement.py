@@ -15,7 +15,7 @@ from typing import Any
 
 from hushtune.common.errors import PlanError
 from hushtune.common.privacy import accountant
-from hushtune.common.privacy.figures import at_most, bounded, upwards
+from hushtune.common.privacy.figures import at_most, bounded, rounds_text, upwards
 from hushtune.common.privacy.plan import DpSgdEvent, Relation, Trust, Unit
 from hushtune.common.privacy.statement_site import SiteMetrics, SiteStatement, Transfer
 from hushtune.common.version import source_commit
@@ -144,12 +144,9 @@ def sentence(names: Sequence[str], site: SiteStatement, *, epsilon: float) -> st
     aside = ""
     if site.metrics.release == "public":
         aside = ", except its accuracy and loss on held-out rows, which no promise covers,"
-    rounds = f"rounds {site.first_round} to {site.last_round}"
-    if site.first_round == site.last_round:
-        rounds = f"round {site.last_round}"
     return (
         f"For neighbouring datasets that differ by {change} {what} at {where}, everything that "
-        f"{who} released in {rounds} to the server, its "
+        f"{who} released in {rounds_text(site.first_round, site.last_round)} to the server, its "
         f"peers and the public{aside} is ({upwards(epsilon)}, {at_most(plan.delta)})-DP, the "
         f"number of its {'groups' if plan.unit is Unit.GROUP else 'records'} being public."
     )

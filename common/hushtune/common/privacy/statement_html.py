@@ -35,7 +35,8 @@ def render_html(content: Mapping[str, Any]) -> str:
         "at_least": figures.at_least,
         "percent": figures.percent,
         "times": _times,
-        "rounds": _rounds,
+        "spans": figures.spans,
+        "rounds_text": lambda rounds: figures.rounds_text(rounds["first"], rounds["last"]),
         "words": lambda key: str(key).replace("_", " "),
     }
     told = [(name, site) for name, site in content["sites"].items() if site["guarantee"]]
@@ -57,21 +58,6 @@ def render_html(content: Mapping[str, Any]) -> str:
 
 def _times(factor: float) -> str:
     return figures.upwards(factor, places=1)
-
-
-def _rounds(rounds: Sequence[int]) -> str:
-    """Round numbers with runs of them joined.
-
-    >>> _rounds([1, 2, 3, 7, 9, 10])
-    '1 to 3, 7, 9 to 10'
-    """
-    spans: list[list[int]] = []
-    for number in sorted(rounds):
-        if spans and number == spans[-1][1] + 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    return ", ".join(f"{a}" if a == b else f"{a} to {b}" for a, b in spans) or "none"
 
 
 def _tests(site: Mapping[str, Any]) -> dict[str, Any]:
