@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import html
+import re
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from hushtune.client.site import ledger_path
@@ -14,6 +19,9 @@ from hushtune.common.privacy import accountant
 from hushtune.common.privacy.ledger import Ledger
 from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import DpSgdEvent, Relation
+from hushtune.common.privacy.statement_html import render_html
+from hushtune.common.privacy.statement_markdown import render_markdown
+from hushtune.common.privacy.statement_verify import ANSWERS
 from hushtune.common.run_context import RunContext
 from hushtune.server.strategy import FederationResult
 from hushtune.simulations.privacy_report import privacy_of
@@ -112,3 +120,41 @@ def test_one_site_s_own_words_take_the_promise_away(settings: Any, tmp_path: Pat
     assert told["sites"]["north"]["epsilon"] is None
     assert "NO PRIVACY" in told["sites"]["north"]["sentence"]
     assert told["sites"]["east"]["epsilon"] is not None
+
+
+@pytest.mark.parametrize("site", ["east", "it's the north ward", "n" * 300, "öst=a"])
+def test_a_ledger_that_grew_is_verified_as_the_statement_says(
+    settings: Any, tmp_path: Path, hushtune: Any, site: str
+) -> None:
+    """Later runs and figures make a ledger grow, which must not look like a forgery."""
+    config = settings.config(privacy__trust="site", data__public_sizes={site: 60})
+    path = ledger_path(tmp_path, site)
+    copy = path.parent.parent / "older"
+    event = site_plans(config)[site].event(2)
+    ledger = Ledger(path)
+    ledger.charge(event, dataset="d", run="r", round=1)
+    shutil.copytree(path.parent, copy)
+    ledger.charge(event, dataset="d", run="r", round=2)
+    told = privacy_of(RunContext(config, tmp_path), result())
+    markdown = render_markdown(told)
+    (command,) = re.findall(r"^- `(hushtune ledger verify .*)`$", markdown, re.MULTILINE)
+    assert command in html.unescape(render_html(told))
+    last, grown, other, _ = ANSWERS
+
+    def answer(folder: Path) -> Any:
+        words = shlex.split(command)
+        return hushtune(*(str(folder) if word == "DIR" else word for word in words[1:]))
+
+    found = answer(path.parent)
+    assert found.status == 0, found.err
+    assert last.partition(", and ")[2] in found.out
+    ledger.charge(event, dataset="d", run="r/metrics", round=2)
+    ledger.charge(event, dataset="d", run="later", round=1)
+    found = answer(path.parent)
+    assert found.status == 0, found.err
+    assert grown.partition(", and ")[2] in found.out
+    found = answer(copy)
+    assert found.status == 2
+    assert other.partition(", it ")[2] in found.err
+    for words in ("r/metrics", "later"):
+        assert words in hushtune("ledger", "show", path).out

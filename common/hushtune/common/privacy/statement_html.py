@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from hushtune.common.privacy import figures
+from hushtune.common.privacy import figures, statement_verify
 from hushtune.common.privacy.statement_markdown import shared_origin
 
 FALSE_ALARMS = (0.001, 0.01, 0.1)
@@ -36,7 +36,7 @@ def render_html(content: Mapping[str, Any]) -> str:
         "percent": figures.percent,
         "times": _times,
         "spans": figures.spans,
-        "rounds_text": lambda rounds: figures.rounds_text(rounds["first"], rounds["last"]),
+        "rounds_text": _rounds_text,
         "words": lambda key: str(key).replace("_", " "),
     }
     told = [(name, site) for name, site in content["sites"].items() if site["guarantee"]]
@@ -48,6 +48,8 @@ def render_html(content: Mapping[str, Any]) -> str:
         spent={name: _share(site["lifetime"]) for name, site in told},
         two_sites=_two_sites([site for _, site in told]) if content["guarantee"] else None,
         tensors=_tensors(content["sites"]),
+        verify=statement_verify,
+        commands=statement_verify.commands(content),
         # What is the same at all sites, as a rule, is told once.
         origin=shared_origin(content),
         declared=dict.fromkeys(
@@ -58,6 +60,10 @@ def render_html(content: Mapping[str, Any]) -> str:
 
 def _times(factor: float) -> str:
     return figures.upwards(factor, places=1)
+
+
+def _rounds_text(rounds: Mapping[str, int]) -> str:
+    return figures.rounds_text(rounds["first"], rounds["last"])
 
 
 def _tests(site: Mapping[str, Any]) -> dict[str, Any]:

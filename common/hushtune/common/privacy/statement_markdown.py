@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from hushtune.common.privacy import statement_verify
 from hushtune.common.privacy.figures import at_least, at_most, epsilon_text, upwards
 
 
@@ -44,6 +45,7 @@ def render_markdown(content: Mapping[str, Any]) -> str:
             "## What is not covered\n\n" + _bullets(content["not_covered"]),
             "A site's figure is about the records of that site. Someone with records at two sites "
             "adds the two figures up.",
+            _verify(content),
         ]
     versions = (f"{name} {number or 'absent'}" for name, number in content["libraries"].items())
     commit = f"source commit {content['source_commit'] or 'unknown: a release, or no checkout'}"
@@ -142,6 +144,19 @@ def plain(text: str) -> str:
     'a\\\\|b &lt;c&gt;'
     """
     return re.sub(r"([\\`*|\[\]])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def _verify(content: Mapping[str, Any]) -> str:
+    answers = (f"| {answer} | {meaning} |" for answer, meaning in statement_verify.ANSWERS.items())
+    return "\n\n".join(
+        (
+            "## How to verify this",
+            statement_verify.ASKED,
+            _bullets(f"`{line}`" for line in statement_verify.commands(content)),
+            "\n".join(("| answer | meaning |", "|---|---|", *answers)),
+            _bullets(statement_verify.STEPS),
+        )
+    )
 
 
 def _bullets(lines: Iterable[str]) -> str:
