@@ -89,3 +89,8 @@ def test_runs_of_rounds_are_joined(rounds: list[int], joined: str) -> None:
 def test_one_round_is_no_rounds() -> None:
     assert figures.rounds_text(3, 3) == "round 3"
     assert figures.rounds_text(2, 4) == "rounds 2 to 4"
+
+
+def test_a_number_has_no_dust() -> None:
+    assert figures.number_text(0.1 * 3 * 154) == "46.2" != str(0.1 * 3 * 154)
+    assert figures.number_text(12_345_678.0) == "12345678"

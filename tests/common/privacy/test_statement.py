@@ -9,7 +9,7 @@ import pytest
 
 from hushtune.common.errors import PlanError
 from hushtune.common.privacy import accountant
-from hushtune.common.privacy.figures import at_least
+from hushtune.common.privacy.figures import at_least, upwards
 from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import DpSgdEvent, Relation, Trust, Unit
 from hushtune.common.privacy.statement import SiteMetrics, statement
@@ -202,8 +202,8 @@ def test_what_is_the_same_at_all_sites_is_said_once() -> None:
 )
 def test_one_record_is_no_records(unit: Unit, one: str, more: str) -> None:
     page = render_markdown(statement(sites={"a": site(plan(unit=unit))}))
-    assert f"| epsilon for 1 {one} |" in page
-    assert f"| epsilon for 2 {more} together |" in page
+    assert f"| epsilon, 1 {one} added or removed |" in page
+    assert f"| epsilon, 2 {more} together added or removed |" in page
     assert "1 records" not in page
 
 
@@ -316,3 +316,32 @@ def test_one_round_is_said_alike_everywhere() -> None:
     assert "released in round 3 to the server" in content["sites"]["a"]["sentence"]
     assert "3 of 36 planned, in round 3 " in text
     assert "rounds 3" not in text
+
+
+@pytest.mark.parametrize("relation", Relation)
+def test_a_figure_of_another_relation_than_the_promise_s_says_so(relation: Relation) -> None:
+    content = statement(sites={"a": site(plan(relation=relation))})
+    told, text = content["sites"]["a"], Parsed(render_html(content)).text
+    removed = told["epsilon_by_relation"]["add_or_remove_one"]
+    assert told["epsilon_rdp_relation"] == "add_or_remove_one"
+    assert told["epsilon_by_records"]["1"] == removed < told["epsilon_rdp"]
+    assert told["epsilon_by_records_relation"] == "add_or_remove_one"
+    shown = upwards(told["epsilon_rdp"])
+    assert f"add or remove one, by the looser Rényi bound {shown}" in text
+    other = relation is Relation.REPLACE_ONE
+    assert ("together, which is not the relation of the promise" in text) is other
+    assert ("section, which are about adding or removing them" in text) is other
+    assert "epsilon, 1 record added or removed |" in render_markdown(content)
+
+
+def test_a_bound_that_is_not_looser_is_not_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accountant, "epsilon_rdp", lambda *_, **__: 0.5)
+    text = Parsed(render_html(statement(sites={"a": site(plan())}))).text
+    assert "add or remove one, by the Rényi bound 0.5000" in text
+
+
+def test_what_is_said_of_floating_point_agrees_with_the_grid() -> None:
+    """Low-order bits are withheld, so they are not what lacks a promise; a proof is lacking."""
+    (line,) = [line for line in private_content()["not_covered"] if "Mironov" in line]
+    assert "on a public grid, which withholds the low-order bits" in line
+    assert "is not proved" in line

@@ -66,6 +66,15 @@ def percent(share: float) -> str:
     return _decimals(float(Decimal(repr(float(share))).scaleb(2)), 1)
 
 
+def number_text(value: float) -> str:
+    """A number that promises nothing, without the dust of its floating-point arithmetic.
+
+    >>> number_text(46.199999999999996), number_text(100000000), number_text(1.0)
+    ('46.2', '100000000', '1')
+    """
+    return f"{value:.10g}"
+
+
 def spans(rounds: Iterable[int]) -> str:
     """Round numbers with runs of them joined; "none" of none.
 

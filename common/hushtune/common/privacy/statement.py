@@ -49,7 +49,9 @@ NOT_COVERED = (
     "that occur at several sites are looked for, and kept at one",
     "settings that somebody chooses for one run by what another run on the same data released: "
     "what is added up over runs holds for settings that were fixed before",
-    "low-order bits of floating-point noise (see Mironov, CCS 2012)",
+    "the exactness of floating-point numbers: the bound is proved for real ones. Sums are released "
+    "on a public grid, which withholds the low-order bits that known attacks read (see Mironov, "
+    "CCS 2012), but that no released number tells more than the proof allows is not proved",
 )
 
 
@@ -225,13 +227,17 @@ def _events(events: Sequence[DpSgdEvent]) -> list[dict[str, float | int]]:
 
 
 def _accounts(site: SiteStatement) -> dict[str, Any]:
-    """The same spend, read in other ways: both relations, other deltas, several records."""
+    """The same spend, read in other ways: both relations, other deltas, several records.
+
+    The Renyi bound and that of several records are of adding or removing, whatever is promised.
+    """
     delta, relation = site.plan.delta, site.plan.relation
     lifetime = site.lifetime or site.events
     limit_delta = delta if site.limit_delta is None else site.limit_delta
     return {
         "epsilon_by_relation": {str(kind): _spent(site, site.events, kind) for kind in Relation},
         "epsilon_rdp": bounded(accountant.epsilon_rdp(site.events, delta=delta)),
+        "epsilon_rdp_relation": str(Relation.ADD_OR_REMOVE_ONE),
         "epsilon_lifetime": _spent(site, lifetime, relation),
         "lifetime": {
             # At the limit's own delta, as the site itself compares the two.
@@ -256,6 +262,7 @@ def _accounts(site: SiteStatement) -> dict[str, Any]:
             else bounded(accountant.epsilon_group(site.events, delta=delta, records=count))
             for count in GROUP_SIZES
         },
+        "epsilon_by_records_relation": str(Relation.ADD_OR_REMOVE_ONE),
     }
 
 

@@ -35,6 +35,7 @@ def render_html(content: Mapping[str, Any]) -> str:
         "at_least": figures.at_least,
         "percent": figures.percent,
         "times": _times,
+        "number": figures.number_text,
         "spans": figures.spans,
         "rounds_text": _rounds_text,
         "words": lambda key: str(key).replace("_", " "),

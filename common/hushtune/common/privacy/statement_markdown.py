@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hushtune.common.privacy import statement_verify
-from hushtune.common.privacy.figures import at_least, at_most, epsilon_text, upwards
+from hushtune.common.privacy.figures import at_least, at_most, epsilon_text, number_text, upwards
 
 
 def render_markdown(content: Mapping[str, Any]) -> str:
@@ -70,7 +70,7 @@ def _render_site(name: str, site: Mapping[str, Any], *, unit: str, origin: bool)
     again = ", not charged again" if site["noise_multiplier"] else ""
     rows = [
         ("sampling probability (Poisson)", at_most(site["sampling_probability"])),
-        ("denominator", f"{site['denominator']:g}"),
+        ("denominator", number_text(site["denominator"])),
         (
             f"public number of {_one(unit)}s",
             f"{size} ({site['public_size_source']})" if origin else size,
@@ -81,7 +81,7 @@ def _render_site(name: str, site: Mapping[str, Any], *, unit: str, origin: bool)
     if site["noise_multiplier"]:
         rows[3:3] = [
             ("noise multiplier", at_least(site["noise_multiplier"])),
-            ("clip norm", "none" if site["clip_norm"] is None else f"{site['clip_norm']:g}"),
+            ("clip norm", "none" if site["clip_norm"] is None else number_text(site["clip_norm"])),
         ]
         charged = "rounds charged whose update is not in the model"
         rows += [
@@ -107,14 +107,18 @@ def _one(unit: str) -> str:
 
 def _spent(site: Mapping[str, Any], unit: str) -> list[tuple[str, str]]:
     one = _one(unit)
+
+    def several(count: str) -> str:
+        return f"1 {one}" if count == "1" else f"{count} {one}s together"
+
     return [
         ("epsilon", upwards(site["epsilon"])),
         *((f"epsilon, {kind}", epsilon_text(e)) for kind, e in site["epsilon_by_relation"].items()),
         ("epsilon of all runs together", epsilon_text(site["epsilon_lifetime"])),
         *_limit(site["lifetime"]),
         *(
-            (f"epsilon for 1 {one}" if count == "1" else f"epsilon for {count} {one}s together", e)
-            for count, e in ((n, epsilon_text(e)) for n, e in site["epsilon_by_records"].items())
+            (f"epsilon, {several(count)} added or removed", epsilon_text(e))
+            for count, e in site["epsilon_by_records"].items()
         ),
         ("delta", at_most(site["delta"])),
         ("steps charged, of those planned", f"{site['steps']} of {site['planned']['steps']}"),
@@ -132,7 +136,7 @@ def _limit(lifetime: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         (
             f"of the site's lifetime budget, at delta {at_most(lifetime['delta'])}",
-            f"{epsilon_text(lifetime['epsilon'])} of {lifetime['limit_epsilon']:g}",
+            f"{epsilon_text(lifetime['epsilon'])} of {number_text(lifetime['limit_epsilon'])}",
         )
     ]
 
