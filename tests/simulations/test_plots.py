@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hushtune.common import pictures
+from hushtune.common.names import SEEN_BY
 from hushtune.common.pictures import legible
 from hushtune.common.tasks import partition
 from hushtune.common.tasks.data import DataReport, LabelledText
@@ -161,3 +162,13 @@ def test_equal_curves_leave_one_another_visible() -> None:
 def test_each_bar_has_its_own_site_s_name() -> None:
     (axes, *_) = partition.draw(data_of(["west", "east"])).axes
     assert [text.get_text() for text in axes.get_yticklabels()] == ["west", "east"]
+
+
+def test_a_curve_of_figures_that_sites_sent_does_not_say_that_none_did() -> None:
+    rows = history(["a", "b"], rounds=2)
+    assert SEEN_BY in panel(draw_run(rows, summary(["a", "b"])), "Learning").get_xlabel()
+    for noised in (True, False):
+        rows[1]["released"] = {"noised": noised, "sites": {"b": {}}}
+        label = panel(draw_run(rows, summary(["a", "b"])), "Learning").get_xlabel()
+        assert (SEEN_BY in label) is noised
+        assert ("told without noise by 1 of 2 sites" in label) is not noised

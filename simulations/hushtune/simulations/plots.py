@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hushtune.common.names import SEEN_BY, methods
+from hushtune.common.names import SEEN_BY, methods, told_as_they_are
 from hushtune.common.pictures import explain, fonts, legible, save_picture
 
 # Okabe and Ito's colours, safe for the colour-blind.
@@ -95,7 +95,9 @@ def _curve(
             fontsize=8,
         )
     part = rows[0].get("evaluated_on", "held-out") if rows else "held-out"
-    axes.set(xlabel=f"round\n({SEEN_BY})", ylabel=f"{metric} on {part} rows")
+    sent = sorted({site for row in rows for site in told_as_they_are(row.get("released"))})
+    seen = f"told without noise by {len(sent)} of {len(names)} sites" if sent else SEEN_BY
+    axes.set(xlabel=f"round\n({seen})", ylabel=f"{metric} on {part} rows")
     axes.set_title("Learning", pad=16)
     if rows:
         axes.legend(frameon=False, fontsize=8)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from hushtune.client.metrics import SENSITIVITY
 from hushtune.client.site import ledger_path, simulated_ledger, simulated_terms
 from hushtune.client.terms import Terms
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
 from hushtune.common.lora_rules import RULES, trainable_keys
 from hushtune.common.messages import METRICS_RUN
-from hushtune.common.planning import site_plans
+from hushtune.common.planning import public_held_out, site_plans
 from hushtune.common.privacy.ledger import Ledger
 from hushtune.common.privacy.ledger_entry import LedgerEntry, unit_name
 from hushtune.common.privacy.noise import INSECURE, NoiseSource
@@ -72,8 +73,8 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
             limit_epsilon=None if terms is None else terms.max_epsilon,
             limit_delta=None if terms is None else terms.max_delta,
             released=_released(config, result.state, answered),
-            received=[_transfer(result.state, asked)] if asked else [],
-            metrics=_metrics(result, site, told),
+            received=_received(result, site, asked, {entry.round for entry in told}),
+            metrics=_metrics(result, site, told, public_held_out(config, site)),
         )
     return statement(sites=sites, run=result.run, group=config.data.group)
 
@@ -101,19 +102,38 @@ def _noise(result: FederationResult, site: str, config: RunConfig) -> str:
     return next(iter([*insecure, *sorted(words), NoiseSource().description]))
 
 
-def _metrics(result: FederationResult, site: str, charged: Sequence[LedgerEntry]) -> SiteMetrics:
+def _metrics(
+    result: FederationResult, site: str, charged: Sequence[LedgerEntry], public_units: float
+) -> SiteMetrics:
     """What a site told of its held-out rows: by its ledger, or else by the history."""
-    if charged:
-        noise = charged[0].event.noise_multiplier
-        return SiteMetrics(release="noised", noise_multiplier=noise, num_reports=len(charged))
-    releases = [row["released"] for row in result.history if "released" in row]
-    told = [released for released in releases if site in released["sites"]]
-    if not told:
+    rows = [row for row in result.history if site in row.get("released", {"sites": ()})["sites"]]
+    rounds = sorted({entry.round for entry in charged} or {row["round"] for row in rows})
+    if not rounds:
         return SiteMetrics()
+    noise: float | None = (
+        charged[0].event.noise_multiplier if charged else rows[0]["released"]["noise_multiplier"]
+    )
     return SiteMetrics(
-        release="noised" if told[0]["noised"] else "public",
-        noise_multiplier=told[0]["noise_multiplier"],
-        num_reports=len(told),
+        release="public" if noise is None else "noised",
+        noise_multiplier=noise,
+        num_reports=len(charged) or len(rows),
+        rounds=rounds,
+        noise_share=None if noise is None else noise * SENSITIVITY / public_units,
+    )
+
+
+def _received(
+    result: FederationResult, site: str, asked: Collection[int], told: Collection[int]
+) -> tuple[Transfer, ...]:
+    """The adapters that a site was sent: to train, and to tell figures of."""
+    to_tell = set(told)
+    for row in result.history:
+        released = row.get("released", {"sites": (), "missing": ()})
+        if site in released["sites"] or site in released["missing"]:
+            to_tell.add(row["round"])
+    return (
+        *((_transfer(result.state, asked),) if asked else ()),
+        *((_transfer(result.state, to_tell, purpose="evaluation"),) if to_tell else ()),
     )
 
 
@@ -137,12 +157,15 @@ def _released(
     return tuple(transfers)
 
 
-def _transfer(state: AdapterState, rounds: Collection[int]) -> Transfer:
+def _transfer(
+    state: AdapterState, rounds: Collection[int], *, purpose: str = "training"
+) -> Transfer:
     # A state's size on the wire depends on its tensors' names and shapes only.
     return Transfer(
         rounds=sorted(rounds),
         tensors={key: tensor.numel() for key, tensor in state.tensors.items()},
         num_bytes=len(state.to_bytes()),
+        purpose=purpose,
     )
 
 

@@ -19,7 +19,7 @@ from hushtune.common.config import RunConfig
 from hushtune.common.config_io import CONFIG, dump_toml, loads_config, replace, stored_config
 from hushtune.common.errors import CheckpointError, ConfigError, OutputExistsError
 from hushtune.common.files import check_writable, read_json, read_text, write_errors, write_text
-from hushtune.common.names import SEEN_BY
+from hushtune.common.names import seen_by
 from hushtune.common.planning import POOLED, site_plans
 from hushtune.common.run_context import RunContext, run_config
 from hushtune.common.tasks.workspace import Workspace, check_sizes, open_workspace, resolve
@@ -158,9 +158,9 @@ def run_federation(
 class _Judge:
     """Evaluates the global model after each round and keeps metrics.jsonl.
 
-    These figures are the researcher's, who holds all sites' rows in a simulation; no site sends
-    them. They are taken on validation rows, or on test rows where there are none, and nothing is
-    chosen by them.
+    These figures are the researcher's, who holds all sites' rows in a simulation. That no site
+    sends them is said of those that no site told without noise. They are taken on validation rows,
+    or on test rows where there are none, and nothing is chosen by them.
     """
 
     def __init__(self, context: RunContext, workspace: Workspace, observer: Observer) -> None:
@@ -184,7 +184,7 @@ class _Judge:
         rounds, every = self._context.config.train.rounds, self._context.config.simulation
         if outcome.round % every.evaluate_every == 0 or outcome.round == rounds:
             began = time.perf_counter()
-            extra = self._evaluate(outcome.state)
+            extra = self._evaluate(outcome.state, outcome.row.get("released"))
             self.seconds += time.perf_counter() - began
         row = {**outcome.row, **extra}
         with (self._context.out / METRICS).open("a", encoding="utf-8") as file:
@@ -192,14 +192,14 @@ class _Judge:
         self._observer.round_done(row)
         return extra
 
-    def _evaluate(self, state: AdapterState) -> dict[str, Any]:
+    def _evaluate(self, state: AdapterState, released: Mapping[str, Any] | None) -> dict[str, Any]:
         figures = site_metrics(self._workspace, self._context.config, state, self._part)
         found = {
             **figures.pop(POOLED),
             "sites": {name: dict(row) for name, row in figures.items()},
             "evaluated_on": self._part,
         }
-        return {**found, "seen_by": dict.fromkeys(found, SEEN_BY)}
+        return {**found, "seen_by": seen_by(found, released)}
 
 
 def _as_before(config: RunConfig, folder: Path) -> RunConfig:

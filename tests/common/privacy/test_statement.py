@@ -12,7 +12,7 @@ from hushtune.common.privacy import accountant
 from hushtune.common.privacy.figures import at_least, upwards
 from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import DpSgdEvent, Relation, Trust, Unit
-from hushtune.common.privacy.statement import SiteMetrics, statement
+from hushtune.common.privacy.statement import SiteMetrics, Transfer, statement
 from hushtune.common.privacy.statement_html import render_html
 from hushtune.common.privacy.statement_markdown import render_markdown
 
@@ -298,6 +298,42 @@ def test_the_sentence_does_not_promise_what_a_policy_declares_public() -> None:
         content = statement(sites={"north": site(plan(), metrics=told)})
         said = content["sites"]["north"]["sentence"]
         assert ("except its accuracy and loss on held-out rows" in said) is excepted
+        lines = " ".join(content["not_covered"])
+        assert ("of north: these figures left the site as they are" in lines) is excepted
+        covered = " ".join(content["covered"])
+        assert ("that a site told with noise" in covered) is (release == "noised")
+
+
+@pytest.mark.parametrize(("share", "useless"), [(0.4, False), (2.84, True)])
+@pytest.mark.parametrize("unit", Unit)
+def test_both_pages_tell_of_figures_that_left_a_site(
+    unit: Unit, share: float, useless: bool
+) -> None:
+    figures = SiteMetrics(
+        release="noised", noise_multiplier=5.0, num_reports=3, rounds=(2, 3, 7), noise_share=share
+    )
+    asked = Transfer(rounds=(2, 3, 7), tensors={"w": 1}, num_bytes=9, purpose="evaluation")
+    made = site(plan(unit=unit), metrics=figures, received=[asked])
+    content = statement(sites={"north": made})
+    text = Parsed(render_html(content)).text
+    one = "group" if unit is Unit.GROUP else "record"
+    for page in (text, render_markdown(content)):
+        assert "3 times its accuracy and loss on held-out rows, in rounds 2 to 3, 7, with" in page
+        assert f"noise of 5 times what one {one} can change" in page
+        assert ("2.9 times the range" in page) is useless
+        assert "the accuracy and the loss of the model on held-out rows, in an answer" in page
+        assert "in an order for accuracy and loss, the adapter" in page
+        assert "learning rate, optimiser" in page
+    assert "Left: accuracy and loss on held-out rows 2 to 3, 7 0 2 " in text
+    assert "Entered: the whole adapter, to tell figures of it 2 to 3, 7 1 1 9" in text
+
+
+def test_where_no_figures_left_no_page_speaks_of_any() -> None:
+    content = statement(sites={"north": full_site(plan())})
+    for page in (Parsed(render_html(content)).text, render_markdown(content)):
+        assert "none: a site sends no loss, no accuracy" in page
+        assert "in an answer of their own" not in page
+        assert "in an order for accuracy" not in page
 
 
 def test_groups_are_called_groups_wherever_they_are_what_is_counted() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -17,7 +16,7 @@ from hushtune.common.errors import PlanError
 from hushtune.common.privacy import accountant
 from hushtune.common.privacy.figures import at_most, bounded, rounds_text, upwards
 from hushtune.common.privacy.plan import DpSgdEvent, Relation, Trust, Unit
-from hushtune.common.privacy.statement_site import SiteMetrics, SiteStatement, Transfer
+from hushtune.common.privacy.statement_site import UNDISGUISED, SiteMetrics, SiteStatement, Transfer
 from hushtune.common.version import source_commit
 
 __all__ = ["SiteMetrics", "SiteStatement", "Transfer", "sentence", "statement"]
@@ -66,6 +65,19 @@ CHARGE = (
     "that never leaves the ledger, and the hashes that chain it to the charges before"
 )
 """What a site's answers hold beside the update; a charge only where there is one."""
+FIGURES = (
+    "the accuracy and the loss of the model on held-out rows, in an answer of their own, as often "
+    "as the site's section says"
+)
+ORDERED = (
+    "the site's plan, whose figures this statement has",
+    "which tensors to train, and how: learning rate, optimiser, schedule, weight decay, microbatch",
+)
+FIGURES_ORDERED = (
+    "in an order for accuracy and loss, the adapter that they are of, their noise multiplier, the "
+    "unit and the relation"
+)
+"""What an order holds beside the adapter."""
 
 MECHANISM = (
     "DP-SGD at each site: per-{unit} clipping over all trained tensors jointly, Poisson sampling, "
@@ -107,8 +119,8 @@ def statement(
         "sentences": _sentences(sites, told),
         "sites": told,
         "federation": _federation(told),
-        "covered": list(COVERED),
-        "not_covered": list(NOT_COVERED),
+        "covered": _covered(sites),
+        "not_covered": _not_covered(sites),
         "source_commit": source_commit(),
         "libraries": {name: _version(name) for name in LIBRARIES},
     }
@@ -189,10 +201,18 @@ def _site(name: str, site: SiteStatement) -> dict[str, Any]:
         "events": _events(site.events),
         "released": {
             "updates": [transfer.to_dict() for transfer in site.released],
-            "declared": [*DECLARED, *((CHARGE,) if plan.is_private else ())],
-            "metrics": str(site.metrics),
+            "declared": [
+                *DECLARED,
+                *((CHARGE,) if plan.is_private else ()),
+                *((FIGURES,) if site.metrics.release != "none" else ()),
+            ],
+            "metrics": site.metrics.told("group" if plan.unit is Unit.GROUP else "record"),
         },
-        "metrics": asdict(site.metrics),
+        "metrics": site.metrics.to_dict(),
+        "ordered": [
+            *ORDERED,
+            *((FIGURES_ORDERED,) if any(m.purpose == "evaluation" for m in site.received) else ()),
+        ],
         "received": [transfer.to_dict() for transfer in site.received],
     }
 
@@ -210,6 +230,21 @@ def _sentences(
     for name in told:
         alike.setdefault(said([""], name), []).append(name)
     return [{"sites": names, "sentence": said(names, names[0])} for names in alike.values()]
+
+
+def _covered(sites: Mapping[str, SiteStatement]) -> list[str]:
+    noised = any(site.metrics.release == "noised" for site in sites.values())
+    figures = ("accuracy and loss on held-out rows that a site told with noise",) if noised else ()
+    return [*COVERED, *figures]
+
+
+def _not_covered(sites: Mapping[str, SiteStatement]) -> list[str]:
+    public = sorted(name for name, site in sites.items() if site.metrics.release == "public")
+    figures = (
+        f"accuracy and loss on held-out rows of {', '.join(public)}: these figures left the site "
+        f"{UNDISGUISED}",
+    )
+    return [*(figures if public else ()), *NOT_COVERED]
 
 
 def _federation(sites: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:

@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hushtune.common.privacy import figures, statement_verify
-from hushtune.common.privacy.statement_markdown import shared_origin
+from hushtune.common.privacy.statement_markdown import crossing, shared_origin
 
 FALSE_ALARMS = (0.001, 0.01, 0.1)
 """Shares of false alarms for which the page says how many records a test can recognise."""
@@ -53,9 +53,8 @@ def render_html(content: Mapping[str, Any]) -> str:
         commands=statement_verify.commands(content),
         # What is the same at all sites, as a rule, is told once.
         origin=shared_origin(content),
-        declared=dict.fromkeys(
-            line for site in content["sites"].values() for line in site["released"]["declared"]
-        ),
+        declared=crossing(content).out,
+        ordered=crossing(content).into,
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from hushtune.common.privacy import statement_verify
 from hushtune.common.privacy.figures import at_least, at_most, epsilon_text, number_text, upwards
@@ -47,6 +47,12 @@ def render_markdown(content: Mapping[str, Any]) -> str:
             "adds the two figures up.",
             _verify(content),
         ]
+    border = crossing(content)
+    parts.append(
+        "## What crosses a site's border\n\n"
+        f"Out, beside the update: {'; '.join(border.out)}.\n\n"
+        f"In, beside the adapter: {'; '.join(border.into)}."
+    )
     versions = (f"{name} {number or 'absent'}" for name, number in content["libraries"].items())
     commit = f"source commit {content['source_commit'] or 'unknown: a release, or no checkout'}"
     parts.append("## Software\n\n" + _bullets([*versions, commit]))
@@ -57,6 +63,22 @@ def shared_origin(content: Mapping[str, Any]) -> str | None:
     """Where the public numbers come from, to be told once; None where it differs between sites."""
     origins = {site["public_size_source"] for site in content["sites"].values()}
     return origins.pop() if len(origins) == 1 else None
+
+
+class Crossing(NamedTuple):
+    """What crosses any site's border: `out` beside an update, `into` beside an adapter."""
+
+    out: Sequence[str]
+    into: Sequence[str]
+
+
+def crossing(content: Mapping[str, Any]) -> Crossing:
+    """Of all sites together, each line once."""
+    sites = content["sites"].values()
+    return Crossing(
+        list(dict.fromkeys(line for site in sites for line in site["released"]["declared"])),
+        list(dict.fromkeys(line for site in sites for line in site["ordered"])),
+    )
 
 
 _WARNING = (
@@ -96,6 +118,7 @@ def _render_site(name: str, site: Mapping[str, Any], *, unit: str, origin: bool)
         ]
     table = "\n".join(f"| {what} | {plain(value)} |" for what, value in rows)
     parts = [f"## Site {plain(name)}", f"| | |\n|---|---|\n{table}"]
+    parts.append(f"Figures of its rows: {site['released']['metrics']}.")
     if site["refusals"]:
         parts.append("Refused:\n\n" + _bullets(map(plain, site["refusals"])))
     return "\n\n".join(parts)
