@@ -157,6 +157,20 @@ def test_equal_curves_leave_one_another_visible() -> None:
     """All sites have the same figures here: a solid line on top would hide the others."""
     lines = panel(drawn(["a", "b", "c"]), "Learning").get_lines()[:3]
     assert len({line.get_linestyle() for line in lines}) == 3
+    widths = [line.get_linewidth() for line in panel(drawn(list("abcdefg")), "Privacy").get_lines()]
+    assert widths == sorted(set(widths), reverse=True)  # the lower sticks out on both sides
+
+
+@pytest.mark.parametrize("best", [0.6, 1.0])
+def test_no_axis_of_accuracy_goes_above_one(best: float) -> None:
+    rows = [{**row, "accuracy": best} for row in history(["a", "b"], rounds=3)]
+    figure = draw_run(rows, summary(["a", "b"], value=best))
+    axes = panel(figure, "Learning")
+    assert best <= axes.get_ylim()[1] <= 1.0
+    assert not any(line.get_clip_on() for line in axes.get_lines())  # marks at 1.0 are whole
+    axes = panel(figure, "Comparison")
+    assert max(axes.get_xticks()) == 1.0
+    assert axes.spines["bottom"].get_bounds() == (0, 1)
 
 
 def test_each_bar_has_its_own_site_s_name() -> None:
