@@ -1,8 +1,9 @@
-"""From a finished run to its privacy statement."""
+"""From a run, finished or not, to its privacy statement."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from hushtune.client.metrics import SENSITIVITY
@@ -10,6 +11,9 @@ from hushtune.client.site import ledger_path, simulated_ledger, simulated_terms
 from hushtune.client.terms import Terms
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
+from hushtune.common.errors import HushtuneError
+from hushtune.common.files import write_text
+from hushtune.common.json_text import json_text
 from hushtune.common.lora_rules import RULES, trainable_keys
 from hushtune.common.messages import METRICS_RUN
 from hushtune.common.planning import public_held_out, site_plans
@@ -18,7 +22,11 @@ from hushtune.common.privacy.ledger_entry import LedgerEntry, unit_name
 from hushtune.common.privacy.noise import INSECURE, NoiseSource
 from hushtune.common.privacy.plan import Trust, Unit
 from hushtune.common.privacy.statement import SiteMetrics, SiteStatement, Transfer, statement
+from hushtune.common.privacy.statement_html import render_html
+from hushtune.common.privacy.statement_markdown import render_markdown
 from hushtune.common.run_context import RunContext
+from hushtune.server.app import checkpoint_folder
+from hushtune.server.checkpoint import exists, load
 from hushtune.server.orders import is_warmup
 from hushtune.server.strategy import FederationResult
 
@@ -77,6 +85,41 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
             metrics=_metrics(result, site, told, public_held_out(config, site)),
         )
     return statement(sites=sites, run=result.run, group=config.data.group)
+
+
+def tell_so_far(context: RunContext) -> None:
+    """Write the statement of a run that ended early, of all that its sites released until then.
+
+    By their ledgers, so what was charged in the round that failed counts. Nothing is written where
+    no site released anything, or where the statement cannot be made: the run's own error is what
+    has to be heard.
+    """
+    folder = checkpoint_folder(context.out)
+    with suppress(HushtuneError, OSError):
+        if not exists(folder):
+            return
+        last = load(folder)
+        told = privacy_of(
+            context,
+            FederationResult(
+                run=last.run,
+                state=last.state,
+                history=last.history,
+                charges=last.charges,
+                refusals=last.refusals,
+                seconds={},
+            ),
+        )
+        sites = told["sites"].values()
+        if any(site["events"] or site["released"]["updates"] for site in sites):
+            write_statement(context, told)
+
+
+def write_statement(context: RunContext, privacy: Mapping[str, Any]) -> None:
+    """The statement as data and as both pages, in the run's folder."""
+    write_text(context.out / "privacy.json", json_text(privacy, indent=2) + "\n")
+    write_text(context.out / "privacy.md", render_markdown(privacy))
+    write_text(context.out / "privacy.html", render_html(privacy))
 
 
 def _lifetime(

@@ -17,7 +17,7 @@ from hushtune.client.site import close_sites
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import CONFIG, dump_toml, loads_config, replace, stored_config
-from hushtune.common.errors import CheckpointError, ConfigError, OutputExistsError
+from hushtune.common.errors import CheckpointError, ConfigError, HushtuneError, OutputExistsError
 from hushtune.common.files import check_writable, read_json, read_text, write_errors, write_text
 from hushtune.common.names import seen_by
 from hushtune.common.planning import POOLED, site_plans
@@ -31,6 +31,7 @@ from hushtune.simulations.agreement import check_sites_open
 from hushtune.simulations.baselines import compare, site_metrics, trained_baselines
 from hushtune.simulations.observer import Observer, Silent
 from hushtune.simulations.outputs import METRICS
+from hushtune.simulations.privacy_report import tell_so_far
 
 DATA = "data.json"
 OWN = frozenset(
@@ -89,7 +90,11 @@ def run(
     prepared = time.perf_counter()
 
     judge = _Judge(context, workspace, observer)
-    result = run_federation(context, workspace, judge=judge, resume=resume)
+    try:
+        result = run_federation(context, workspace, judge=judge, resume=resume)
+    except HushtuneError:  # such as a budget that is spent: what was released until then is told
+        tell_so_far(context)
+        raise
     federated = time.perf_counter()
     table = compare(
         config,
