@@ -25,8 +25,10 @@ from hushtune.common.metrics_messages import (
     decode_report,
     encode_metrics_order,
 )
-from hushtune.common.planning import metrics_events, site_plans
+from hushtune.common.names import SEEN_BY
+from hushtune.common.planning import metrics_events, public_held_out, site_plans
 from hushtune.common.privacy import accountant
+from hushtune.common.privacy.figures import upwards
 from hushtune.common.privacy.ledger import Ledger
 from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import Relation, Unit
@@ -370,7 +372,18 @@ def test_a_run_pays_for_its_figures_from_one_budget(settings: Any, tmp_path: Pat
     privacy = json.loads((tmp_path / "out" / "privacy.json").read_text(encoding="utf-8"))
     for row in privacy["sites"].values():
         assert row["steps"] == 6  # of training
-        assert row["metrics"] == {"release": "noised", "noise_multiplier": 8.0, "num_reports": 2}
+        metrics = row["metrics"]
+        assert (metrics["release"], metrics["noise_multiplier"]) == ("noised", 8.0)
+        assert (metrics["num_reports"], metrics["rounds"]) == (2, [2, 3])
+    shares = {
+        name: 8.0 * math.sqrt(2) / public_held_out(resolved, name) for name in privacy["sites"]
+    }
+    assert {s: row["metrics"]["noise_share"] for s, row in privacy["sites"].items()} == shares
+    for name in ("privacy.md", "privacy.html"):
+        page = (tmp_path / "out" / name).read_text(encoding="utf-8")
+        for share in shares.values():  # of so few rows
+            told = f"a standard deviation of {upwards(share, places=1)} times the range"
+            assert (told in page) is (share > 0.5)
 
 
 def test_plain_figures_are_the_true_ones(settings: Any, tmp_path: Path) -> None:
@@ -401,6 +414,21 @@ def test_public_figures_need_a_policy_that_says_so(settings: Any, tmp_path: Path
         assert {row["code"] for row in rows} == {"HT404"}
         assert all(row["reason"].startswith("figures of the round: ") for row in rows)
     assert len(Ledger(folder / "south.sqlite").entries()) == 3
+    first, *_, last = rows_of(tmp_path / "out")
+    assert set(first["seen_by"].values()) == {SEEN_BY}
+    for key, seen in last["seen_by"].items():
+        assert seen.startswith("told by south without noise") is (
+            key in ("accuracy", "loss", "sites")
+        )
+    privacy = json.loads((tmp_path / "out" / "privacy.json").read_text(encoding="utf-8"))
+    (line,) = [line for line in privacy["not_covered"] if "left the site" in line]
+    assert "held-out rows of south: " in line
+    assert privacy["sites"]["south"]["metrics"]["rounds"] == [3]
+    for row in privacy["sites"].values():
+        assert [(m["purpose"], m["rounds"]) for m in row["received"]] == [
+            ("training", [1, 2, 3]),
+            ("evaluation", [3]),
+        ]
 
 
 def test_figures_need_held_out_rows(settings: Any) -> None:

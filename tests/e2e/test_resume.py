@@ -257,7 +257,14 @@ def test_overwrite_replaces_a_run_whole(settings: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(settings.config(privacy__trust="site"), out)
     (out / "adapter" / "left-over.txt").write_text("of the run before", encoding="utf-8")
-    summary = run(settings.config(), out, overwrite=True)
+    forgotten: dict[str, int] = {}
+
+    class Hears(Silent):
+        def forgetting(self, charges: Mapping[str, int]) -> None:
+            forgotten.update(charges)
+
+    summary = run(settings.config(), out, overwrite=True, observer=Hears())
+    assert forgotten == dict.fromkeys(SITES, 3)
     assert not (out / "adapter" / "left-over.txt").exists()
     assert summary["trust"] == "off"
     assert summary["adapter_digest"] == run(settings.config(), tmp_path / "b")["adapter_digest"]

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hushtune.common import pictures
+from hushtune.common.names import SEEN_BY
 from hushtune.common.pictures import legible
 from hushtune.common.tasks import partition
 from hushtune.common.tasks.data import DataReport, LabelledText
@@ -156,8 +157,32 @@ def test_equal_curves_leave_one_another_visible() -> None:
     """All sites have the same figures here: a solid line on top would hide the others."""
     lines = panel(drawn(["a", "b", "c"]), "Learning").get_lines()[:3]
     assert len({line.get_linestyle() for line in lines}) == 3
+    widths = [line.get_linewidth() for line in panel(drawn(list("abcdefg")), "Privacy").get_lines()]
+    assert widths == sorted(set(widths), reverse=True)  # the lower sticks out on both sides
+
+
+@pytest.mark.parametrize("best", [0.6, 1.0])
+def test_no_axis_of_accuracy_goes_above_one(best: float) -> None:
+    rows = [{**row, "accuracy": best} for row in history(["a", "b"], rounds=3)]
+    figure = draw_run(rows, summary(["a", "b"], value=best))
+    axes = panel(figure, "Learning")
+    assert best <= axes.get_ylim()[1] <= 1.0
+    assert not any(line.get_clip_on() for line in axes.get_lines())  # marks at 1.0 are whole
+    axes = panel(figure, "Comparison")
+    assert max(axes.get_xticks()) == 1.0
+    assert axes.spines["bottom"].get_bounds() == (0, 1)
 
 
 def test_each_bar_has_its_own_site_s_name() -> None:
     (axes, *_) = partition.draw(data_of(["west", "east"])).axes
     assert [text.get_text() for text in axes.get_yticklabels()] == ["west", "east"]
+
+
+def test_a_curve_of_figures_that_sites_sent_does_not_say_that_none_did() -> None:
+    rows = history(["a", "b"], rounds=2)
+    assert SEEN_BY in panel(draw_run(rows, summary(["a", "b"])), "Learning").get_xlabel()
+    for noised in (True, False):
+        rows[1]["released"] = {"noised": noised, "sites": {"b": {}}}
+        label = panel(draw_run(rows, summary(["a", "b"])), "Learning").get_xlabel()
+        assert (SEEN_BY in label) is noised
+        assert ("told without noise by 1 of 2 sites" in label) is not noised

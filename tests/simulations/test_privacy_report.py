@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import html
+import json
+import re
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from hushtune.client.site import ledger_path
 from hushtune.common.adapter import AdapterSpec, AdapterState
+from hushtune.common.errors import QuorumError
 from hushtune.common.planning import site_plans
 from hushtune.common.privacy import accountant
 from hushtune.common.privacy.ledger import Ledger
 from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import DpSgdEvent, Relation
+from hushtune.common.privacy.statement_html import render_html
+from hushtune.common.privacy.statement_markdown import render_markdown
+from hushtune.common.privacy.statement_verify import ANSWERS
 from hushtune.common.run_context import RunContext
 from hushtune.server.strategy import FederationResult
+from hushtune.simulations import run
 from hushtune.simulations.privacy_report import privacy_of
 
 ADD = Relation.ADD_OR_REMOVE_ONE
@@ -112,3 +123,72 @@ def test_one_site_s_own_words_take_the_promise_away(settings: Any, tmp_path: Pat
     assert told["sites"]["north"]["epsilon"] is None
     assert "NO PRIVACY" in told["sites"]["north"]["sentence"]
     assert told["sites"]["east"]["epsilon"] is not None
+
+
+@pytest.mark.parametrize("site", ["east", "it's the north ward", "n" * 300, "öst=a"])
+def test_a_ledger_that_grew_is_verified_as_the_statement_says(
+    settings: Any, tmp_path: Path, hushtune: Any, site: str
+) -> None:
+    """Later runs and figures make a ledger grow, which must not look like a forgery."""
+    config = settings.config(privacy__trust="site", data__public_sizes={site: 60})
+    path = ledger_path(tmp_path, site)
+    copy = path.parent.parent / "older"
+    event = site_plans(config)[site].event(2)
+    ledger = Ledger(path)
+    ledger.charge(event, dataset="d", run="r", round=1)
+    shutil.copytree(path.parent, copy)
+    ledger.charge(event, dataset="d", run="r", round=2)
+    told = privacy_of(RunContext(config, tmp_path), result())
+    markdown = render_markdown(told)
+    (command,) = re.findall(r"^- `(hushtune ledger verify .*)`$", markdown, re.MULTILINE)
+    assert command in html.unescape(render_html(told))
+    last, grown, other, _ = ANSWERS
+
+    def answer(folder: Path) -> Any:
+        words = shlex.split(command)
+        return hushtune(*(str(folder) if word == "DIR" else word for word in words[1:]))
+
+    found = answer(path.parent)
+    assert found.status == 0, found.err
+    assert last.partition(", and ")[2] in found.out
+    ledger.charge(event, dataset="d", run="r/metrics", round=2)
+    ledger.charge(event, dataset="d", run="later", round=1)
+    found = answer(path.parent)
+    assert found.status == 0, found.err
+    assert grown.partition(", and ")[2] in found.out
+    found = answer(copy)
+    assert found.status == 2
+    assert other.partition(", it ")[2] in found.err
+    for words in ("r/metrics", "later"):
+        assert words in hushtune("ledger", "show", path).out
+
+
+@pytest.mark.parametrize(("budget", "rounds"), [(2.0, 1), (0.2, 0)])
+def test_a_run_whose_budget_ends_tells_what_was_released_until_then(
+    settings: Any, tmp_path: Path, budget: float, rounds: int
+) -> None:
+    folder, out = tmp_path / "policies", tmp_path / "out"
+    folder.mkdir()
+    for site in ("east", "north", "south"):
+        (folder / f"{site}.toml").write_text(f"max_epsilon = {budget}\nmax_delta = 1e-3\n")
+    config = settings.config(privacy__trust="site", simulation__policies=str(folder))
+    with pytest.raises(QuorumError, match=f"in round {rounds + 1}"):
+        run(config, out)
+    pages = [out / f"privacy.{ending}" for ending in ("json", "md", "html")]
+    assert [page.exists() for page in pages] == [rounds > 0] * 3
+    if not rounds:
+        return
+    told = json.loads(pages[0].read_text(encoding="utf-8"))
+    for name, site in told["sites"].items():
+        entries = Ledger(folder / f"{name}.sqlite").entries()
+        assert len(entries) == rounds
+        assert site["rounds"] == {"first": 1, "last": rounds}
+        assert site["steps"] == 2 < site["planned"]["steps"] == 6
+        spent = accountant.epsilon([entry.event for entry in entries], delta=1e-3, relation=ADD)
+        assert site["epsilon"] == spent <= budget
+        assert "-DP" in site["sentence"]
+    assert "released in round 1 to the server" in pages[1].read_text(encoding="utf-8")
+    before = pages[0].read_bytes()
+    with pytest.raises(QuorumError):
+        run(config, out, resume=True)
+    assert pages[0].read_bytes() == before

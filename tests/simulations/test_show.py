@@ -62,6 +62,12 @@ def test_of_few_sites_every_one_is_shown(width: int) -> None:
     assert "0.432" in text
     assert "2.000" in text
     assert "more sites" not in text
+    mean = "each site alone, private: under all, the mean of the sites' own models on all test rows"
+    assert mean in " ".join(text.split())
+    without = {name: row for name, row in summary(FEW)["table"].items() if "alone" not in name}
+    at = console(width)
+    show_summary(at, summary(FEW, table=without))
+    assert "under all" not in said(at)
 
 
 @pytest.mark.parametrize("width", [80, 110])

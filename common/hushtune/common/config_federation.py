@@ -94,6 +94,7 @@ class MetricsConfig(Section):
         "to the budget; public = as they are, where a site's policy declares them public",
     )
     noise_multiplier: Positive = Field(
-        default=20.0, description="of noised figures, in units of what one record can change"
+        default=20.0,
+        description="of noised figures, in units of what one record or group can change",
     )
     every: Count = Field(default=5, description="rounds from one such report to the next")

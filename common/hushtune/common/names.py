@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 METHODS: Mapping[str, str] = {
     "majority": "most frequent label",
@@ -16,6 +17,24 @@ METHODS: Mapping[str, str] = {
 
 SEEN_BY = "seen by the researcher only: no site sends these figures"
 """Of accuracies, losses and true numbers of rows, which only who holds all sites' rows knows."""
+
+
+def seen_by(figures: Iterable[str], released: Mapping[str, Any] | None) -> dict[str, str]:
+    """Who sees each of a round's figures on validation rows.
+
+    `figures`: their keys. `released`: what sites told in the round, as in metrics.jsonl: where it
+    is without noise, accuracies and losses are not the researcher's alone.
+    """
+    names = told_as_they_are(released)
+    told = f"told by {', '.join(names)} without noise, see released; else {SEEN_BY}"
+    return {
+        key: told if names and key in ("accuracy", "loss", "sites") else SEEN_BY for key in figures
+    }
+
+
+def told_as_they_are(released: Mapping[str, Any] | None) -> list[str]:
+    """The sites that told figures without noise in a round, of which `released` is the record."""
+    return sorted(released["sites"]) if released is not None and not released["noised"] else []
 
 
 def methods(*, private: bool) -> Mapping[str, str]:

@@ -158,7 +158,7 @@ tags: [{", ".join(tags)}]
 {load}
 ## Figures
 
-S{SEEN_BY[1:]}. Where sites do not share their rows nobody knows these.
+{SEEN_BY.capitalize()}. Where sites do not share their rows nobody knows these.
 
 Accuracy {summary["value"]:.3f}, macro-F1 {summary["macro_f1"]:.3f} on the test rows of all \
 sites together: {train} training, {validation} validation and {test} test rows.

@@ -15,8 +15,6 @@ from hushtune.common.files import read_json, write_text
 from hushtune.common.json_text import json_text
 from hushtune.common.names import METHODS, SEEN_BY
 from hushtune.common.planning import POOLED
-from hushtune.common.privacy.statement_html import render_html
-from hushtune.common.privacy.statement_markdown import render_markdown
 from hushtune.common.run_context import RunContext
 from hushtune.common.tasks import partition
 from hushtune.common.tasks.base import Metrics
@@ -26,7 +24,7 @@ from hushtune.server.checkpoint import Checkpoint, exists, load
 from hushtune.server.strategy import FederationResult
 from hushtune.simulations import saved
 from hushtune.simulations.card import model_card
-from hushtune.simulations.privacy_report import privacy_of
+from hushtune.simulations.privacy_report import privacy_of, write_statement
 
 Table = Mapping[str, Mapping[str, float]]
 METRIC = "accuracy"
@@ -68,9 +66,7 @@ def write_all(run: FinishedRun) -> dict[str, Any]:
     """Write statement, adapter, plot and, last, the summary; return the summary."""
     context, workspace, result = run.context, run.workspace, run.result
     privacy = privacy_of(context, result)
-    write_text(context.out / "privacy.json", json_text(privacy, indent=2) + "\n")
-    write_text(context.out / "privacy.md", render_markdown(privacy))
-    write_text(context.out / "privacy.html", render_html(privacy))
+    write_statement(context, privacy)
     summary = summarise(run, privacy)
     saved.save(
         workspace,

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hushtune.common.names import SEEN_BY, methods
+from hushtune.common.names import SEEN_BY, methods, told_as_they_are
 from hushtune.common.pictures import explain, fonts, legible, save_picture
 
 # Okabe and Ito's colours, safe for the colour-blind.
@@ -87,15 +87,21 @@ def _curve(
         axes.axvline(adapted - 0.5, color=GREY, linestyle=":", linewidth=1)
         axes.text(  # above the panel, where no curve and no legend can be
             adapted - 0.5,
-            1.01,
+            1.025,
             f"LoRA from round {adapted}",
             transform=axes.get_xaxis_transform(),
             ha="right" if adapted > rows[-1]["round"] / 2 else "left",
             color="#666666",
             fontsize=8,
         )
+    # No accuracy is above 1: nor is the axis, which then cuts no mark of a curve at 1.
+    axes.set_ylim(top=min(1.0, axes.get_ylim()[1]))
+    for line in axes.get_lines():
+        line.set_clip_on(False)
     part = rows[0].get("evaluated_on", "held-out") if rows else "held-out"
-    axes.set(xlabel=f"round\n({SEEN_BY})", ylabel=f"{metric} on {part} rows")
+    sent = sorted({site for row in rows for site in told_as_they_are(row.get("released"))})
+    seen = f"told without noise by {len(sent)} of {len(names)} sites" if sent else SEEN_BY
+    axes.set(xlabel=f"round\n({seen})", ylabel=f"{metric} on {part} rows")
     axes.set_title("Learning", pad=16)
     if rows:
         axes.legend(frameon=False, fontsize=8)
@@ -129,7 +135,8 @@ def _sites(
 ) -> None:
     """A line for each site: in colours by name, or of many all thin and grey under one label.
 
-    Dashed in turn, so that one which lies upon another leaves that visible.
+    Dashed in turn and each thinner than the one below it, so that one which lies upon another
+    leaves that visible.
     """
     many = len(of_sites) > _MOST_SITES
     num_points = max(map(len, of_sites.values()), default=0)
@@ -142,7 +149,7 @@ def _sites(
             *zip(*points, strict=True),
             color=GREY if many else SITES[place],
             alpha=0.5 if many else 1,
-            linewidth=0.8 if many else 1.6,
+            linewidth=0.8 if many else 1.6 + 0.6 * (len(of_sites) - 1 - place),
             linestyle=_LINES[place % len(_LINES)] if not many else "-",
             marker="o" if markers else None,
             markersize=2 if many else 3,
@@ -162,6 +169,8 @@ def _bars(axes: Axes, summary: Mapping[str, Any]) -> None:
         axes.text(values[name] + 0.005, place, f"{values[name]:.3f}", va="center", fontsize=9)
     axes.set_yticks(list(places), [labels[name] for name in names])
     axes.set_ylim(-0.6, max(len(names), 3) - 0.4)  # one bar alone does not fill the panel
-    axes.set_xlim(0, 1.08)
+    axes.set_xlim(0, 1.08)  # room for the figures beside bars; the axis itself ends at 1
+    axes.set_xticks([place / 5 for place in range(6)])
+    axes.spines["bottom"].set_bounds(0, 1)
     axes.set(xlabel=f"{summary['metric']} on all sites' test rows\n({SEEN_BY})")
     axes.set_title("Comparison", pad=16)

@@ -1,22 +1,31 @@
-"""From a finished run to its privacy statement."""
+"""From a run, finished or not, to its privacy statement."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
+from hushtune.client.metrics import SENSITIVITY
 from hushtune.client.site import OwnTerms, ledger_path, simulated_ledger, simulated_terms
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
+from hushtune.common.errors import HushtuneError
+from hushtune.common.files import write_text
+from hushtune.common.json_text import json_text
 from hushtune.common.lora_rules import RULES, trainable_keys
 from hushtune.common.messages import METRICS_RUN
-from hushtune.common.planning import site_plans
+from hushtune.common.planning import public_held_out, site_plans
 from hushtune.common.privacy.ledger import Ledger
 from hushtune.common.privacy.ledger_entry import LedgerEntry, unit_name
 from hushtune.common.privacy.noise import INSECURE, NoiseSource
 from hushtune.common.privacy.plan import Trust, Unit
 from hushtune.common.privacy.statement import SiteMetrics, SiteStatement, Transfer, statement
+from hushtune.common.privacy.statement_html import render_html
+from hushtune.common.privacy.statement_markdown import render_markdown
 from hushtune.common.run_context import RunContext
+from hushtune.server.app import checkpoint_folder
+from hushtune.server.checkpoint import exists, load
 from hushtune.server.orders import is_warmup
 from hushtune.server.strategy import FederationResult
 
@@ -37,8 +46,9 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
         accepted = {row["round"] for row in result.history if site in row["accepted"]}
         answered = accepted | _rounds(result, site, "rejected")
         own = simulated_terms(config, site)
+        path = simulated_ledger(context, site)
         if plan.trust is Trust.SITE:
-            ledger = Ledger(simulated_ledger(context, site))
+            ledger = Ledger(path)
             entries, head = ledger.entries(), ledger.head()
             num_resent = ledger.num_resent(run=result.run)
             lifetime = _lifetime(ledger, entries, own, unit=unit_name(config.data.group))
@@ -55,7 +65,7 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
             spent=[entry.event for entry in mine],
             told=[entry.event for entry in told],
             lifetime=[entry.event for entry in lifetime],
-            own_ledger=simulated_ledger(context, site) == ledger_path(context.out, site),
+            own_ledger=path == ledger_path(context.out, site),
             public_size=config.data.public_sizes[site],
             public_size_source=SIMULATED_SIZE,
             first_round=min(released, default=0),
@@ -70,10 +80,45 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
             limit_epsilon=None if own is None else own.terms.max_epsilon,
             limit_delta=None if own is None else own.terms.max_delta,
             released=_released(config, result.state, answered),
-            received=[_transfer(result.state, asked)] if asked else [],
-            metrics=_metrics(result, site, told),
+            received=_received(result, site, asked, {entry.round for entry in told}),
+            metrics=_metrics(result, site, told, public_held_out(config, site)),
         )
     return statement(sites=sites, run=result.run, group=config.data.group)
+
+
+def tell_so_far(context: RunContext) -> None:
+    """Write the statement of a run that ended early, of all that its sites released until then.
+
+    By their ledgers, so what was charged in the round that failed counts. Nothing is written where
+    no site released anything, or where the statement cannot be made: the run's own error is what
+    has to be heard.
+    """
+    folder = checkpoint_folder(context.out)
+    with suppress(HushtuneError, OSError):
+        if not exists(folder):
+            return
+        last = load(folder)
+        told = privacy_of(
+            context,
+            FederationResult(
+                run=last.run,
+                state=last.state,
+                history=last.history,
+                charges=last.charges,
+                refusals=last.refusals,
+                seconds={},
+            ),
+        )
+        sites = told["sites"].values()
+        if any(site["events"] or site["released"]["updates"] for site in sites):
+            write_statement(context, told)
+
+
+def write_statement(context: RunContext, privacy: Mapping[str, Any]) -> None:
+    """The statement as data and as both pages, in the run's folder."""
+    write_text(context.out / "privacy.json", json_text(privacy, indent=2) + "\n")
+    write_text(context.out / "privacy.md", render_markdown(privacy))
+    write_text(context.out / "privacy.html", render_html(privacy))
 
 
 def _lifetime(
@@ -99,19 +144,38 @@ def _noise(result: FederationResult, site: str, config: RunConfig) -> str:
     return next(iter([*insecure, *sorted(words), NoiseSource().description]))
 
 
-def _metrics(result: FederationResult, site: str, charged: Sequence[LedgerEntry]) -> SiteMetrics:
+def _metrics(
+    result: FederationResult, site: str, charged: Sequence[LedgerEntry], public_units: float
+) -> SiteMetrics:
     """What a site told of its held-out rows: by its ledger, or else by the history."""
-    if charged:
-        noise = charged[0].event.noise_multiplier
-        return SiteMetrics(release="noised", noise_multiplier=noise, num_reports=len(charged))
-    releases = [row["released"] for row in result.history if "released" in row]
-    told = [released for released in releases if site in released["sites"]]
-    if not told:
+    rows = [row for row in result.history if site in row.get("released", {"sites": ()})["sites"]]
+    rounds = sorted({entry.round for entry in charged} or {row["round"] for row in rows})
+    if not rounds:
         return SiteMetrics()
+    noise: float | None = (
+        charged[0].event.noise_multiplier if charged else rows[0]["released"]["noise_multiplier"]
+    )
     return SiteMetrics(
-        release="noised" if told[0]["noised"] else "public",
-        noise_multiplier=told[0]["noise_multiplier"],
-        num_reports=len(told),
+        release="public" if noise is None else "noised",
+        noise_multiplier=noise,
+        num_reports=len(charged) or len(rows),
+        rounds=rounds,
+        noise_share=None if noise is None else noise * SENSITIVITY / public_units,
+    )
+
+
+def _received(
+    result: FederationResult, site: str, asked: Collection[int], told: Collection[int]
+) -> tuple[Transfer, ...]:
+    """The adapters that a site was sent: to train, and to tell figures of."""
+    to_tell = set(told)
+    for row in result.history:
+        released = row.get("released", {"sites": (), "missing": ()})
+        if site in released["sites"] or site in released["missing"]:
+            to_tell.add(row["round"])
+    return (
+        *((_transfer(result.state, asked),) if asked else ()),
+        *((_transfer(result.state, to_tell, purpose="evaluation"),) if to_tell else ()),
     )
 
 
@@ -135,12 +199,15 @@ def _released(
     return tuple(transfers)
 
 
-def _transfer(state: AdapterState, rounds: Collection[int]) -> Transfer:
+def _transfer(
+    state: AdapterState, rounds: Collection[int], *, purpose: str = "training"
+) -> Transfer:
     # A state's size on the wire depends on its tensors' names and shapes only.
     return Transfer(
         rounds=sorted(rounds),
         tensors={key: tensor.numel() for key, tensor in state.tensors.items()},
         num_bytes=len(state.to_bytes()),
+        purpose=purpose,
     )
 
 

@@ -139,6 +139,10 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
         cells = [f"{row[site]:.3f}" if site in row else "" for site in [*sites, "pooled"]]
         table.add_row(labels[name], *cells, style=style)
     console.print(table)
+    if any(name == "alone_private" for name, _ in _rows(summary)):
+        line = "under all, the mean of the sites' own models on all test rows"
+        line = f"{labels['alone_private']}: {line}"
+        console.print(line, style="dim", highlight=False, markup=False)
     console.print(_spent(rows, summary["group"]) if private else _NOT_PRIVATE)
     rejected: Mapping[str, Sequence[Mapping[str, Any]]] = summary["rejected"]
     worst = _first(rejected, lambda site: -len(rejected[site]))

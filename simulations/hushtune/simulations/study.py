@@ -17,9 +17,9 @@ from hushtune.client.site import close_sites
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import CONFIG, dump_toml, loads_config, replace, stored_config
-from hushtune.common.errors import CheckpointError, ConfigError, OutputExistsError
+from hushtune.common.errors import CheckpointError, ConfigError, HushtuneError, OutputExistsError
 from hushtune.common.files import check_writable, read_json, read_text, write_errors, write_text
-from hushtune.common.names import SEEN_BY
+from hushtune.common.names import seen_by
 from hushtune.common.planning import POOLED, site_plans
 from hushtune.common.run_context import RunContext, run_config
 from hushtune.common.tasks.workspace import Workspace, check_sizes, open_workspace, resolve
@@ -32,6 +32,7 @@ from hushtune.simulations.baselines import compare, site_metrics, trained_baseli
 from hushtune.simulations.ledgers import own_charges
 from hushtune.simulations.observer import Observer, Silent
 from hushtune.simulations.outputs import METRICS
+from hushtune.simulations.privacy_report import tell_so_far
 
 DATA = "data.json"
 OWN = frozenset(
@@ -92,7 +93,11 @@ def run(
     prepared = time.perf_counter()
 
     judge = _Judge(context, workspace, observer)
-    result = run_federation(context, workspace, judge=judge, resume=resume)
+    try:
+        result = run_federation(context, workspace, judge=judge, resume=resume)
+    except HushtuneError:  # such as a budget that is spent: what was released until then is told
+        tell_so_far(context)
+        raise
     federated = time.perf_counter()
     table = compare(
         config,
@@ -161,9 +166,9 @@ def run_federation(
 class _Judge:
     """Evaluates the global model after each round and keeps metrics.jsonl.
 
-    These figures are the researcher's, who holds all sites' rows in a simulation; no site sends
-    them. They are taken on validation rows, or on test rows where there are none, and nothing is
-    chosen by them.
+    These figures are the researcher's, who holds all sites' rows in a simulation. That no site
+    sends them is said of those that no site told without noise. They are taken on validation rows,
+    or on test rows where there are none, and nothing is chosen by them.
     """
 
     def __init__(self, context: RunContext, workspace: Workspace, observer: Observer) -> None:
@@ -187,7 +192,7 @@ class _Judge:
         rounds, every = self._context.config.train.rounds, self._context.config.simulation
         if outcome.round % every.evaluate_every == 0 or outcome.round == rounds:
             began = time.perf_counter()
-            extra = self._evaluate(outcome.state)
+            extra = self._evaluate(outcome.state, outcome.row.get("released"))
             self.seconds += time.perf_counter() - began
         row = {**outcome.row, **extra}
         path = self._context.out / METRICS
@@ -196,14 +201,14 @@ class _Judge:
         self._observer.round_done(row)
         return extra
 
-    def _evaluate(self, state: AdapterState) -> dict[str, Any]:
+    def _evaluate(self, state: AdapterState, released: Mapping[str, Any] | None) -> dict[str, Any]:
         figures = site_metrics(self._workspace, self._context.config, state, self._part)
         found = {
             **figures.pop(POOLED),
             "sites": {name: dict(row) for name, row in figures.items()},
             "evaluated_on": self._part,
         }
-        return {**found, "seen_by": dict.fromkeys(found, SEEN_BY)}
+        return {**found, "seen_by": seen_by(found, released)}
 
 
 def _as_before(config: RunConfig, folder: Path) -> RunConfig:

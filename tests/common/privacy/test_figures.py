@@ -76,3 +76,21 @@ def test_no_release_helps_nobody_and_a_huge_epsilon_bounds_nothing() -> None:
     assert figures.most_advantage(0, 0) == 0
     assert figures.most_true_positives(2e5, 1e-5, false_positives=0.01) == 1
     assert figures.most_advantage(2e5, 1e-5) == 1
+
+
+@pytest.mark.parametrize(
+    ("rounds", "joined"),
+    [([3], "3"), ([1, 2, 3], "1 to 3"), ([9, 1, 2, 7, 10], "1 to 2, 7, 9 to 10"), ([], "none")],
+)
+def test_runs_of_rounds_are_joined(rounds: list[int], joined: str) -> None:
+    assert figures.spans(rounds) == joined
+
+
+def test_one_round_is_no_rounds() -> None:
+    assert figures.rounds_text(3, 3) == "round 3"
+    assert figures.rounds_text(2, 4) == "rounds 2 to 4"
+
+
+def test_a_number_has_no_dust() -> None:
+    assert figures.number_text(0.1 * 3 * 154) == "46.2" != str(0.1 * 3 * 154)
+    assert figures.number_text(12_345_678.0) == "12345678"

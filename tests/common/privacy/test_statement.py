@@ -9,10 +9,10 @@ import pytest
 
 from hushtune.common.errors import PlanError
 from hushtune.common.privacy import accountant
-from hushtune.common.privacy.figures import at_least
+from hushtune.common.privacy.figures import at_least, upwards
 from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import DpSgdEvent, Relation, Trust, Unit
-from hushtune.common.privacy.statement import SiteMetrics, statement
+from hushtune.common.privacy.statement import SiteMetrics, Transfer, statement
 from hushtune.common.privacy.statement_html import render_html
 from hushtune.common.privacy.statement_markdown import render_markdown
 
@@ -202,8 +202,8 @@ def test_what_is_the_same_at_all_sites_is_said_once() -> None:
 )
 def test_one_record_is_no_records(unit: Unit, one: str, more: str) -> None:
     page = render_markdown(statement(sites={"a": site(plan(unit=unit))}))
-    assert f"| epsilon for 1 {one} |" in page
-    assert f"| epsilon for 2 {more} together |" in page
+    assert f"| epsilon, 1 {one} added or removed |" in page
+    assert f"| epsilon, 2 {more} together added or removed |" in page
     assert "1 records" not in page
 
 
@@ -298,6 +298,42 @@ def test_the_sentence_does_not_promise_what_a_policy_declares_public() -> None:
         content = statement(sites={"north": site(plan(), metrics=told)})
         said = content["sites"]["north"]["sentence"]
         assert ("except its accuracy and loss on held-out rows" in said) is excepted
+        lines = " ".join(content["not_covered"])
+        assert ("of north: these figures left the site as they are" in lines) is excepted
+        covered = " ".join(content["covered"])
+        assert ("that a site told with noise" in covered) is (release == "noised")
+
+
+@pytest.mark.parametrize(("share", "useless"), [(0.4, False), (2.84, True)])
+@pytest.mark.parametrize("unit", Unit)
+def test_both_pages_tell_of_figures_that_left_a_site(
+    unit: Unit, share: float, useless: bool
+) -> None:
+    figures = SiteMetrics(
+        release="noised", noise_multiplier=5.0, num_reports=3, rounds=(2, 3, 7), noise_share=share
+    )
+    asked = Transfer(rounds=(2, 3, 7), tensors={"w": 1}, num_bytes=9, purpose="evaluation")
+    made = site(plan(unit=unit), metrics=figures, received=[asked])
+    content = statement(sites={"north": made})
+    text = Parsed(render_html(content)).text
+    one = "group" if unit is Unit.GROUP else "record"
+    for page in (text, render_markdown(content)):
+        assert "3 times its accuracy and loss on held-out rows, in rounds 2 to 3, 7, with" in page
+        assert f"noise of 5 times what one {one} can change" in page
+        assert ("2.9 times the range" in page) is useless
+        assert "the accuracy and the loss of the model on held-out rows, in an answer" in page
+        assert "in an order for accuracy and loss, the adapter" in page
+        assert "learning rate, optimiser" in page
+    assert "Left: accuracy and loss on held-out rows 2 to 3, 7 0 2 " in text
+    assert "Entered: the whole adapter, to tell figures of it 2 to 3, 7 1 1 9" in text
+
+
+def test_where_no_figures_left_no_page_speaks_of_any() -> None:
+    content = statement(sites={"north": full_site(plan())})
+    for page in (Parsed(render_html(content)).text, render_markdown(content)):
+        assert "none: a site sends no loss, no accuracy" in page
+        assert "in an answer of their own" not in page
+        assert "in an order for accuracy" not in page
 
 
 def test_groups_are_called_groups_wherever_they_are_what_is_counted() -> None:
@@ -308,3 +344,40 @@ def test_groups_are_called_groups_wherever_they_are_what_is_counted() -> None:
         assert "ublic number of groups" in page
         assert not re.search(r"(?<!declared )public numbers? of records", page, re.IGNORECASE)
         assert "each record in each step" not in page
+
+
+def test_one_round_is_said_alike_everywhere() -> None:
+    content = statement(sites={"a": site(plan(), rounds=1, first_round=3, last_round=3)})
+    text = Parsed(render_html(content)).text
+    assert "released in round 3 to the server" in content["sites"]["a"]["sentence"]
+    assert "3 of 36 planned, in round 3 " in text
+    assert "rounds 3" not in text
+
+
+@pytest.mark.parametrize("relation", Relation)
+def test_a_figure_of_another_relation_than_the_promise_s_says_so(relation: Relation) -> None:
+    content = statement(sites={"a": site(plan(relation=relation))})
+    told, text = content["sites"]["a"], Parsed(render_html(content)).text
+    removed = told["epsilon_by_relation"]["add_or_remove_one"]
+    assert told["epsilon_rdp_relation"] == "add_or_remove_one"
+    assert told["epsilon_by_records"]["1"] == removed < told["epsilon_rdp"]
+    assert told["epsilon_by_records_relation"] == "add_or_remove_one"
+    shown = upwards(told["epsilon_rdp"])
+    assert f"add or remove one, by the looser Rényi bound {shown}" in text
+    other = relation is Relation.REPLACE_ONE
+    assert ("together, which is not the relation of the promise" in text) is other
+    assert ("section, which are about adding or removing them" in text) is other
+    assert "epsilon, 1 record added or removed |" in render_markdown(content)
+
+
+def test_a_bound_that_is_not_looser_is_not_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accountant, "epsilon_rdp", lambda *_, **__: 0.5)
+    text = Parsed(render_html(statement(sites={"a": site(plan())}))).text
+    assert "add or remove one, by the Rényi bound 0.5000" in text
+
+
+def test_what_is_said_of_floating_point_agrees_with_the_grid() -> None:
+    """Low-order bits are withheld, so they are not what lacks a promise; a proof is lacking."""
+    (line,) = [line for line in private_content()["not_covered"] if "Mironov" in line]
+    assert "on a public grid, which withholds the low-order bits" in line
+    assert "is not proved" in line

@@ -34,6 +34,7 @@ class Parsed(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.open: list[str] = []
         self.words: list[str] = []
+        self.rows: list[list[str]] = []
         self.feed(page)
         self.close()
 
@@ -41,6 +42,10 @@ class Parsed(HTMLParser):
         self.tags.append((tag, dict(attrs)))
         if tag not in VOID:
             self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("th", "td"):
+            self.rows[-1].append("")
 
     def handle_endtag(self, tag: str) -> None:
         if tag not in VOID:
@@ -49,6 +54,8 @@ class Parsed(HTMLParser):
     def handle_data(self, data: str) -> None:
         if "style" not in self.open:
             self.words.append(data)
+        if {"th", "td"} & set(self.open):
+            self.rows[-1][-1] += data
 
     @property
     def text(self) -> str:
@@ -86,48 +93,99 @@ def numbers(content: Any, path: str = "") -> Iterator[tuple[str, float]]:
         yield path, content
 
 
-def forms(path: str, value: float) -> set[str]:
-    """The ways in which a number may stand on the page; epsilons in one way only."""
-    if "epsilon" in path and "limit" not in path:
-        return {figures.upwards(value)}
-    if isinstance(value, int):
-        return {str(value)}
-    exact = {str(value)}
-    if ".events" in path:
-        return exact
-    if "noise_multiplier" in path:
-        return {figures.at_least(value)}
-    if "delta" in path or "sampling" in path:
-        return {figures.at_most(value)}
-    return exact | {f"{value:g}"}
+def fields(told: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Each number of a site (a path, or the beginning of several), and where it must stand: the
+    heading of a row, and what its cells are."""
+    up, most = figures.upwards, figures.at_most
+    planned = told["planned"]
+    promised = f"{up(told['epsilon'])}, {most(told['delta'])}; {up(planned['epsilon'])} was planned"
+    yield from ((path, "Epsilon, delta", promised) for path in (".epsilon", ".delta"))
+    yield ".planned.epsilon", "Epsilon, delta", promised
+    lifetime = f"{up(told['epsilon_lifetime'])} at delta {most(told['delta'])}, of all"
+    yield ".epsilon_lifetime", "Epsilon of all charges", lifetime
+    first, last = told["rounds"]["first"], told["rounds"]["last"]
+    steps = f"{told['steps']} of {planned['steps']} planned, in {figures.rounds_text(first, last)}"
+    for path in (".steps", ".planned.steps", ".rounds."):
+        yield path, "Steps charged", steps
+    rate = f"with probability {most(told['sampling_probability'])}"
+    yield ".sampling_probability", "Sampling", rate
+    sigma = figures.at_least(told["noise_multiplier"])
+    yield ".noise_multiplier", "Noise multiplier (sigma)", sigma
+    clip = f"{told['clip_norm']:.10g}, {told['denominator']:.10g}"
+    yield from ((path, "Clip norm (C), denominator", clip) for path in (".clip", ".denominator"))
+    yield ".public_size", "Public number of records", str(told["public_size"])
+    counts = f"{told['num_resent']} answered again"
+    yield ".num_resent", "Rounds", counts
+    yield ".num_aborted", "Rounds", f"{told['num_aborted']} aborted"
+    for kind, epsilon in told["epsilon_by_relation"].items():
+        yield f".epsilon_by_relation.{kind}", kind.replace("_", " "), up(epsilon)
+    rdp = told["epsilon_rdp"]
+    looser = "looser " if rdp > told["epsilon_by_relation"]["add_or_remove_one"] else ""
+    yield ".epsilon_rdp", f"add or remove one, by the {looser}Rényi bound", up(rdp)
+    for count, epsilon in told["epsilon_by_records"].items():
+        yield f".epsilon_by_records.{count}", count, up(epsilon)
+    for pair in told["curve"]:
+        yield ".curve.", most(pair["delta"]), up(pair["epsilon"])
+    same = told["events"] == told["lifetime"]["events"]
+    for path, label, events in (
+        (".events.", "in this run and in all" if same else "in this run", told["events"]),
+        (".lifetime.events.", "in all runs", [] if same else told["lifetime"]["events"]),
+    ):
+        for event in events:
+            keys = ("count", "steps", "sampling_probability", "noise_multiplier")
+            yield path, label, " ".join(str(event[key]) for key in keys)
+    for path, label, moves in (
+        (".released.updates.", "Left: change of the trained tensors", told["released"]["updates"]),
+        (".received.", "Entered: the whole adapter", told["received"]),
+    ):
+        for moved in moves:
+            sizes = f"{len(moved['tensors'])} {moved['num_values']} {moved['num_bytes']}"
+            yield path, label, f"{figures.spans(moved['rounds'])} {sizes}"
 
 
-def test_every_number_of_the_json_is_on_the_page(content: dict[str, Any], page: str) -> None:
-    text = Parsed(page).text
+def test_every_number_of_the_json_is_on_the_page_in_its_place(
+    content: dict[str, Any], page: str
+) -> None:
+    parsed = Parsed(page)
+    text, cut = parsed.text, re.findall(r'<section class="site".*?</section>', page, re.DOTALL)
+    sections = dict(zip(content["sites"], map(Parsed, cut), strict=True))
     for name, told in content["sites"].items():
-        section = text.split(f"Site {name} Spent")[1].split("How to verify")[0]
-        section = re.split(r"Site \w+ Spent", section)[0]
-        shown = set(re.findall(r"[\d.]+(?:e-\d+)?", section.replace(";", " ").replace(",", " ")))
-        spans = [range(int(a), int(b)) for a, b in re.findall(r"(\d+) to (\d+)", section)]
+        section = sections[name]
+        shown = [(head, " ".join(cells)) for head, *cells in section.rows]
+        found = list(fields(told))
+        for path, label, cells in found:
+            if path not in (".steps", ".planned.steps", ".rounds.") or told["steps"]:
+                assert any(a == label and cells in b for a, b in shown), (name, path, label, cells)
+        limit = told["lifetime"]
+        if limit["limit_epsilon"] is not None:
+            spent = f"Epsilon {figures.upwards(limit['epsilon'])} of {limit['limit_epsilon']:g} "
+            assert spent in section.text
+        else:
+            assert f"Epsilon {figures.upwards(told['epsilon_lifetime'])} at" in section.text
+        assert f"at delta {figures.at_most(limit['delta'])}" in section.text
+        assert told["released"]["metrics"] in section.text
+        # Above; in the sentence; in the line on metrics.
+        elsewhere = (".lifetime.", ".max_records_per_unit", ".metrics.")
+        known = (*(path for path, *_ in found), *elsewhere)
         for path, value in numbers(told):
-            if ".tensors" in path:
-                assert f" {path.rsplit('.', 1)[1]} {value} ".split()[-1] in text, path
-            elif path.endswith("updates.rounds") or path.endswith("received.rounds"):
-                assert str(value) in shown or any(value in span for span in spans), (name, path)
-            elif path.startswith(".rounds") and not told["steps"]:
-                assert f"{name} none" in text
+            if ".tensors." in path:
+                assert [path.split(".tensors.")[1], str(value)] in parsed.rows, path
             else:
-                assert forms(path, value) & shown, (name, path, value)
-    for value in content["federation"].values():
-        assert f"Federation: the largest of any site {figures.upwards(3)[0]}" in text
-        assert figures.upwards(value) in text or figures.at_most(value) in text
+                assert path.startswith(known), path
+        rounds = "none"
+        if told["rounds"]["last"]:
+            rounds = figures.spans(range(told["rounds"]["first"], told["rounds"]["last"] + 1))
+        promise = [figures.upwards(told["epsilon"]), figures.at_most(told["delta"])]
+        assert [name, rounds, *promise] in parsed.rows
+        assert told["sentence"] in text
+        assert told["ledger_head"] in section.text
+    whole = content["federation"]
+    promise = [figures.upwards(whole["epsilon"]), figures.at_most(whole["delta"])]
+    assert ["Federation: the largest of any site", "", *promise] in parsed.rows
     assert content["run"] in text
     assert content["accountant"] in text
     for name, number in content["libraries"].items():
         assert f"{name} {number or 'absent'}" in text
-    for told in content["sites"].values():
-        assert told["sentence"] in text
-        assert told["ledger_head"] in text
     for line in (*content["covered"], *content["not_covered"]):
         assert line in text
 

@@ -8,6 +8,7 @@ ICML 2015 (1311.0776), theorem 2.1.
 """
 
 import math
+from collections.abc import Iterable
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 
 
@@ -63,6 +64,39 @@ def percent(share: float) -> str:
     ('20.1', '100.0')
     """
     return _decimals(float(Decimal(repr(float(share))).scaleb(2)), 1)
+
+
+def number_text(value: float) -> str:
+    """A number that promises nothing, without the dust of its floating-point arithmetic.
+
+    >>> number_text(46.199999999999996), number_text(100000000), number_text(1.0)
+    ('46.2', '100000000', '1')
+    """
+    return f"{value:.10g}"
+
+
+def spans(rounds: Iterable[int]) -> str:
+    """Round numbers with runs of them joined; "none" of none.
+
+    >>> spans([1, 2, 3, 7, 9, 10])
+    '1 to 3, 7, 9 to 10'
+    """
+    found: list[list[int]] = []
+    for number in sorted(rounds):
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return ", ".join(f"{a}" if a == b else f"{a} to {b}" for a, b in found) or "none"
+
+
+def rounds_text(first: int, last: int) -> str:
+    """From one round to another, in words.
+
+    >>> rounds_text(1, 3), rounds_text(2, 2)
+    ('rounds 1 to 3', 'round 2')
+    """
+    return f"round{'' if first == last else 's'} {spans(range(first, last + 1))}"
 
 
 def most_true_positives(epsilon: float, delta: float, *, false_positives: float) -> float:

@@ -9,15 +9,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from hushtune.common.errors import PlanError
 from hushtune.common.privacy import accountant
-from hushtune.common.privacy.figures import at_most, bounded, upwards
+from hushtune.common.privacy.figures import at_most, bounded, rounds_text, upwards
 from hushtune.common.privacy.plan import DpSgdEvent, Relation, Trust, Unit
-from hushtune.common.privacy.statement_site import SiteMetrics, SiteStatement, Transfer
+from hushtune.common.privacy.statement_site import UNDISGUISED, SiteMetrics, SiteStatement, Transfer
 from hushtune.common.version import source_commit
 
 __all__ = ["SiteMetrics", "SiteStatement", "Transfer", "sentence", "statement"]
@@ -49,7 +48,9 @@ NOT_COVERED = (
     "that occur at several sites are looked for, and kept at one",
     "settings that somebody chooses for one run by what another run on the same data released: "
     "what is added up over runs holds for settings that were fixed before",
-    "low-order bits of floating-point noise (see Mironov, CCS 2012)",
+    "the exactness of floating-point numbers: the bound is proved for real ones. Sums are released "
+    "on a public grid, which withholds the low-order bits that known attacks read (see Mironov, "
+    "CCS 2012), but that no released number tells more than the proof allows is not proved",
 )
 
 
@@ -64,6 +65,19 @@ CHARGE = (
     "that never leaves the ledger, and the hashes that chain it to the charges before"
 )
 """What a site's answers hold beside the update; a charge only where there is one."""
+FIGURES = (
+    "the accuracy and the loss of the model on held-out rows, in an answer of their own, as often "
+    "as the site's section says"
+)
+ORDERED = (
+    "the site's plan, whose figures this statement has",
+    "which tensors to train, and how: learning rate, optimiser, schedule, weight decay, microbatch",
+)
+FIGURES_ORDERED = (
+    "in an order for accuracy and loss, the adapter that they are of, their noise multiplier, the "
+    "unit and the relation"
+)
+"""What an order holds beside the adapter."""
 
 MECHANISM = (
     "DP-SGD at each site: per-{unit} clipping over all trained tensors jointly, Poisson sampling, "
@@ -105,8 +119,8 @@ def statement(
         "sentences": _sentences(sites, told),
         "sites": told,
         "federation": _federation(told),
-        "covered": list(COVERED),
-        "not_covered": list(NOT_COVERED),
+        "covered": _covered(sites),
+        "not_covered": _not_covered(sites),
         "source_commit": source_commit(),
         "libraries": {name: _version(name) for name in LIBRARIES},
     }
@@ -144,12 +158,9 @@ def sentence(names: Sequence[str], site: SiteStatement, *, epsilon: float) -> st
     aside = ""
     if site.metrics.release == "public":
         aside = ", except its accuracy and loss on held-out rows, which no promise covers,"
-    rounds = f"rounds {site.first_round} to {site.last_round}"
-    if site.first_round == site.last_round:
-        rounds = f"round {site.last_round}"
     return (
         f"For neighbouring datasets that differ by {change} {what} at {where}, everything that "
-        f"{who} released in {rounds} to the server, its "
+        f"{who} released in {rounds_text(site.first_round, site.last_round)} to the server, its "
         f"peers and the public{aside} is ({upwards(epsilon)}, {at_most(plan.delta)})-DP, the "
         f"number of its {'groups' if plan.unit is Unit.GROUP else 'records'} being public."
     )
@@ -190,10 +201,18 @@ def _site(name: str, site: SiteStatement) -> dict[str, Any]:
         "events": _events(site.events),
         "released": {
             "updates": [transfer.to_dict() for transfer in site.released],
-            "declared": [*DECLARED, *((CHARGE,) if plan.is_private else ())],
-            "metrics": str(site.metrics),
+            "declared": [
+                *DECLARED,
+                *((CHARGE,) if plan.is_private else ()),
+                *((FIGURES,) if site.metrics.release != "none" else ()),
+            ],
+            "metrics": site.metrics.told("group" if plan.unit is Unit.GROUP else "record"),
         },
-        "metrics": asdict(site.metrics),
+        "metrics": site.metrics.to_dict(),
+        "ordered": [
+            *ORDERED,
+            *((FIGURES_ORDERED,) if any(m.purpose == "evaluation" for m in site.received) else ()),
+        ],
         "received": [transfer.to_dict() for transfer in site.received],
     }
 
@@ -213,6 +232,21 @@ def _sentences(
     return [{"sites": names, "sentence": said(names, names[0])} for names in alike.values()]
 
 
+def _covered(sites: Mapping[str, SiteStatement]) -> list[str]:
+    noised = any(site.metrics.release == "noised" for site in sites.values())
+    figures = ("accuracy and loss on held-out rows that a site told with noise",) if noised else ()
+    return [*COVERED, *figures]
+
+
+def _not_covered(sites: Mapping[str, SiteStatement]) -> list[str]:
+    public = sorted(name for name, site in sites.items() if site.metrics.release == "public")
+    figures = (
+        f"accuracy and loss on held-out rows of {', '.join(public)}: these figures left the site "
+        f"{UNDISGUISED}",
+    )
+    return [*(figures if public else ()), *NOT_COVERED]
+
+
 def _federation(sites: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
     """A record is at one site, so what it lost is what its own site spent: at most the largest."""
     promised = all(site["guarantee"] for site in sites.values())
@@ -228,13 +262,17 @@ def _events(events: Sequence[DpSgdEvent]) -> list[dict[str, float | int]]:
 
 
 def _accounts(site: SiteStatement) -> dict[str, Any]:
-    """The same spend, read in other ways: both relations, other deltas, several records."""
+    """The same spend, read in other ways: both relations, other deltas, several records.
+
+    The Renyi bound and that of several records are of adding or removing, whatever is promised.
+    """
     delta, relation = site.plan.delta, site.plan.relation
     lifetime = site.lifetime or site.events
     limit_delta = delta if site.limit_delta is None else site.limit_delta
     return {
         "epsilon_by_relation": {str(kind): _spent(site, site.events, kind) for kind in Relation},
         "epsilon_rdp": bounded(accountant.epsilon_rdp(site.events, delta=delta)),
+        "epsilon_rdp_relation": str(Relation.ADD_OR_REMOVE_ONE),
         "epsilon_lifetime": _spent(site, lifetime, relation),
         "lifetime": {
             # At the limit's own delta, as the site itself compares the two.
@@ -259,6 +297,7 @@ def _accounts(site: SiteStatement) -> dict[str, Any]:
             else bounded(accountant.epsilon_group(site.events, delta=delta, records=count))
             for count in GROUP_SIZES
         },
+        "epsilon_by_records_relation": str(Relation.ADD_OR_REMOVE_ONE),
     }
 
 

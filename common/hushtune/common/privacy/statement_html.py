@@ -13,8 +13,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from hushtune.common.privacy import figures
-from hushtune.common.privacy.statement_markdown import shared_origin
+from hushtune.common.privacy import figures, statement_verify
+from hushtune.common.privacy.statement_markdown import crossing, shared_origin
 
 FALSE_ALARMS = (0.001, 0.01, 0.1)
 """Shares of false alarms for which the page says how many records a test can recognise."""
@@ -35,7 +35,9 @@ def render_html(content: Mapping[str, Any]) -> str:
         "at_least": figures.at_least,
         "percent": figures.percent,
         "times": _times,
-        "rounds": _rounds,
+        "number": figures.number_text,
+        "spans": figures.spans,
+        "rounds_text": _rounds_text,
         "words": lambda key: str(key).replace("_", " "),
     }
     told = [(name, site) for name, site in content["sites"].items() if site["guarantee"]]
@@ -47,11 +49,12 @@ def render_html(content: Mapping[str, Any]) -> str:
         spent={name: _share(site["lifetime"]) for name, site in told},
         two_sites=_two_sites([site for _, site in told]) if content["guarantee"] else None,
         tensors=_tensors(content["sites"]),
+        verify=statement_verify,
+        commands=statement_verify.commands(content),
         # What is the same at all sites, as a rule, is told once.
         origin=shared_origin(content),
-        declared=dict.fromkeys(
-            line for site in content["sites"].values() for line in site["released"]["declared"]
-        ),
+        declared=crossing(content).out,
+        ordered=crossing(content).into,
     )
 
 
@@ -59,19 +62,8 @@ def _times(factor: float) -> str:
     return figures.upwards(factor, places=1)
 
 
-def _rounds(rounds: Sequence[int]) -> str:
-    """Round numbers with runs of them joined.
-
-    >>> _rounds([1, 2, 3, 7, 9, 10])
-    '1 to 3, 7, 9 to 10'
-    """
-    spans: list[list[int]] = []
-    for number in sorted(rounds):
-        if spans and number == spans[-1][1] + 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    return ", ".join(f"{a}" if a == b else f"{a} to {b}" for a, b in spans) or "none"
+def _rounds_text(rounds: Mapping[str, int]) -> str:
+    return figures.rounds_text(rounds["first"], rounds["last"])
 
 
 def _tests(site: Mapping[str, Any]) -> dict[str, Any]:

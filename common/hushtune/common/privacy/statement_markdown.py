@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from hushtune.common.privacy.figures import at_least, at_most, epsilon_text, upwards
+from hushtune.common.privacy import statement_verify
+from hushtune.common.privacy.figures import at_least, at_most, epsilon_text, number_text, upwards
 
 
 def render_markdown(content: Mapping[str, Any]) -> str:
@@ -44,7 +45,14 @@ def render_markdown(content: Mapping[str, Any]) -> str:
             "## What is not covered\n\n" + _bullets(content["not_covered"]),
             "A site's figure is about the records of that site. Someone with records at two sites "
             "adds the two figures up.",
+            _verify(content),
         ]
+    border = crossing(content)
+    parts.append(
+        "## What crosses a site's border\n\n"
+        f"Out, beside the update: {'; '.join(border.out)}.\n\n"
+        f"In, beside the adapter: {'; '.join(border.into)}."
+    )
     versions = (f"{name} {number or 'absent'}" for name, number in content["libraries"].items())
     commit = f"source commit {content['source_commit'] or 'unknown: a release, or no checkout'}"
     parts.append("## Software\n\n" + _bullets([*versions, commit]))
@@ -55,6 +63,22 @@ def shared_origin(content: Mapping[str, Any]) -> str | None:
     """Where the public numbers come from, to be told once; None where it differs between sites."""
     origins = {site["public_size_source"] for site in content["sites"].values()}
     return origins.pop() if len(origins) == 1 else None
+
+
+class Crossing(NamedTuple):
+    """What crosses any site's border: `out` beside an update, `into` beside an adapter."""
+
+    out: Sequence[str]
+    into: Sequence[str]
+
+
+def crossing(content: Mapping[str, Any]) -> Crossing:
+    """Of all sites together, each line once."""
+    sites = content["sites"].values()
+    return Crossing(
+        list(dict.fromkeys(line for site in sites for line in site["released"]["declared"])),
+        list(dict.fromkeys(line for site in sites for line in site["ordered"])),
+    )
 
 
 _WARNING = (
@@ -68,7 +92,7 @@ def _render_site(name: str, site: Mapping[str, Any], *, unit: str, origin: bool)
     again = ", not charged again" if site["noise_multiplier"] else ""
     rows = [
         ("sampling probability (Poisson)", at_most(site["sampling_probability"])),
-        ("denominator", f"{site['denominator']:g}"),
+        ("denominator", number_text(site["denominator"])),
         (
             f"public number of {_one(unit)}s",
             f"{size} ({site['public_size_source']})" if origin else size,
@@ -79,7 +103,7 @@ def _render_site(name: str, site: Mapping[str, Any], *, unit: str, origin: bool)
     if site["noise_multiplier"]:
         rows[3:3] = [
             ("noise multiplier", at_least(site["noise_multiplier"])),
-            ("clip norm", "none" if site["clip_norm"] is None else f"{site['clip_norm']:g}"),
+            ("clip norm", "none" if site["clip_norm"] is None else number_text(site["clip_norm"])),
         ]
         charged = "rounds charged whose update is not in the model"
         rows += [
@@ -94,6 +118,7 @@ def _render_site(name: str, site: Mapping[str, Any], *, unit: str, origin: bool)
         ]
     table = "\n".join(f"| {what} | {plain(value)} |" for what, value in rows)
     parts = [f"## Site {plain(name)}", f"| | |\n|---|---|\n{table}"]
+    parts.append(f"Figures of its rows: {site['released']['metrics']}.")
     if site["refusals"]:
         parts.append("Refused:\n\n" + _bullets(map(plain, site["refusals"])))
     return "\n\n".join(parts)
@@ -105,14 +130,18 @@ def _one(unit: str) -> str:
 
 def _spent(site: Mapping[str, Any], unit: str) -> list[tuple[str, str]]:
     one = _one(unit)
+
+    def several(count: str) -> str:
+        return f"1 {one}" if count == "1" else f"{count} {one}s together"
+
     return [
         ("epsilon", upwards(site["epsilon"])),
         *((f"epsilon, {kind}", epsilon_text(e)) for kind, e in site["epsilon_by_relation"].items()),
         ("epsilon of all runs together", epsilon_text(site["epsilon_lifetime"])),
         *_limit(site["lifetime"]),
         *(
-            (f"epsilon for 1 {one}" if count == "1" else f"epsilon for {count} {one}s together", e)
-            for count, e in ((n, epsilon_text(e)) for n, e in site["epsilon_by_records"].items())
+            (f"epsilon, {several(count)} added or removed", epsilon_text(e))
+            for count, e in site["epsilon_by_records"].items()
         ),
         ("delta", at_most(site["delta"])),
         ("steps charged, of those planned", f"{site['steps']} of {site['planned']['steps']}"),
@@ -130,7 +159,7 @@ def _limit(lifetime: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         (
             f"of the site's lifetime budget, at delta {at_most(lifetime['delta'])}",
-            f"{epsilon_text(lifetime['epsilon'])} of {lifetime['limit_epsilon']:g}",
+            f"{epsilon_text(lifetime['epsilon'])} of {number_text(lifetime['limit_epsilon'])}",
         )
     ]
 
@@ -142,6 +171,19 @@ def plain(text: str) -> str:
     'a\\\\|b &lt;c&gt;'
     """
     return re.sub(r"([\\`*|\[\]])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def _verify(content: Mapping[str, Any]) -> str:
+    answers = (f"| {answer} | {meaning} |" for answer, meaning in statement_verify.ANSWERS.items())
+    return "\n\n".join(
+        (
+            "## How to verify this",
+            statement_verify.ASKED,
+            _bullets(f"`{line}`" for line in statement_verify.commands(content)),
+            "\n".join(("| answer | meaning |", "|---|---|", *answers)),
+            _bullets(statement_verify.STEPS),
+        )
+    )
 
 
 def _bullets(lines: Iterable[str]) -> str:

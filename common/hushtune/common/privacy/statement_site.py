@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from hushtune.common.privacy.figures import spans, upwards
 from hushtune.common.privacy.plan import DpSgdEvent, PrivacyPlan
 
 NO_METRICS = "none: a site sends no loss, no accuracy, and no count but the declared public size"
+UNDISGUISED = "as they are, without noise"
+MOST_NOISE_SHARE = 0.5
+"""Of a figure's range: with a larger standard deviation of its noise it is said to be useless."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,16 +20,18 @@ class Transfer:
     """Tensors that cross a site's border, in one direction, in each of some rounds.
 
     `tensors`: number of values by name, float32 each. `num_bytes`: of one round's tensors as sent,
-    with their names and shapes.
+    with their names and shapes. `purpose`: "training", or "evaluation" for figures.
     """
 
     rounds: Sequence[int]
     tensors: Mapping[str, int]
     num_bytes: int
+    purpose: str = "training"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
         return {
+            "purpose": self.purpose,
             "rounds": list(self.rounds),
             "tensors": dict(self.tensors),
             "num_values": sum(self.tensors.values()),
@@ -35,24 +41,42 @@ class Transfer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SiteMetrics:
-    """What a site told of its held-out rows: `release` is "none", "noised" or "public"."""
+    """What a site told of its held-out rows: `release` is "none", "noised" or "public".
+
+    `rounds`: in which it did. `noise_share`: the noise's standard deviation, in parts of the range
+    that a figure can have; None where there is none or it is not known.
+    """
 
     release: str = "none"
     noise_multiplier: float | None = None
     num_reports: int = 0
+    rounds: Sequence[int] = ()
+    noise_share: float | None = None
 
-    def __str__(self) -> str:
+    def told(self, one: str) -> str:
+        """In one line; `one`: what is protected, "record" or "group"."""
         if self.release == "none":
             return NO_METRICS
-        told = f"{self.num_reports} times its accuracy and loss on held-out rows"
+        line = f"{self.num_reports} times its accuracy and loss on held-out rows"
+        if self.rounds:
+            line += f", in round{'' if len(self.rounds) == 1 else 's'} {spans(self.rounds)}"
         if self.release == "public":
-            return (
-                f"{told}, as they are: it declares them public, and the promise does not cover them"
-            )
-        return (
-            f"{told}, with noise of {self.noise_multiplier:g} times what one record can change; "
-            "charged, and in the figures here"
+            return f"{line}, {UNDISGUISED}: it declares them public, and no promise covers them"
+        line += (
+            f", with noise of {self.noise_multiplier:g} times what one {one} can change; charged, "
+            "and in the figures here"
         )
+        if self.noise_share is not None and self.noise_share > MOST_NOISE_SHARE:
+            times = upwards(self.noise_share, places=1)
+            line += (
+                f". The noise has a standard deviation of {times} times the range that such a "
+                "figure can have: each says next to nothing"
+            )
+        return line
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {**asdict(self), "rounds": list(self.rounds)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

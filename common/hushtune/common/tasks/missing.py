@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from hushtune.common.config import DataConfig
 from hushtune.common.errors import BadValueError
-from hushtune.common.tasks.report import DataReport
+from hushtune.common.tasks.report import DataReport, rows_text
 from hushtune.common.tasks.rows import RawRow
 
 NAN, ABSENT = "NaN", "no value"
@@ -52,8 +52,7 @@ def _note_names(rows: Sequence[RawRow], role: str, report: DataReport) -> None:
     counts = Counter(str(getattr(row, role)) for row in rows)
     for name, count in sorted(counts.items()):
         if name.casefold() in _NOT_A_NUMBER:
-            number = "1 row" if count == 1 else f"{count} rows"
-            report.notes.append(f"{name!r} ({number}) is taken as the name of a {role}")
+            report.notes.append(f"{name!r} ({rows_text(count)}) is taken as the name of a {role}")
 
 
 def columns_read(config: DataConfig) -> Mapping[str, str]:

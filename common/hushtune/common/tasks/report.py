@@ -9,6 +9,15 @@ from pathlib import Path
 _EXAMPLES = 3
 
 
+def rows_text(count: int) -> str:
+    """So many rows, in words.
+
+    >>> rows_text(1), rows_text(2)
+    ('1 row', '2 rows')
+    """
+    return "1 row" if count == 1 else f"{count} rows"
+
+
 @dataclass
 class DataReport:
     """What was read and what was left out, with places as ``file:row`` and no folder.
@@ -31,8 +40,7 @@ class DataReport:
     def lines(self) -> list[str]:
         """One readable line a reason or note."""
         left_out = [
-            f"{'1 row' if count == 1 else f'{count} rows'} left out: {reason} "
-            f"(such as {', '.join(self.examples[reason])})"
+            f"{rows_text(count)} left out: {reason} (such as {', '.join(self.examples[reason])})"
             for reason, count in sorted(self.dropped.items())
         ]
         return left_out + self.notes
