@@ -71,6 +71,23 @@ def pytest_configure(config: pytest.Config) -> None:
         r"unclosed file <_io.\w+ name=./dev/null.",
     ):
         config.addinivalue_line("filterwarnings", f"ignore:{message}:ResourceWarning")
+    # pytest-xdist would begin with the files of most tests; see LONG.
+    config.option.loadscopereorder = False
+
+
+# The files that take longest, the longest first: begun last, one would leave other workers idle.
+LONG = (
+    *("conformance/test_engines.py", "test_readme.py", "e2e/test_crash.py", "e2e/test_presets.py"),
+    *("faults/test_faults.py", "e2e/test_resume.py", "simulations/test_saved.py"),
+    *("conformance/test_flower_app.py", "e2e/test_corners.py", "simulations/test_exits.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, and all else as it was."""
+    tests = Path(__file__).parent
+    place = {tests / name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path, len(LONG)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,6 +151,35 @@ def test_an_error_in_process_says_its_kind_and_nothing_of_its_text() -> None:
     assert reasons == ["ValueError"]
 
 
+@pytest.fixture(scope="module")
+def kept_actors() -> Iterator[None]:
+    """Runs on Ray share one pool of actors, each of which takes seconds to load what trains.
+
+    That Flower's own starts and ends are sound is seen by ``seen``, and that new actors train alike
+    by ``test_flower_app.py``.
+    """
+    from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
+
+    build, terminate = RayBackend.build, RayBackend.terminate
+    first: list[RayBackend] = []
+
+    def build_once(self: RayBackend, app_fn: Callable[[], ClientApp]) -> None:
+        if not first:
+            build(self, app_fn)
+            first.append(self)
+        self.pool, self.app_fn = first[0].pool, app_fn
+
+    def terminate_later(self: RayBackend) -> None:
+        """Others may still want its actors."""
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RayBackend, "build", build_once)
+        patch.setattr(RayBackend, "terminate", terminate_later)
+        yield
+    for backend in first:
+        terminate(backend)
+
+
 def half_broken_app() -> ClientApp:
     """The real app, but one site fails at training."""
     app = ClientApp()
@@ -173,6 +202,7 @@ def half_broken_app() -> ClientApp:
     return app
 
 
+@pytest.mark.usefixtures("kept_actors")
 @pytest.mark.parametrize("name", ENGINES)
 def test_a_run_goes_on_without_a_failing_site_and_says_so(
     name: str, settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -187,6 +217,7 @@ def test_a_run_goes_on_without_a_failing_site_and_says_so(
     assert summary["rounds"] == 3
 
 
+@pytest.mark.usefixtures("kept_actors")
 @pytest.mark.parametrize("name", ENGINES)
 def test_a_site_that_cannot_open_says_why_and_the_rest_go_on(
     name: str, settings: Any, tmp_path: Path
@@ -222,6 +253,7 @@ def test_a_failing_site_is_fatal_below_the_quorum(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("kept_actors")
 @pytest.mark.parametrize("head", ["mean", "own"])
 def test_engines_give_the_same_adapter(settings: Any, tmp_path: Path, head: str) -> None:
     """One seed, privacy off: what is trained depends on nothing that an engine decides."""

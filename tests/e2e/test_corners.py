@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from hushtune.client.site import ledger_path
 from hushtune.common.errors import ConfigError, DataError, HushtuneError, OutputExistsError
 from hushtune.common.run_context import read_run_config, run_config
-from hushtune.common.tasks.workspace import load_tokenizer, resolve
+from hushtune.common.tasks.tokenizer import load_tokenizer
+from hushtune.common.tasks.workspace import resolve
 from hushtune.server import app as server_app
 from hushtune.simulations import run, saved
 

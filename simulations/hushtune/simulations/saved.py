@@ -31,7 +31,8 @@ from hushtune.common.files import read_json, read_text, write_errors
 from hushtune.common.model import AdaptedModel
 from hushtune.common.tasks.assets import resolve_model
 from hushtune.common.tasks.text_classification import EVALUATION_BATCH, tokenize
-from hushtune.common.tasks.workspace import Workspace, load_base, load_tokenizer, set_padding
+from hushtune.common.tasks.tokenizer import load_tokenizer
+from hushtune.common.tasks.workspace import Workspace, load_base, set_padding
 from hushtune.simulations.card import merged_card
 
 DESCRIPTION = "hushtune.json"

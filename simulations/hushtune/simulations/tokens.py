@@ -10,7 +10,7 @@ from typing import Any
 from hushtune.common.errors import DataError, HushtuneError
 from hushtune.common.tasks.assets import resolve_model
 from hushtune.common.tasks.preview import preview
-from hushtune.common.tasks.workspace import load_tokenizer
+from hushtune.common.tasks.tokenizer import load_tokenizer
 
 
 def preview_file(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,9 +15,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.utils.logging import disable_progress_bar
 
@@ -30,23 +27,19 @@ from hushtune.common.errors import (
     ConfigError,
     DataError,
     MissingWeightsError,
-    ModelError,
     UnsupportedModelError,
 )
 from hushtune.common.planning import POOLED
 from hushtune.common.tasks.assets import public_name, resolve_model
 from hushtune.common.tasks.data import LabelledText, load_data
 from hushtune.common.tasks.text_classification import TextClassification, tokenize, weights_of
+from hushtune.common.tasks.tokenizer import load_tokenizer
 from hushtune.common.tasks.units import Rows, Units
 from hushtune.common.tuning import keep_freed_memory, measured_precision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_TOKENIZER_FILES = (
-    *("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model"),
-    "sentencepiece.bpe.model",
-)
 _COUNT_FROM_PADDING = frozenset(("roberta", "xlm-roberta", "camembert", "mpnet"))
 """Families whose first position is the one after the padding token's id."""
 
@@ -127,32 +120,6 @@ def set_padding(base: PreTrainedModel, pad_id: int | None) -> None:
     """
     if base.config.model_type not in _COUNT_FROM_PADDING:
         base.config.pad_token_id = pad_id
-
-
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies beside a model; raises ModelError where there is none."""
-    folder = Path(name)
-    if folder.is_dir() and not any((folder / file).is_file() for file in _TOKENIZER_FILES):
-        # transformers would make an empty one, to which every word is unknown.
-        raise ModelError(
-            "the model's folder has no tokenizer",
-            given=name,
-            expected=" or ".join(_TOKENIZER_FILES),
-            remedy="copy the tokenizer's files there: tokenizer.save_pretrained(folder)",
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        if tokenizer.pad_token is None:  # as in GPT-2 and Llama
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-        tokenizer.padding_side = "right"  # as rows are padded, wherever it is saved to
-        return tokenizer
-    except Exception as error:  # of a damaged file the libraries raise whatever they stumble over
-        raise ModelError(
-            "the model's tokenizer cannot be loaded",
-            given=name,
-            expected="tokenizer.json or the family's vocabulary files in the model's folder",
-            remedy=f"get the tokenizer's files again: {type(error).__name__} {error}"[:200],
-        ) from error
 
 
 def load_base(name: str, model: ModelConfig, labels: tuple[str, ...]) -> PreTrainedModel:
