@@ -29,7 +29,6 @@ def main() -> None:
     shape, source, total = (options.values,), NoiseSource(), torch.zeros(options.values)
     draws: dict[str, Callable[[], object]] = {
         "torch.randn": lambda: torch.randn(shape),
-        "NoiseSource.gaussian": lambda: source.gaussian(shape, std=1.0),
         "NoiseSource.noised": lambda: source.noised(total, std=1.0),
     }
     for threads in options.threads:

@@ -25,7 +25,15 @@ from hushtune.common.privacy.noise import NoiseSource
 
 
 def draw(count: int, *, std: float = 1.0, source: NoiseSource | None = None) -> np.ndarray:
-    return (source or NoiseSource()).gaussian((count,), std=std).double().numpy()
+    """Noise as it is released: on zeros."""
+    return (source or NoiseSource()).noised(torch.zeros(count), std=std).double().numpy()
+
+
+def all_differ(*drawn: np.ndarray) -> None:
+    """No two places hold the same draw. On a grid of millions a few may fall on one point, one in
+    a thousand of a thousand values; a stream that is used twice repeats half of them or more."""
+    values = np.concatenate(drawn)
+    assert np.unique(values).size > 0.97 * values.size
 
 
 # The statistical tests use a reproducible stream of the very code that the secure source runs, so
@@ -73,15 +81,16 @@ def test_draws_of_threads_have_the_law_and_are_independent() -> None:
     for index, values in enumerate(drawn):
         accepts_only(values, 1.0)
         uncorrelated(values, drawn[index - 1])
-    assert np.unique(np.concatenate([values[:100] for values in drawn])).size == 800
+    all_differ(*(values[:100] for values in drawn))
 
 
 def test_blocks_of_a_draw_are_independent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(noise, "_PAIRS_AT_A_TIME", 5_000)
     blocks = draw(80_000, source=NoiseSource.insecure(6)).reshape(8, 10_000)
     for index, values in enumerate(blocks):
-        uncorrelated(values, blocks[index - 1])
-        uncorrelated(values, blocks[index - 1][::-1])
+        for before in blocks[:index]:
+            uncorrelated(values, before)
+            uncorrelated(values, before[::-1])
 
 
 def test_the_secure_source_has_the_same_law() -> None:
@@ -103,22 +112,21 @@ def test_draws_are_independent_of_one_another() -> None:
 
 def test_successive_and_simultaneous_draws_differ() -> None:
     source = NoiseSource()
-    assert np.unique([draw(8, source=source) for _ in range(4)]).size == 32
+    all_differ(*(draw(99, source=source) for _ in range(4)))
     drawn: list[np.ndarray] = []
     threads = [
-        threading.Thread(target=lambda: drawn.append(draw(8, source=source))) for _ in range(2)
+        threading.Thread(target=lambda: drawn.append(draw(99, source=source))) for _ in range(2)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert np.unique(drawn).size == 16
+    all_differ(*drawn)
 
 
 def test_blocks_of_one_draw_have_keys_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(noise, "_PAIRS_AT_A_TIME", 4)
-    values = draw(801)
-    assert np.unique(values).size == 801
+    all_differ(draw(801))
 
 
 def test_no_seed_reproduces_it() -> None:
@@ -128,8 +136,7 @@ def test_no_seed_reproduces_it() -> None:
         random.seed(7)
         return draw(64)
 
-    one, other = after_seeding(), after_seeding()
-    assert np.intersect1d(one, other).size == 0
+    all_differ(after_seeding(), after_seeding())
 
 
 def test_it_leaves_the_seeded_generators_alone() -> None:
@@ -146,10 +153,10 @@ def test_forks_draw_other_noise() -> None:
     size = 8_192
     draw(size, source=source)
     drawn = [_drawn_by_a_fork(source, size) for _ in range(2)]
-    drawn.append(source.gaussian((size,), std=1.0).numpy())
+    drawn.append(draw(size, source=source))
     for index, values in enumerate(drawn):
         assert values.size == size
-        assert np.intersect1d(values[:64], drawn[index - 1][:64]).size == 0
+        all_differ(values[:99], drawn[index - 1][:99])
         uncorrelated(values, drawn[index - 1])
 
 
@@ -159,12 +166,12 @@ def _drawn_by_a_fork(source: NoiseSource, size: int) -> np.ndarray:
     if child == 0:
         try:  # nothing may raise here
             with os.fdopen(sending, "wb") as pipe:
-                pipe.write(source.gaussian((size,), std=1.0).numpy().tobytes())
+                pipe.write(draw(size, source=source).tobytes())
         finally:
             os._exit(0)
     os.close(sending)
     with os.fdopen(receiving, "rb") as pipe:
-        drawn = np.frombuffer(pipe.read(), dtype=np.float32)
+        drawn = np.frombuffer(pipe.read(), dtype=np.float64)
     os.waitpid(child, 0)
     return drawn
 
@@ -174,7 +181,7 @@ def test_restarted_processes_never_draw_the_same() -> None:
     program = (
         "import random, numpy, torch; from hushtune.common.privacy.noise import NoiseSource;"
         "random.seed(7); numpy.random.seed(7); torch.manual_seed(7);"
-        "print(NoiseSource().gaussian((2048,), std=1.0).tolist())"
+        "print(NoiseSource().noised(torch.zeros(2048), std=1.0).tolist())"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "0"}
     started = [
@@ -183,24 +190,24 @@ def test_restarted_processes_never_draw_the_same() -> None:
     ]
     answers = [process.communicate()[0] for process in started]
     one, other = (np.array(json.loads(answer)) for answer in answers)
-    assert np.intersect1d(one[:64], other[:64]).size == 0
+    all_differ(one[:99], other[:99])
     uncorrelated(one, other)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (0,), (2, 0, 3), (5, 7), (3, 1, 11)])
 def test_any_shape(shape: tuple[int, ...]) -> None:
-    drawn = NoiseSource().gaussian(shape, std=1.0)
+    drawn = NoiseSource().noised(torch.zeros(shape), std=1.0)
     assert drawn.shape == shape
     assert drawn.dtype == torch.float32
     assert drawn.device.type == "cpu"
-    assert bool((drawn != 0).all())
+    assert int((drawn == 0).sum()) <= drawn.numel() // 30  # one in millions, by chance
     drawn.add_(1)  # owns its memory, and may be written to
 
 
 def test_odd_sizes_over_a_block_s_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(noise, "_PAIRS_AT_A_TIME", 4)
     for size in range(7, 27):
-        assert np.count_nonzero(draw(size)) == size
+        assert np.count_nonzero(draw(size)) >= size - 1
 
 
 def test_the_keystream_is_chacha20() -> None:
@@ -251,8 +258,6 @@ def test_the_tails_are_there() -> None:
 @pytest.mark.parametrize("std", [0.0, -1.0, math.nan, math.inf, 1e-40, 1e38])
 def test_a_scale_that_would_be_no_noise_is_refused(std: float) -> None:
     with pytest.raises(PrivacyError, match="scale"):
-        NoiseSource().gaussian((3,), std=std)
-    with pytest.raises(PrivacyError, match="scale"):
         NoiseSource().noised(torch.ones(3), std=std)
 
 
@@ -276,7 +281,7 @@ def test_no_bit_below_a_public_grid_is_released(std: float) -> None:
         assert torch.equal(found, found.round())
         if total.max() <= std:  # of larger numbers float32 itself keeps fewer bits
             assert bool((found % 2 == 1).any())
-            plain = (total + NoiseSource().gaussian((4000,), std=std)).double() / grid
+            plain = (total + std * torch.randn(4000)).double() / grid
             assert not torch.equal(plain, plain.round())
 
 

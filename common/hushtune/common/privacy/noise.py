@@ -1,7 +1,8 @@
 """Gaussian noise from the operating system's entropy, which no seed can reproduce.
 
-ChaCha20 (RFC 8439) keystream -> float64 uniforms -> Box-Muller in float64 -> float32. Ten million
-values take 1.2 to 1.4 times as long as `torch.randn` (docs/decisions/0008-noise-source.md).
+ChaCha20 (RFC 8439) keystream -> float64 uniforms -> Box-Muller in float64 -> sum -> grid -> float32.
+Ten million values take 1.4 to 1.5 times as long as `torch.randn`
+(docs/decisions/0008-noise-source.md).
 
 Claimed:
 
@@ -29,7 +30,7 @@ import hashlib
 import math
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NoReturn, final
 
 import numpy as np
@@ -81,22 +82,12 @@ class NoiseSource:
             )
         return f"{INSECURE}: reproducible from seed {self._seed}; gives no privacy"
 
-    def gaussian(self, shape: Sequence[int], *, std: float) -> torch.Tensor:
-        """Independent N(0, std^2) draws: a CPU float32 tensor of `shape`.
-
-        Raises PrivacyError unless 1e-30 <= std <= 1e37: silently adding no noise, or infinite
-        noise, is worse than stopping.
-        """
-        values = np.empty(math.prod(shape), dtype=np.float32)
-        for part, normals in self._blocks(values.size, std):
-            values[part] = normals
-        return torch.from_numpy(values).reshape(tuple(shape))
-
     def noised(self, total: torch.Tensor, *, std: float) -> torch.Tensor:
         """`total` plus independent N(0, std^2) draws: a CPU float32 tensor of its shape.
 
         Added in float64 and rounded to a multiple of the power of two in (2^-21, 2^-20] std, which
-        no data can move. Raises PrivacyError as `gaussian` does.
+        no data can move. Raises PrivacyError unless 1e-30 <= std <= 1e37: silently adding no noise,
+        or infinite noise, is worse than stopping.
         """
         exact = total.detach().cpu().numpy().reshape(-1)
         grid = 2.0 ** (math.frexp(std)[1] - 1 - _GRID_BITS)
