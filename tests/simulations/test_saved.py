@@ -13,7 +13,6 @@ import subprocess
 import sys
 import warnings
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -172,8 +171,8 @@ labels = ["bad", "good"]
 """
 
 
-def last_line(code: str, *arguments: str, at: Path) -> str:
-    """The last line that a program prints, in a process of its own that must end well."""
+def lines_of(code: str, *arguments: str, at: Path) -> list[str]:
+    """What a program prints, in a process of its own that must end well."""
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
@@ -183,33 +182,32 @@ def last_line(code: str, *arguments: str, at: Path) -> str:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()[-1]
+    return done.stdout.splitlines()
 
 
-def elsewhere(kind: str, folder: Path, texts: Sequence[str], at: Path) -> tuple[Tensor, list[str]]:
-    """Logits from a process that never hears of hushtune or peft."""
+def elsewhere(kind: str, folder: Path, card: str, at: Path) -> tuple[str, Tensor, list[str]]:
+    """What a card's code prints, then logits and labels, from a process that never hears of
+    hushtune or peft."""
     code = (
+        f"exec({code_of(card, folder)!r}, {{'__name__': '__main__'}})\n"
         "import json, sys, torch\n"
         "folder, texts = sys.argv[1], json.loads(sys.argv[2])\n"
         + (LOAD_OWN if kind == "own" else LOAD_MEAN)
         + "assert not [m for m in sys.modules if m.split('.')[0] == 'hushtune']\n"
         "print(json.dumps([logits.tolist(), labels]))\n"
     )
-    logits, labels = json.loads(last_line(code, str(folder), json.dumps(list(texts)), at=at))
-    return torch.tensor(logits), labels
+    *_, answer, told = lines_of(code, str(folder), json.dumps(TEXTS), at=at)
+    logits, labels = json.loads(told)
+    return answer, torch.tensor(logits), labels
 
 
 LIBRARIES = {"own": "transformers\n", "mean": "sentence-transformers\n"}
 
 
-def use(card: str, folder: Path, at: Path, texts: Sequence[str] = TEXTS) -> str:
-    """The last line that the code of a card prints, for these texts and this folder."""
-    return last_line(code_on(card, folder, texts), at=at)
-
-
-def code_on(card: str, folder: Path, texts: Sequence[str]) -> str:
+def code_of(card: str, folder: Path) -> str:
+    """The code of a card, for ``TEXTS`` and this folder."""
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    for old, new in (('"FOLDER"', repr(str(folder))), ('["a sentence"]', repr(list(texts)))):
+    for old, new in (('"FOLDER"', repr(str(folder))), ('["a sentence"]', repr(TEXTS))):
         assert old in code
         code = code.replace(old, new)
     return code
@@ -250,7 +248,7 @@ def check_card(trained: Trained, at: Path) -> None:
     card = (adapter / "README.md").read_text(encoding="utf-8")
     told = saved.load(trained.out).predict(TEXTS)
     answer = told if trained.head == "mean" else [row["label"] for row in told]
-    assert use(card, adapter, at) == repr(answer)
+    assert lines_of(code_of(card, adapter), at=at)[-1] == repr(answer)
 
 
 def test_a_damaged_adapter_is_not_exported(trained: Trained, tmp_path: Path) -> None:
@@ -329,7 +327,7 @@ def test_an_adapter_of_a_named_base_says_its_public_name_and_no_folder_of_the_ca
     card = (adapter / "README.md").read_text(encoding="utf-8")
     with contextlib.redirect_stdout(io.StringIO()) as told, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft's own
-        exec(code_on(card, adapter, TEXTS), {})
+        exec(code_of(card, adapter), {})
     assert told.getvalue().splitlines()[-1] == repr(
         [row["label"] for row in saved.load(trained.out).predict(TEXTS)]
     )
@@ -354,8 +352,8 @@ def check_merged(trained: Trained, tmp_path: Path) -> None:
     assert "peft" not in card.replace("no peft is needed", "")
     assert card.startswith("---\nlibrary_name: " + LIBRARIES[trained.head])
     told = [row["label"] for row in predictor.predict(TEXTS)]
-    assert use(card, to, tmp_path) == repr(told)
-    found, labels = elsewhere(trained.head, to, TEXTS, tmp_path)
+    answer, found, labels = elsewhere(trained.head, to, card, tmp_path)
+    assert answer == repr(told)
     close(found, expected)
     assert labels == list(predictor.labels)
 
