@@ -315,7 +315,7 @@ def command(*arguments: object) -> list[str]:
 
 @pytest.mark.slow
 def test_a_real_ctrl_c_leaves_a_run_that_can_go_on(settings: Any, tmp_path: Path) -> None:
-    rounds, out = 80, tmp_path / "out"
+    rounds, out = 30, tmp_path / "out"
     changes = {"train__rounds": rounds, "train__warmup_rounds": 2, "train__local_steps": 4}
     toml = settings.file(tmp_path, **changes)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
