@@ -38,7 +38,7 @@ def _write_reviews(folder: Path) -> None:
     rows = [
         f"The {place} staff were {word} on day {day},{rating},{place}"
         for place in ("north", "south")
-        for day in range(40)
+        for day in range(20)
         for rating, words in kinds.items()
         for word in words
     ]
