@@ -1,6 +1,6 @@
 """Gaussian noise from the operating system's entropy, which no seed can reproduce.
 
-ChaCha20 (RFC 8439) keystream -> float64 uniforms -> Box-Muller in float64 -> sum -> grid -> float32.
+ChaCha20 (RFC 8439) -> float64 uniforms -> Box-Muller and the sum in float64 -> a grid -> float32.
 Ten million values take 1.4 to 1.5 times as long as `torch.randn`
 (docs/decisions/0008-noise-source.md).
 
