@@ -6,7 +6,6 @@ Driven through the client's own road from an encoded order to an encoded reply, 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 
 from hushtune.client import app
 from hushtune.client.policy import SitePolicy
-from hushtune.client.site import Site
+from hushtune.client.site import Site, ledger_path
 from hushtune.client.terms import Terms
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState
@@ -26,9 +25,11 @@ from hushtune.common.planning import site_plans
 from hushtune.common.privacy.ledger import Ledger
 from hushtune.common.privacy.ledger_entry import RECORD
 from hushtune.common.privacy.noise import NoiseSource
-from hushtune.common.privacy.plan import DpSgdEvent, PrivacyPlan, Trust
-from hushtune.common.privacy.statement import SiteStatement, statement
+from hushtune.common.privacy.plan import Trust
+from hushtune.common.run_context import RunContext
 from hushtune.common.tasks.units import Units
+from hushtune.server.strategy import FederationResult
+from hushtune.simulations.privacy_report import privacy_of
 
 from .families import TensorTask, make_order, moved, tiny_base
 
@@ -49,14 +50,14 @@ def wide() -> TensorTask:
     return TensorTask(model, inputs, np.arange(50) % NUM_CLASSES, (1.0,) * NUM_CLASSES)
 
 
-def declared_plan(size: int) -> PrivacyPlan:
-    """The plan of a site that declares ``size``, by the road that a run takes."""
+def declared(size: int) -> RunConfig:
+    """The run of a site that declares ``size``."""
     settings = {
         "data": {"source": "demo", "public_sizes": {"north": size}},
         "train": {"rounds": 2, "local_steps": 2, "sampling_probability": 0.4},
         "privacy": {"delta": 1e-3},
     }
-    return site_plans(RunConfig.model_validate(settings))["north"]
+    return RunConfig.model_validate(settings)
 
 
 def public_part(
@@ -64,7 +65,8 @@ def public_part(
 ) -> dict[str, Any]:
     """All that two rounds and the statement show of a site that declares ``size``."""
     folder.mkdir()
-    plan = declared_plan(size)
+    config = declared(size)
+    plan = site_plans(config)["north"]
     terms = Terms(max_epsilon=plan.epsilon, max_delta=plan.delta, min_batch=1e-9)
     site = Site(
         name="north",
@@ -83,12 +85,12 @@ def public_part(
         ),
         unit=RECORD,
         limit=terms.limit(whole_ledger=True),
-        ledger=Ledger(folder / "north.sqlite"),
+        ledger=Ledger(ledger_path(folder, "north")),
         noise=NoiseSource(),
         batch_key=bytes([rows]),
     )
-    texts, sizes, shown = [], [], []
-    for round in range(2):
+    texts, sizes, shown, history = [], [], [], []
+    for round in (1, 2):
         order = make_order(state, plan, round=round, num_examples=size, local_steps=2)
         content = app.answer(encode_order(order), site)
         reply = decode_reply(content)
@@ -103,9 +105,16 @@ def public_part(
             }
         )
         shown.append((reply.delta.keys, reply.charge, reply.num_examples, reply.noise))
+        history.append(
+            {"round": round, "accepted": ["north"], "rejected": {}, "noise": {"north": reply.noise}}
+        )
     assert not content.metric_records
-    entries = Ledger(folder / "north.sqlite").entries()
-    told = statement(sites={"north": _statement(plan, [entry.event for entry in entries], size)})
+    entries = Ledger(ledger_path(folder, "north")).entries()
+    result = FederationResult(
+        run="run", state=state, history=history, charges={}, refusals={}, seconds={}
+    )
+    told = privacy_of(RunContext(config, folder), result)
+    assert told["sites"]["north"]["steps"] == 4
     return {
         "plan": plan,
         "texts": texts,
@@ -114,21 +123,6 @@ def public_part(
         "charges": entries,
         "statement": json.dumps(told, sort_keys=True),
     }
-
-
-def _statement(plan: PrivacyPlan, events: Sequence[DpSgdEvent], size: int) -> SiteStatement:
-    source = NoiseSource()
-    return SiteStatement(
-        plan=plan,
-        spent=events,
-        lifetime=events,
-        public_size=size,
-        public_size_source="declared",
-        first_round=0,
-        last_round=1,
-        noise_secure=source.secure,
-        noise_source=source.description,
-    )
 
 
 @pytest.mark.parametrize("size", range(2, 51))

@@ -93,7 +93,7 @@ def test_figures_are_those_of_the_plan_and_the_accountant(
 
 
 def test_more_rounds_cost_more_at_one_noise_and_need_more_at_one_epsilon() -> None:
-    figures = plan_run(SIZES, Outline(rounds=8))
+    figures = plan_run(SIZES, Outline(rounds=8, delta=3e-6))
     site = figures["sites"]["south"]
     rows = sorted(
         [*site["other_rounds"], {"rounds": 8, **site, "epsilon": site["epsilon_spent"]}],

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,43 @@ def test_a_run_whose_budget_ends_tells_what_was_released_until_then(
     with pytest.raises(QuorumError):
         run(config, out, resume=True)
     assert pages[0].read_bytes() == before
+
+
+def test_each_figure_of_a_site_is_its_own(settings: Any, tmp_path: Path) -> None:
+    """Head, refusals, aborted rounds, unit and every epsilon of two sites, from their sources."""
+    sizes = {"east": 60, "north": 80}
+    config = settings.config(
+        privacy__trust="site",
+        data__public_sizes=sizes,
+        data__group="patient",
+        privacy__unit="group",
+        privacy__records_per_group=3,
+    )
+    ledgers = {site: Ledger(ledger_path(tmp_path, site)) for site in sizes}
+    events = {site: plan.event(2) for site, plan in site_plans(config).items()}
+    for number, (site, ledger) in enumerate(ledgers.items(), start=1):
+        for round in range(1, number + 2):
+            ledger.charge(events[site], dataset="d", run="r", round=round, unit="group patient")
+    rows = [
+        {"round": 1, "accepted": ["east", "north"], "rejected": {}, "noise": {}},
+        {"round": 2, "accepted": ["north"], "rejected": {"east": "rejected, norm: 9"}, "noise": {}},
+    ]
+    refusals = {"east": [{"round": 3, "code": "HT404", "reason": "enough\nis enough"}]}
+    told = privacy_of(RunContext(config, tmp_path), replace(result(*rows), refusals=refusals))
+    assert (told["unit"], told["group"]) == ("group", "patient")
+    east, north = (told["sites"][site] for site in sizes)
+    for site, ledger in ledgers.items():
+        assert told["sites"][site]["ledger_head"] == ledger.head()
+    assert east["ledger_head"] != north["ledger_head"]
+    assert (east["refusals"], north["refusals"]) == (["round 3: HT404 enough is enough"], [])
+    # One of two charged rounds of east was rejected; north was charged for a third, never heard of.
+    assert (east["num_aborted"], north["num_aborted"]) == (1, 1)
+    for name, number in (("east", 2), ("north", 3)):
+        site, charged = told["sites"][name], [events[name]] * number
+        for kind in Relation:
+            spent = accountant.epsilon(charged, delta=config.privacy.delta, relation=kind)
+            assert site["epsilon_by_relation"][str(kind)] == spent
+        for count in (1, 2, 4, 8):
+            expected = accountant.epsilon_group(charged, delta=config.privacy.delta, records=count)
+            assert site["epsilon_by_records"][str(count)] == expected
+    assert east["epsilon_by_records"]["8"] > east["epsilon_by_records"]["4"] > east["epsilon"]

@@ -196,6 +196,7 @@ def test_the_sum_for_two_sites_and_the_overdrawn_budget_are_told() -> None:
         sites={
             "north": site(made, limit_epsilon=2.0),
             "south": site(made, limit_epsilon=12.0),
+            "west": site(made, spent=[made.event(1)]),
         }
     )
     text = Parsed(render_html(content)).text
