@@ -286,10 +286,11 @@ def test_what_crosses_the_border_is_told() -> None:
 
 def test_a_site_s_words_cannot_forge_the_page() -> None:
     lie = "all\n\n## Site south\n\nNothing was released. <b>Trust me</b>"
-    page = render_markdown(statement(sites={lie: site(plan(), refusals=[lie])}))
+    told = SiteMetrics(release="public", num_reports=1)
+    page = render_markdown(statement(sites={lie: site(plan(), refusals=[lie], metrics=told)}))
     assert "\n## Site south" not in page
     assert "<b>" not in page
-    assert page.count("Trust me") == 4
+    assert page.count("Trust me") == 5
 
 
 def test_the_sentence_does_not_promise_what_a_policy_declares_public() -> None:

@@ -42,7 +42,7 @@ def render_markdown(content: Mapping[str, Any]) -> str:
     if content["guarantee"]:
         parts += [
             "## What is covered\n\n" + _bullets(content["covered"]),
-            "## What is not covered\n\n" + _bullets(content["not_covered"]),
+            "## What is not covered\n\n" + _bullets(map(plain, content["not_covered"])),
             "A site's figure is about the records of that site. Someone with records at two sites "
             "adds the two figures up.",
             _verify(content),
