@@ -30,7 +30,7 @@ def test_a_run_with_a_loss_that_is_no_number_still_writes_json(
 ) -> None:
     real = study._Judge._evaluate
     monkeypatch.setattr(
-        study._Judge, "_evaluate", lambda self, state: {**real(self, state), "loss": math.nan}
+        study._Judge, "_evaluate", lambda *asked: {**real(*asked), "loss": math.nan}
     )
     out = tmp_path / "out"
     run(settings.config(privacy__trust="site", train__rounds=1), out)

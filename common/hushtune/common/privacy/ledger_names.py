@@ -33,7 +33,12 @@ def make_key(db: sqlite3.Connection) -> None:
 
 
 def check_key(db: sqlite3.Connection, entries: Sequence[LedgerEntry], *, path: Path) -> None:
-    """Raise LedgerError unless the key is there and is the one that named the charged data sets."""
+    """Raise LedgerError unless the key is there and is the one that named the charged data sets.
+
+    Before the first charge there may be none: the making of the ledger may have been cut short.
+    """
+    if not entries:
+        return
     mark = _mark(_key(db, path))
     for entry in entries:
         if _KEYED.fullmatch(entry.dataset) and not entry.dataset.startswith(f"{mark}:"):
