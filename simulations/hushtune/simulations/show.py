@@ -64,9 +64,9 @@ class ProgressView:
 
     def forgetting(self, charges: Mapping[str, int]) -> None:
         """See Observer."""
-        rounds, sites = max(charges.values()), len(charges)
+        most, sites = max(charges.values()), len(charges)
         self._console.print(
-            f"the run that is replaced had charged up to {rounds} round{'s' * (rounds != 1)} at "
+            f"the run that is replaced had up to {most} charge{'s' * (most != 1)} at each of "
             f"{sites} site{'s' * (sites != 1)}; its own ledgers go with it, so what it released "
             "of the same data is no longer counted",
             highlight=False,
