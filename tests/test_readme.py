@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from hushtune.common.environment import QUIET
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BIN = Path(sys.executable).parent
@@ -223,6 +225,13 @@ def _is_ignored(name: str) -> bool:
     """Whether git leaves a folder out, such as runs/."""
     ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
     return f"{name}/" in ignored or name.endswith(".egg-info")
+
+
+def test_flower_s_own_command_is_told_to_be_quiet() -> None:
+    """What Flower starts imports nothing of hushtune before it reads these."""
+    (block,) = re.findall(r"```sh\n(export .*?\nflwr run .*?)```", README, re.DOTALL)
+    for name, value in QUIET.items():
+        assert (f"{name}={value}" in block) is name.startswith("FLWR_")
 
 
 def test_it_stays_short() -> None:

@@ -107,7 +107,6 @@ def superlink(tmp_path: Path) -> Iterator[dict[str, str]]:
                 *("--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port)),
                 *("--control-api-address", f"127.0.0.1:{control}"),
                 *("--health-server-address", f"127.0.0.1:{health}"),
-                "--disable-runtime-dependency-installation",
             ],
             env=environment,
             stdout=output,

@@ -103,6 +103,10 @@ def test_a_run_can_be_stopped_again_and_again(settings: Any, tmp_path: Path) -> 
     told = [(tmp_path / x / "metrics.jsonl").read_text().splitlines() for x in ("whole", "out")]
     asked = [[json.loads(line)["accepted"] for line in rows] for rows in told]
     assert asked[0] == asked[1]
+    # The time of rounds before an interruption counts too.
+    training = sum(json.loads(line)["seconds"]["training"] for line in told[1])
+    assert summary["seconds"]["training"] == pytest.approx(training)
+    assert summary["seconds"]["total"] > training
 
 
 def test_no_round_is_charged_twice(settings: Any, tmp_path: Path) -> None:

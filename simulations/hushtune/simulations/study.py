@@ -109,7 +109,8 @@ def run(
     final = site_metrics(workspace, config, result.state, "test")
     table["federated"] = {name: row["accuracy"] for name, row in final.items()}
     ended = time.perf_counter()
-    training = sum(row["seconds"]["training"] for row in result.history[judge.already :])
+    of_rounds = [row["seconds"]["training"] for row in result.history]
+    before, training = sum(of_rounds[: judge.already]), sum(of_rounds[judge.already :])
     seconds = {
         "total": ended - began,
         "preparation": prepared - began,
@@ -118,8 +119,8 @@ def run(
         "orchestration": federated - prepared - training - judge.seconds,
         "baselines": ended - federated,
     }
-    # A run of which only some file was missing keeps the time that it took before.
-    earlier = outputs.earlier_seconds(context) if resume else {}
+    # What a finished run took is on record; of one that was stopped, its rounds' training is.
+    earlier = outputs.earlier_seconds(context) or {"total": before, "training": before}
     return outputs.write_all(
         outputs.FinishedRun(
             context=context,
