@@ -87,7 +87,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
         "bytes_per_round": per_round * (down + up["adapter" if adapted else "warmup"]),
         "bytes_per_warmup_round": per_round * (down + up["warmup"]),
         "bytes_total": total,
-        "memory_megabytes": round(600 + weights + kept),
+        "memory_megabytes": round(1000 + weights + kept),
         "minutes": round(seconds / 60 + 0.2, 1),
     }
 
