@@ -80,7 +80,7 @@ def read_table(name: str, columns: Columns) -> Iterator[RawRow]:
 def _split_rows(table: Any, columns: Columns, *, file: str) -> Iterator[RawRow]:
     check_columns(list(table.column_names), columns, file=file)
     # A column of classes holds their numbers; what they are called lies beside it.
-    named = {name: getattr(table.features[name], "names", None) for name in columns.names}
+    named = {name: getattr(table.features.get(name), "names", None) for name in columns.names}
     classes = {name: cast("list[str]", names) for name, names in named.items() if names}
     records = cast("Iterable[dict[str, object]]", table.select_columns(list(columns.names)))
     for number, cells in enumerate(records, start=1):
