@@ -199,7 +199,7 @@ def test_where_is_the_layer_that_held_the_value(tmp_path: Path) -> None:
         ("adapter.dora=true", "gradient of one example"),
         ("privacy.delta=1e-15", "too small to account for"),
         ("privacy.delta=1e-300", "too small to account for"),
-        ("privacy.trust=server", "not offered yet"),
+        ("privacy.trust=server", "not protected under this trust model"),
         ("privacy.trust=distributed", "not offered yet"),
     ],
 )

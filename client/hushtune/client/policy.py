@@ -10,7 +10,7 @@ from hushtune.common.errors import PolicyError
 from hushtune.common.lora_rules import RULES, trainable_keys
 from hushtune.common.messages import RoundOrder
 from hushtune.common.metrics_messages import MetricsOrder
-from hushtune.common.privacy.plan import PrivacyPlan, Trust
+from hushtune.common.privacy.plan import PrivacyPlan, Trust, Unit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +33,8 @@ class SitePolicy:
         self._same("trust model", order.plan.trust, self.trust)
         self._same("adapter", order.adapter.spec, self.spec)
         self._check_model(order)
-        if order.local_steps < 1 or order.local_steps > order.plan.steps:
+        charged = 1 if order.plan.unit is Unit.CLIENT else order.local_steps
+        if order.local_steps < 1 or charged > order.plan.steps:
             raise PolicyError(
                 "an order asks for more steps than its plan has",
                 given=order.local_steps,
@@ -121,7 +122,7 @@ class SitePolicy:
                 expected=f">= {terms.min_noise_multiplier:g}",
             )
         batch = plan.sampling_probability * self.public_size
-        if batch < terms.min_batch:
+        if batch < terms.min_batch and plan.unit is not Unit.CLIENT:
             raise PolicyError(
                 "an order asks for too small a batch",
                 given=f"{batch:g} of {self.public_size} expected",

@@ -21,12 +21,12 @@ from hushtune.common.adapter import AdapterSpec
 from hushtune.common.config import RunConfig
 from hushtune.common.config_base import MOST_STEPS
 from hushtune.common.errors import PolicyError, SiteError
-from hushtune.common.planning import public_held_out
+from hushtune.common.planning import charged_unit, public_held_out
 from hushtune.common.privacy.accountant import LEAST_NOISE_MULTIPLIER
 from hushtune.common.privacy.ledger import Ledger, Limit
 from hushtune.common.privacy.ledger_entry import unit_name
 from hushtune.common.privacy.noise import NoiseSource
-from hushtune.common.privacy.plan import Trust
+from hushtune.common.privacy.plan import Trust, Unit
 from hushtune.common.run_context import RunContext, read_run_config
 from hushtune.common.seeds import fold
 from hushtune.common.site_files import site_stem
@@ -122,7 +122,7 @@ def _make_site(
     config = run.config
     agreed, limit = agreed_terms(config, name, own, lora.spec(workspace.task.model))
     insecure = config.privacy.insecure_seeded_noise
-    ledger = Ledger(ledger_file) if agreed.trust is Trust.SITE else None
+    ledger = Ledger(ledger_file) if agreed.trust.charges_sites else None
     data_set = agreed.terms.data_set or workspace.dataset_id(name)
     seeded = fold(config.seed, "batches", name).to_bytes(8, "big")
     return Site(
@@ -133,7 +133,7 @@ def _make_site(
         held_out=workspace.data.units(workspace.rows(name, "validation")),
         public_held_out=public_held_out(config, name),
         dataset=data_set if ledger is None else ledger.name_of(data_set),
-        unit=unit_name(config.data.group),
+        unit=charged_unit(config),
         policy=agreed,
         limit=limit,
         ledger=ledger,
@@ -157,8 +157,9 @@ def agreed_terms(
     size = config.data.public_sizes[site]
     if own is not None:
         _check_terms(own, config, size)
-    # A site with a policy of its own never trains without privacy, whatever the run says.
-    trust = Trust.SITE if own is not None else Trust(config.privacy.trust)
+    trust = Trust(config.privacy.trust)
+    if own is not None and trust not in terms.trust:
+        trust = Trust.SITE  # orders of a run under another trust are refused, whatever it says
     agreed = SitePolicy(site=site, trust=trust, spec=spec, public_size=size, terms=terms)
     return agreed, terms.limit(whole_ledger=own is not None and terms.data_set is None)
 
@@ -182,7 +183,7 @@ def _check_terms(own: OwnTerms, config: RunConfig, size: int) -> None:
             expected=f"{terms.public_size}, as public_size in {policy.name} says",
             remedy="set data.public_sizes of this site to that",
         )
-    if terms.max_delta >= 1 / size:
+    if terms.max_delta >= 1 / size and terms.unit != Unit.CLIENT:
         raise PolicyError(
             "a policy's max_delta promises nothing to a site of this size",
             given=f"{terms.max_delta:g} for {size} units, in {policy.name}",
@@ -216,6 +217,7 @@ def terms_of_run(config: RunConfig) -> Terms:
         max_epsilon=privacy.epsilon,
         max_delta=privacy.delta,
         relation=privacy.relation,
+        trust=tuple(kind.value for kind in Trust if kind is not Trust.OFF),
         unit=privacy.unit,
         group=config.data.group,
         min_noise_multiplier=LEAST_NOISE_MULTIPLIER,

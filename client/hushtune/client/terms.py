@@ -7,9 +7,18 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from hushtune.common.config_base import Count, Delta, Name, Names, Positive, Section, refuse
+from hushtune.common.config_base import (
+    Count,
+    CountOrNone,
+    Delta,
+    Name,
+    Names,
+    Positive,
+    Section,
+    refuse,
+)
 from hushtune.common.config_problems import Origins, as_config_error
 from hushtune.common.config_template import commented
 from hushtune.common.errors import ConfigError, MissingFileError
@@ -19,6 +28,13 @@ from hushtune.common.privacy.ledger import Limit
 from hushtune.common.privacy.plan import Relation
 
 _LISTING = "hushtune policy new"
+
+
+Trusts = Annotated[
+    tuple[Literal["site", "server", "distributed"], ...],
+    BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
+    Field(min_length=1),
+]
 
 
 class Terms(Section):
@@ -35,8 +51,21 @@ class Terms(Section):
     relation: Literal["add_or_remove_one", "replace_one"] = Field(
         default="add_or_remove_one", description="how neighbouring data sets differ"
     )
-    unit: Literal["example", "group"] = Field(
-        default="example", description="by what: a record, or all records of a patient or user"
+    trust: Trusts = Field(
+        default=("site",),
+        description="the trust models under which the site takes part: site, which relies on "
+        "nobody; distributed, on enough other sites that keep apart from the server; server, on "
+        "the server, which sees the site's updates",
+    )
+    colluding_sites: CountOrNone = Field(
+        default=1,
+        description="with trust = distributed: the least number of sites siding with the server "
+        "that a run must withstand",
+    )
+    unit: Literal["example", "group", "client"] = Field(
+        default="example",
+        description="by what: a record, all records of a patient or user, or all of the site's "
+        "(client: with trust = server or distributed)",
     )
     group: Name | None = Field(
         default=None,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from hushtune.common.adapter import AdapterState
 from hushtune.common.errors import PrivacyError
 from hushtune.common.messages import LocalTraining, RoundOrder
 from hushtune.common.privacy.noise import NoiseSource
-from hushtune.common.privacy.plan import Trust
+from hushtune.common.privacy.plan import PrivacyPlan, Trust, Unit
 from hushtune.common.tasks.base import Task
 from hushtune.common.tasks.units import Units
 
@@ -30,8 +32,10 @@ def train_locally(
     """Take ``order.local_steps`` DP-SGD steps from ``order.adapter`` on a site's training units.
 
     Returns the change of exactly the tensors that were trained. A plan that is off takes the same
-    road with an infinite clip and no noise.
+    road with an infinite clip and no noise, and so does one whose unit is a client: what is
+    clipped and noised is then the change that is returned, and not here.
     """
+    plan = order.plan if order.plan.unit is not Unit.CLIENT else _without_noise(order)
     level = task.level(order.adapter, order.trainable)  # may run the model, so it comes first
     lora.install(task.model, order.adapter)
     trained = lora.set_trainable(task.model, order.trainable)
@@ -40,16 +44,16 @@ def train_locally(
     with torch.random.fork_rng(), dp.per_example_gradients(task.model):
         torch.manual_seed(_dropout_seed(random))
         for step in range(order.local_steps):
-            batch = dp.poisson_batch(units, order.plan.sampling_probability, random)
+            batch = dp.poisson_batch(units, plan.sampling_probability, random)
             total = dp.clipped_sum(
                 task,
                 batch,
                 trained=trained,
-                clip_norm=order.plan.clip_norm,
+                clip_norm=plan.clip_norm,
                 microbatch=order.training.microbatch,
                 level=level,
             )
-            gradients = dp.noisy_mean(total, order.plan, noise)
+            gradients = dp.noisy_mean(total, plan, noise)
             _check_coverage(trained, gradients, order.trainable, task)
             for group in optimizer.param_groups:
                 group["lr"] = dp.learning_rate(
@@ -66,9 +70,46 @@ def train_locally(
     if delta.keys != tuple(sorted(trained)):
         raise PrivacyError("what would be sent is not what was noised", given=len(delta.keys))
     task.model.requires_grad_(False)
-    if order.plan.trust is not Trust.OFF and not all(bool(t.any()) for t in delta.tensors.values()):
+    if plan.trust is not Trust.OFF and not all(bool(t.any()) for t in delta.tensors.values()):
         raise PrivacyError("a noised tensor did not move, so what was charged was not trained")
     return delta
+
+
+def gradient_sum(
+    order: RoundOrder, *, task: Task, units: Units, random: np.random.Generator
+) -> AdapterState:
+    """The sum of clipped gradients of one Poisson batch at ``order.adapter``, without any noise."""
+    level = task.level(order.adapter, order.trainable)  # may run the model, so it comes first
+    lora.install(task.model, order.adapter)
+    trained = lora.set_trainable(task.model, order.trainable)
+    task.model.training_mode()
+    with torch.random.fork_rng(), dp.per_example_gradients(task.model):
+        torch.manual_seed(_dropout_seed(random))
+        total = dp.clipped_sum(
+            task,
+            dp.poisson_batch(units, order.plan.sampling_probability, random),
+            trained=trained,
+            clip_norm=order.plan.clip_norm,
+            microbatch=order.training.microbatch,
+            level=level,
+        )
+        _check_coverage(trained, total, order.trainable, task)
+    task.model.requires_grad_(False)
+    return AdapterState(order.adapter.spec, total)
+
+
+def _without_noise(order: RoundOrder) -> PrivacyPlan:
+    """How a client samples its own records where its whole update is what is protected."""
+    rate = order.training.sampling_probability
+    return replace(
+        order.plan,
+        trust=Trust.OFF,
+        epsilon=math.inf,
+        clip_norm=math.inf,
+        noise_multiplier=0.0,
+        sampling_probability=rate,
+        denominator=rate * order.num_examples,
+    )
 
 
 def _dropout_seed(random: np.random.Generator) -> int:

@@ -19,7 +19,6 @@ from hushtune.common.config_base import (
     REFUSED,
     Count,
     CountOrNone,
-    Delta,
     LearningRate,
     Name,
     Names,
@@ -34,6 +33,7 @@ from hushtune.common.config_federation import (
     MetricsConfig,
     SimulationConfig,
 )
+from hushtune.common.config_privacy import PrivacyConfig, check_together
 
 __all__ = [
     "DEFAULT_SAMPLING_PROBABILITY",
@@ -142,46 +142,6 @@ class AdapterConfig(Section):
         return value
 
 
-class PrivacyConfig(Section):
-    """What is promised about each record of a site, and against whom."""
-
-    trust: Literal["site", "off"] = Field(
-        default="site",
-        description="site = DP-SGD at each site, which trusts only itself; off = NO PRIVACY",
-    )
-    epsilon: Positive = Field(default=3.0, description="the whole run's budget at each site")
-    delta: Delta = Field(default=1e-5, description="must be below 1 / (rows of the smallest site)")
-    clip_norm: Positive = Field(
-        default=1.0, description="largest norm of one example's gradient, over all trained tensors"
-    )
-    unit: Literal["example", "group"] = Field(
-        default="example",
-        description="what neighbouring data differ by: a row, or all rows of a data.group",
-    )
-    records_per_group: Count = Field(
-        default=8, description="rows that a group has at most in training; more are left out"
-    )
-    relation: Literal["add_or_remove_one", "replace_one"] = Field(
-        default="add_or_remove_one", description="how neighbouring data differ"
-    )
-    insecure_seeded_noise: bool = Field(
-        default=False, description="repeatable noise from the seed, for tests; voids the promise"
-    )
-
-    @field_validator("trust", mode="before")
-    @classmethod
-    def _offered_trust(cls, value: object) -> object:
-        if value in ("server", "central", "distributed"):
-            refuse(
-                f"privacy.trust = {value!r} is not offered yet",
-                key="",
-                given=str(value),
-                expected="'site' or 'off'",
-                remedy='use trust = "site": noise is added at each site before anything leaves it',
-            )
-        return value
-
-
 class TrainConfig(Section):
     """Local training, the same at every site."""
 
@@ -276,6 +236,11 @@ class RunConfig(Section):
     aggregation: AggregationConfig = Field(default_factory=AggregationConfig)
     metrics: MetricsConfig = Field(default_factory=MetricsConfig)
     simulation: SimulationConfig = Field(default_factory=SimulationConfig)
+
+    @model_validator(mode="after")
+    def _privacy_goes_with_the_rest(self) -> RunConfig:
+        check_together(self.privacy, self.aggregation, self.simulation)
+        return self
 
     @model_validator(mode="after")
     def _group_known(self) -> RunConfig:

@@ -40,6 +40,8 @@ class LocalTraining:
     first_step: int
     schedule_steps: int
     microbatch: int
+    sampling_probability: float = 1.0
+    """Of a record, where the plan is about clients and says nothing of records."""
 
     def __post_init__(self) -> None:
         allowed = {
@@ -50,6 +52,8 @@ class LocalTraining:
             "first_step": _is_count(self.first_step, 0),
             "schedule_steps": _is_count(self.schedule_steps, 1),
             "microbatch": _is_count(self.microbatch, 1),
+            "sampling_probability": _is_number(self.sampling_probability)
+            and 0 < self.sampling_probability <= 1,
         }
         for name, good in allowed.items():
             if not good:

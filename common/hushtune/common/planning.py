@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from hushtune.common.config import DEFAULT_SAMPLING_PROBABILITY, RunConfig
 from hushtune.common.errors import HushtuneError
+from hushtune.common.privacy.ledger_entry import unit_name
 from hushtune.common.privacy.plan import (
     DpSgdEvent,
     PrivacyPlan,
@@ -32,30 +33,49 @@ def site_plans(config: RunConfig) -> dict[str, PrivacyPlan]:
     """The plan of every site over the whole run, by name; raises PlanError where there is none.
 
     A site that takes part in fewer rounds than all spends less than its plan says, never more.
+    Where the units of all sites are protected together, it is one plan for all.
     """
-    train = config.train
+    sizes = config.data.public_sizes
+    if Unit(config.privacy.unit) is Unit.CLIENT:
+        return dict.fromkeys(sorted(sizes), _plan(config, len(sizes), of_clients=True))
+    if Trust(config.privacy.trust) is Trust.DISTRIBUTED:
+        return dict.fromkeys(sorted(sizes), _plan(config, sum(sizes.values())))
     plans: dict[str, PrivacyPlan] = {}
-    for site, size in sorted(config.data.public_sizes.items()):
+    for site, size in sorted(sizes.items()):
         try:
-            plans[site] = make_plan(
-                epsilon=config.privacy.epsilon,
-                delta=config.privacy.delta,
-                public_size=size,
-                batch_size=train.batch_size,
-                sampling_probability=rate_or_default(train.batch_size, train.sampling_probability),
-                steps=train.rounds * train.local_steps,
-                clip_norm=config.privacy.clip_norm,
-                unit=Unit(config.privacy.unit),
-                relation=Relation(config.privacy.relation),
-                trust=Trust(config.privacy.trust),
-                also=metrics_events(config),
-            )
+            plans[site] = _plan(config, size)
         except HushtuneError as error:
             message = f"site {site}: {error.message}"
             raise type(error)(
                 message, given=error.given, expected=error.expected, remedy=error.remedy
             ) from None
     return plans
+
+
+def _plan(config: RunConfig, public_size: int, *, of_clients: bool = False) -> PrivacyPlan:
+    """The plan over ``public_size`` units; a client's step is a round."""
+    train, privacy = config.train, config.privacy
+    rate = rate_or_default(train.batch_size, train.sampling_probability)
+    return make_plan(
+        epsilon=privacy.epsilon,
+        delta=privacy.delta,
+        public_size=public_size,
+        batch_size=None if of_clients else train.batch_size,
+        sampling_probability=1.0 if of_clients else rate,
+        steps=train.rounds * (1 if of_clients else train.local_steps),
+        clip_norm=privacy.clip_norm,
+        unit=Unit(privacy.unit),
+        relation=Relation(privacy.relation),
+        trust=Trust(privacy.trust),
+        also=metrics_events(config),
+    )
+
+
+def charged_unit(config: RunConfig) -> str:
+    """What a run's charges are for, as ledgers call it."""
+    if Unit(config.privacy.unit) is Unit.CLIENT:
+        return str(Unit.CLIENT)
+    return unit_name(config.data.group)
 
 
 def metrics_rounds(config: RunConfig) -> tuple[int, ...]:
@@ -91,8 +111,8 @@ def pooled(config: RunConfig) -> RunConfig:
     """The same run with all rows at one place, and the sites' expected batches in one."""
     sizes = config.data.public_sizes
     total = sum(sizes.values())
-    batch = sum(plan.denominator for plan in site_plans(config).values())
     joined = _with_sizes(config, {POOLED: total})
+    batch = sum(plan.denominator for plan in site_plans(_at_sites(config)).values())
     if joined.privacy.delta >= 1 / total:
         # Fine for each site, and none for so many rows at one place: a stricter one is.
         privacy = joined.privacy.model_copy(update={"delta": 0.5 / total})
@@ -133,4 +153,14 @@ def head_only(config: RunConfig) -> RunConfig:
 def _with_sizes(config: RunConfig, sizes: Mapping[str, int]) -> RunConfig:
     simulation = config.simulation.model_copy(update={"sites_per_round": 0, "quorum": 1})
     data = config.data.model_copy(update={"public_sizes": dict(sizes)})
-    return config.model_copy(update={"data": data, "simulation": simulation})
+    changed = config.model_copy(update={"data": data, "simulation": simulation})
+    return _at_sites(changed)
+
+
+def _at_sites(config: RunConfig) -> RunConfig:
+    """The same run with the records of each place protected there, as one place alone can."""
+    if config.privacy.trust in (Trust.SITE, Trust.OFF):
+        return config
+    unit = Unit.GROUP if config.data.group is not None else Unit.EXAMPLE
+    update = {"trust": Trust.SITE.value, "unit": unit.value}
+    return config.model_copy(update={"privacy": config.privacy.model_copy(update=update)})

@@ -15,16 +15,35 @@ from hushtune.common.config import RunConfig
 from hushtune.common.errors import CheckpointError, ConfigError, FederationError, QuorumError
 from hushtune.common.messages import encode_order
 from hushtune.common.planning import metrics_rounds
-from hushtune.common.privacy.plan import PrivacyPlan
-from hushtune.server.aggregation.aggregator import Aggregator
+from hushtune.common.privacy.plan import PrivacyPlan, Trust
+from hushtune.server.aggregation.aggregator import Aggregator, AggState
 from hushtune.server.checkpoint import Checkpoint, Row
 from hushtune.server.metrics import ask_for_metrics
 from hushtune.server.orders import is_warmup, make_orders
 from hushtune.server.replies import content_bytes, read_replies
 from hushtune.server.roll_call import RollCall
-from hushtune.server.spending import appended, appended_charges, spent
+from hushtune.server.spending import Rows, appended, appended_charges, spent
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joined:
+    """What a round's exchange with the sites made of a checkpoint.
+
+    ``noise`` says of each site that is in the new ``state`` where its noise came from; ``rejected``
+    why the others are not. ``seconds``: of training and of aggregation.
+    """
+
+    state: AdapterState
+    agg: AggState
+    rejected: Mapping[str, str]
+    noise: Mapping[str, str]
+    charges: Rows
+    refusals: Rows
+    bytes_down: int
+    bytes_up: int
+    seconds: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +100,58 @@ class Federation:
         ``saved_in``: seconds that saving ``now`` took, for the new row. Raises QuorumError with
         each site's reason, and FederationError where the new adapter is not finite.
         """
+        number = now.round + 1
+        joined = self._exchange(now, grid, roll, timeout=timeout)
+        state = joined.state
+        if not state.is_finite():
+            raise FederationError(
+                f"the global adapter is not finite after round {number}",
+                remedy="lower the learning rates or aggregation.max_update_norm",
+            )
+        charges, refusals = joined.charges, joined.refusals
+        released = None
+        if number in metrics_rounds(self.config):
+            released = ask_for_metrics(
+                grid,
+                state,
+                run=self.run,
+                round=number,
+                config=self.config,
+                nodes=roll.nodes,
+                timeout=timeout,
+            )
+            charges = appended_charges(charges, released.charges)
+            refusals = appended(refusals, released.refusals)
+        row: Row = {
+            "round": number,
+            "phase": "warmup" if is_warmup(self.config, number) else "adapter",
+            "accepted": list(joined.noise),
+            "rejected": dict(joined.rejected),
+            "update_norm": (state - now.state).norm(),
+            "bytes_down": joined.bytes_down,
+            "bytes_up": joined.bytes_up,
+            **({} if released is None else {"released": released.row}),
+            "epsilon": spent(self.plans, charges),
+            "noise": dict(joined.noise),
+            "seconds": {
+                **joined.seconds,
+                "checkpoint": saved_in,  # of the save before: a row cannot hold its own
+            },
+        }
+        for site, reason in joined.rejected.items():
+            log.warning("round %d goes on without %s: %s", number, site, reason)
+        return replace(
+            now,
+            round=number,
+            state=state,
+            agg=joined.agg,
+            history=(*now.history, row),
+            charges=charges,
+            refusals=refusals,
+        )
+
+    def _exchange(self, now: Checkpoint, grid: Grid, roll: RollCall, *, timeout: float) -> Joined:
+        """Orders to the sites, and what their updates make of the checkpoint's adapter."""
         began = time.perf_counter()
         number = now.round + 1
         orders = make_orders(
@@ -112,53 +183,16 @@ class Federation:
         told = {site: roll.missing.get(site, why) for site, why in replies.rejected.items()}
         self._require_quorum(number, len(replies.accepted), told)
         memory, state = self.aggregator.apply(now.agg, now.state, replies.accepted)
-        if not state.is_finite():
-            raise FederationError(
-                f"the global adapter is not finite after round {number}",
-                remedy="lower the learning rates or aggregation.max_update_norm",
-            )
-        charges = appended_charges(now.charges, replies.charges)
-        refusals = appended(now.refusals, replies.refusals)
-        released = None
-        if number in metrics_rounds(self.config):
-            released = ask_for_metrics(
-                grid,
-                state,
-                run=self.run,
-                round=number,
-                config=self.config,
-                nodes=roll.nodes,
-                timeout=timeout,
-            )
-            charges = appended_charges(charges, released.charges)
-            refusals = appended(refusals, released.refusals)
-        row: Row = {
-            "round": number,
-            "phase": "warmup" if is_warmup(self.config, number) else "adapter",
-            "accepted": [update.site for update in replies.accepted],
-            "rejected": told,
-            "update_norm": (state - now.state).norm(),
-            "bytes_down": sum(content_bytes(message.content) for message in messages),
-            "bytes_up": replies.num_bytes,
-            **({} if released is None else {"released": released.row}),
-            "epsilon": spent(self.plans, charges),
-            "noise": {update.site: update.noise[:200] for update in replies.accepted},
-            "seconds": {
-                "training": trained - began,
-                "aggregation": time.perf_counter() - trained,
-                "checkpoint": saved_in,  # of the save before: a row cannot hold its own
-            },
-        }
-        for site, reason in told.items():
-            log.warning("round %d goes on without %s: %s", number, site, reason)
-        return replace(
-            now,
-            round=number,
+        return Joined(
             state=state,
             agg=memory,
-            history=(*now.history, row),
-            charges=charges,
-            refusals=refusals,
+            rejected=told,
+            noise={update.site: update.noise[:200] for update in replies.accepted},
+            charges=appended_charges(now.charges, replies.charges),
+            refusals=appended(now.refusals, replies.refusals),
+            bytes_down=sum(content_bytes(message.content) for message in messages),
+            bytes_up=replies.num_bytes,
+            seconds={"training": trained - began, "aggregation": time.perf_counter() - trained},
         )
 
     def _require_quorum(self, number: int, accepted: int, reasons: Mapping[str, str]) -> None:
@@ -179,6 +213,12 @@ def check_sites(
     config: RunConfig, plans: Mapping[str, PrivacyPlan], sizes: Mapping[str, int]
 ) -> None:
     simulation = config.simulation
+    if config.privacy.trust in (Trust.SERVER, Trust.DISTRIBUTED):
+        raise ConfigError(
+            f"privacy.trust = {config.privacy.trust!r} is not offered yet",
+            given=config.privacy.trust,
+            expected="'site' or 'off'",
+        )
     if not plans or set(plans) != set(sizes):
         raise ConfigError(
             "each site needs a plan and a public size",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from hushtune.common import seeds
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
 from hushtune.common.lora_rules import RULES, trainable_keys
 from hushtune.common.messages import LocalTraining, RoundOrder
-from hushtune.common.privacy.plan import PrivacyPlan
+from hushtune.common.planning import rate_or_default
+from hushtune.common.privacy.plan import PrivacyPlan, Unit
 
 
 def is_warmup(config: RunConfig, round: int) -> bool:
@@ -48,6 +50,16 @@ def local_training(config: RunConfig, *, round: int) -> LocalTraining:
     )
 
 
+def _at_site(training: LocalTraining, config: RunConfig, size: int) -> LocalTraining:
+    """With the rate of records in a client's own steps, of which a plan for clients has none."""
+    train = config.train
+    if Unit(config.privacy.unit) is not Unit.CLIENT:
+        return training
+    rate = rate_or_default(train.batch_size, train.sampling_probability)
+    rate = min(1.0, (train.batch_size or 0) / size) if rate is None else rate
+    return replace(training, sampling_probability=rate)
+
+
 def make_orders(
     state: AdapterState,
     *,
@@ -72,7 +84,7 @@ def make_orders(
             plan=plans[site],
             local_steps=config.train.local_steps,
             num_examples=sizes[site],
-            training=training,
+            training=_at_site(training, config, sizes[site]),
         )
         for site in chosen_sites(config, plans, round=round)
     }

@@ -17,12 +17,12 @@ from hushtune.common.config import RunConfig
 from hushtune.common.errors import HushtuneError, LedgerError, QuorumError, SiteError
 from hushtune.common.messages import METRICS_RUN
 from hushtune.common.metrics_messages import MetricsOrder
-from hushtune.common.planning import metrics_rounds
-from hushtune.common.privacy.ledger_entry import GENESIS, LedgerEntry, unit_name
+from hushtune.common.planning import charged_unit, metrics_rounds
+from hushtune.common.privacy.ledger_entry import GENESIS, LedgerEntry
 from hushtune.common.privacy.ledger_files import head_path
 from hushtune.common.privacy.ledger_limit import Limit
 from hushtune.common.privacy.ledger_record import read_ledger
-from hushtune.common.privacy.plan import DpSgdEvent, PrivacyPlan, Relation, Trust, Unit
+from hushtune.common.privacy.plan import DpSgdEvent, PrivacyPlan, Relation, Unit
 from hushtune.common.run_context import RunContext
 from hushtune.server.orders import chosen_sites, make_orders
 
@@ -192,7 +192,7 @@ def _at_site(
             charges += [(number, _RUN + METRICS_RUN, event) for number in told if noised]
     # A round is charged for its training first ("dry run" sorts before its own figures).
     charges.sort(key=lambda charge: charge[:2])
-    unit = unit_name(config.data.group)
+    unit = charged_unit(config)
     unpaid = _first_unpaid(opened.limit, opened.spent, charges, unit=unit)
     if unpaid is not None:
         (number, charged, _), error = unpaid
@@ -204,7 +204,7 @@ def _opened(run: RunContext, state: AdapterState, site: str) -> OpenedSite:
     """Raises what opening the site would."""
     policy, limit = agreed_terms(run.config, site, simulated_terms(run.config, site), state.spec)
     ledger = simulated_ledger(run, site)
-    begun = policy.trust is Trust.SITE and (ledger.exists() or head_path(ledger).exists())
+    begun = policy.trust.charges_sites and (ledger.exists() or head_path(ledger).exists())
     return OpenedSite(policy, limit, read_ledger(ledger).entries if begun else ())
 
 

@@ -15,11 +15,11 @@ from hushtune.common.files import write_text
 from hushtune.common.json_text import json_text
 from hushtune.common.lora_rules import RULES, trainable_keys
 from hushtune.common.messages import METRICS_RUN
-from hushtune.common.planning import public_held_out, site_plans
+from hushtune.common.planning import charged_unit, public_held_out, site_plans
 from hushtune.common.privacy.ledger import Ledger
-from hushtune.common.privacy.ledger_entry import LedgerEntry, unit_name
+from hushtune.common.privacy.ledger_entry import LedgerEntry
 from hushtune.common.privacy.noise import INSECURE, NoiseSource
-from hushtune.common.privacy.plan import Trust, Unit
+from hushtune.common.privacy.plan import Unit
 from hushtune.common.privacy.statement import SiteMetrics, SiteStatement, Transfer, statement
 from hushtune.common.privacy.statement_html import render_html
 from hushtune.common.privacy.statement_markdown import render_markdown
@@ -47,14 +47,14 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
         answered = accepted | _rounds(result, site, "rejected")
         own = simulated_terms(config, site)
         path = simulated_ledger(context, site)
-        if plan.trust is Trust.SITE:
+        if plan.trust.charges_sites:
             ledger = Ledger(path)
             entries, head = ledger.entries(), ledger.head()
             num_resent = ledger.num_resent(run=result.run)
-            lifetime = _lifetime(ledger, entries, own, unit=unit_name(config.data.group))
+            lifetime = _lifetime(ledger, entries, own, unit=charged_unit(config))
         mine = [entry for entry in entries if entry.run == result.run]
         told = [entry for entry in entries if entry.run == f"{result.run}{METRICS_RUN}"]
-        if plan.trust is Trust.SITE:
+        if plan.trust.charges_sites:
             # What was charged may have left, whatever the server knows of it.
             answered = {entry.round for entry in mine}
         asked = answered | _rounds(result, site, "refused", "failed", "no answer")

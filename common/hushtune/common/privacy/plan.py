@@ -38,6 +38,7 @@ class Unit(StrEnum):
 
     EXAMPLE = "example"
     GROUP = "group"
+    CLIENT = "client"
 
 
 class Relation(StrEnum):
@@ -48,10 +49,20 @@ class Relation(StrEnum):
 
 
 class Trust(StrEnum):
-    """Whom a site has to trust: `SITE` only itself; `OFF` means that nothing is protected."""
+    """Whom a site has to trust: `SITE` only itself; `SERVER` the server, which sees its updates;
+    `DISTRIBUTED` that enough other sites add their noise and keep apart from the server. `OFF`
+    means that nothing is protected.
+    """
 
     SITE = "site"
+    SERVER = "server"
+    DISTRIBUTED = "distributed"
     OFF = "off"
+
+    @property
+    def charges_sites(self) -> bool:
+        """Whether a site's own ledger is charged: what leaves it is protected, by its own noise."""
+        return self in (Trust.SITE, Trust.DISTRIBUTED)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
