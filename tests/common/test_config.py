@@ -199,8 +199,7 @@ def test_where_is_the_layer_that_held_the_value(tmp_path: Path) -> None:
         ("adapter.dora=true", "gradient of one example"),
         ("privacy.delta=1e-15", "too small to account for"),
         ("privacy.delta=1e-300", "too small to account for"),
-        ("privacy.trust=server", "not protected under this trust model"),
-        ("privacy.trust=distributed", "not offered yet"),
+        ("privacy.trust=central", "privacy.trust has no 'central'"),
     ],
 )
 def test_what_is_not_available_is_refused_with_the_reason(override: str, reason: str) -> None:
@@ -212,11 +211,10 @@ def test_what_is_not_available_is_refused_with_the_reason(override: str, reason:
     assert caught.value.remedy
 
 
-def test_an_unknown_trust_is_a_wrong_value_not_a_later_feature() -> None:
+def test_an_unknown_trust_names_those_there_are() -> None:
     with pytest.raises(ConfigError) as caught:
         load("privacy.trust=nobody")
-    assert "not offered" not in str(caught.value)
-    assert caught.value.expected == "'site' or 'off'"
+    assert caught.value.expected == "'site', 'server', 'distributed' or 'off'"
 
 
 # ------------------------------------------------------------- settings that exclude others ----
