@@ -16,6 +16,7 @@ from hushtune.common import lora
 from hushtune.common.adapter import AdapterState
 from hushtune.common.errors import PrivacyError
 from hushtune.common.privacy.noise import NoiseSource
+from hushtune.common.schedules import learning_rate
 from hushtune.common.seeds import rng
 from hushtune.common.tasks.base import Batch
 from hushtune.common.tasks.units import Units
@@ -275,5 +276,5 @@ def test_a_plan_that_is_off_adds_nothing() -> None:
     ],
 )
 def test_schedules(schedule: str, expected: list[float]) -> None:
-    found = [dp.learning_rate(0.1, schedule, step, 4) for step in range(5)]
+    found = [learning_rate(0.1, schedule, step, 4) for step in range(5)]
     assert found == pytest.approx(expected, abs=1e-6)

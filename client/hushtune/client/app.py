@@ -7,10 +7,11 @@ import logging
 from collections.abc import Callable
 from typing import TypedDict, TypeVar
 
+import numpy as np
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from hushtune.client import metrics
+from hushtune.client import metrics, secure
 from hushtune.client.site import Site, open_site
 from hushtune.client.train import train_locally
 from hushtune.common.adapter import AdapterState
@@ -19,6 +20,7 @@ from hushtune.common.errors import (
     HushtuneError,
     LedgerError,
     MissingFileError,
+    SecureSumError,
     SiteError,
 )
 from hushtune.common.messages import (
@@ -41,6 +43,7 @@ from hushtune.common.metrics_messages import (
 )
 from hushtune.common.privacy.ledger import KeptReply, Ledger, LedgerEntry, Limit
 from hushtune.common.privacy.plan import DpSgdEvent
+from hushtune.common.secagg.wire import StepReply, decode_step, encode_step_reply
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +57,7 @@ class _Charge(TypedDict):
     limit: Limit
 
 
-_Order = TypeVar("_Order", RoundOrder, MetricsOrder)
+_Order = TypeVar("_Order", RoundOrder, MetricsOrder, RecordDict)
 
 _app = ClientApp()
 app = _app
@@ -80,6 +83,43 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Tell how the global model does on this site's held-out rows, or refuse with a reason."""
     return _at_site(message, context, answer_metrics)
+
+
+@_app.train("keys")
+def publish_keys(message: Message, context: Context) -> Message:
+    """Begin a session of secure sums: this site's public keys."""
+    return _in_session(message, context, secure.answer_keys)
+
+
+@_app.train("shares")
+def share_secrets(message: Message, context: Context) -> Message:
+    """Sealed shares of what opens this site's masks."""
+    return _in_session(message, context, secure.answer_shares)
+
+
+@_app.train("masked")
+def sum_masked(message: Message, context: Context) -> Message:
+    """One step: this site's masked sum, charged."""
+    return _in_session(message, context, answer_step)
+
+
+@_app.train("open")
+def open_sum(message: Message, context: Context) -> Message:
+    """The shares that open the sum of those who answered."""
+    return _in_session(message, context, secure.answer_open)
+
+
+def _in_session(
+    message: Message,
+    context: Context,
+    answer: Callable[[RecordDict, Site, RecordDict], RecordDict],
+) -> Message:
+    """A session's messages share the node's own state."""
+
+    def reply(content: RecordDict, site: Site) -> RecordDict:
+        return _reply(content, site, lambda same: same, lambda it: answer(it, site, context.state))
+
+    return _at_site(message, context, reply)
 
 
 def _at_site(
@@ -129,6 +169,37 @@ def answer_metrics(content: RecordDict, site: Site) -> RecordDict:
     )
 
 
+def answer_step(content: RecordDict, site: Site, state: RecordDict) -> RecordDict:
+    """The reply to an order for one step of a secure sum: masked, noised, and charged."""
+    asked = decode_step(content)
+    order, ledger = asked.order, site.ledger
+    site.policy.check(order)
+    if ledger is None:
+        raise SecureSumError("a site without a ledger takes part in no secure sum")
+    compute = secure.masked(asked, site, state)
+    num_charges = len(ledger.entries(site.dataset))
+    told, entry = _charged(
+        order.plan.event(1),
+        lambda: compute(order, num_charges),
+        run=order.run,
+        round=order.round,
+        asked=name_of_order(content),
+        site=site,
+        ledger=ledger,
+    )
+    return encode_step_reply(
+        StepReply(
+            run=order.run,
+            round=order.round,
+            site=site.name,
+            session=asked.session,
+            charge=entry,
+            noise=secure.described(site.noise),
+            values=np.frombuffer(told, "<u8").astype(np.uint64),
+        )
+    )
+
+
 def _reply(
     content: RecordDict,
     site: Site,
@@ -143,7 +214,7 @@ def _reply(
     except Exception as caught:
         # Whatever an order does to this site, it gets an answer that tells nothing of the rows.
         error = caught if isinstance(caught, HushtuneError) else _unexpected(caught)
-        run, number = ("", 0) if order is None else (order.run, order.round)
+        run, number = getattr(order, "run", ""), getattr(order, "round", 0)
         log.warning("site %s refuses round %d: %s", site.name, number, error)
         # What was given may be a value or a path, which stays here; the log has it.
         refusal = Refusal(

@@ -10,9 +10,8 @@ with ``g_u`` the gradient of one unit (an example, or the mean over a patient's 
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -129,14 +128,3 @@ def noisy_mean(total: Gradients, plan: PrivacyPlan, noise: NoiseSource) -> dict[
         key: (noise.noised(tensor, std=std) if std else tensor) / plan.denominator
         for key, tensor in total.items()
     }
-
-
-def learning_rate(base: float, schedule: str, step: int, steps: int) -> float:
-    """The rate of one step (from 0) of a phase of ``steps`` steps; linear and cosine fall to 0."""
-    passed = step / max(1, steps)
-    shapes: Mapping[str, Callable[[], float]] = {
-        "constant": lambda: 1.0,
-        "linear": lambda: 1.0 - passed,
-        "cosine": lambda: 0.5 * (1.0 + math.cos(math.pi * passed)),
-    }
-    return base * shapes[schedule]()

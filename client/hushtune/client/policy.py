@@ -11,6 +11,7 @@ from hushtune.common.lora_rules import RULES, trainable_keys
 from hushtune.common.messages import RoundOrder
 from hushtune.common.metrics_messages import MetricsOrder
 from hushtune.common.privacy.plan import PrivacyPlan, Trust, Unit
+from hushtune.common.secagg.wire import KeysOrder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +45,20 @@ class SitePolicy:
             raise PolicyError("an order carries an adapter that is not finite")
         if self.trust is not Trust.OFF:
             self._check_plan(order.plan)
+
+    def check_session(self, order: KeysOrder) -> None:
+        """Raise PolicyError unless this site may take part in a secure sum of these sites."""
+        self._same("site", order.site, self.site)
+        self._same("trust model", order.plan.trust, self.trust)
+        self._check_plan(order.plan)
+        if self.site not in order.cohort.sites:
+            raise PolicyError("a secure sum is between others", given=self.site)
+        if order.cohort.colluding < self.terms.colluding_sites:
+            raise PolicyError(
+                "a secure sum withstands fewer false sites than this site asks for",
+                given=order.cohort.colluding,
+                expected=f">= {self.terms.colluding_sites} (colluding_sites)",
+            )
 
     def check_metrics(self, order: MetricsOrder) -> None:
         """Raise PolicyError unless this site may tell what an order asks it to tell."""

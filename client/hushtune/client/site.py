@@ -220,6 +220,7 @@ def terms_of_run(config: RunConfig) -> Terms:
         trust=tuple(kind.value for kind in Trust if kind is not Trust.OFF),
         unit=privacy.unit,
         group=config.data.group,
+        colluding_sites=privacy.colluding_sites if privacy.trust == Trust.DISTRIBUTED else 0,
         min_noise_multiplier=LEAST_NOISE_MULTIPLIER,
         max_steps=MOST_STEPS,
         min_batch=1e-9,

@@ -17,6 +17,7 @@ from hushtune.common.errors import PrivacyError
 from hushtune.common.messages import LocalTraining, RoundOrder
 from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import PrivacyPlan, Trust, Unit
+from hushtune.common.schedules import learning_rate
 from hushtune.common.tasks.base import Task
 from hushtune.common.tasks.units import Units
 
@@ -56,7 +57,7 @@ def train_locally(
             gradients = dp.noisy_mean(total, plan, noise)
             _check_coverage(trained, gradients, order.trainable, task)
             for group in optimizer.param_groups:
-                group["lr"] = dp.learning_rate(
+                group["lr"] = learning_rate(
                     order.training.learning_rate,
                     order.training.schedule,
                     order.training.first_step + step,

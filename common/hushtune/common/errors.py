@@ -28,7 +28,8 @@
     │   ├── QuorumError         HT501
     │   ├── UpdateRejectedError HT502
     │   ├── MessageError        HT503
-    │   └── SiteError           HT504
+    │   ├── SiteError           HT504
+    │   └── SecureSumError      HT505
     ├── RunError                HT600  a run could not start, go on or be saved
     │   ├── OutputExistsError   HT601
     │   ├── CheckpointError     HT602
@@ -304,6 +305,12 @@ class SiteError(FederationError):
     """A site failed at its own work and said so."""
 
     code = "HT504"
+
+
+class SecureSumError(FederationError):
+    """A secure sum was asked for, or answered, in a way that would not protect it."""
+
+    code = "HT505"
 
 
 class RunError(HushtuneError):

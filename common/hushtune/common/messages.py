@@ -25,6 +25,9 @@ _LONGEST_NAME = 200
 METRICS_RUN = "/metrics"
 """What follows a run's name where a ledger charges its figures; no run's own name ends so."""
 
+TRAIN_ACTIONS = ("default", "keys", "shares", "masked", "open")
+"""What a site can be asked in training: a round, or the four exchanges of a secure sum."""
+
 _BODY, _TEXT = "hushtune", "json"
 _ADAPTER, _STATE, _SAFETENSORS = "adapter", "state", "safetensors"
 
@@ -147,9 +150,15 @@ def unpack_adapter(content: RecordDict) -> AdapterState:
     return AdapterState.from_bytes(array.data)
 
 
-def encode_order(order: RoundOrder) -> RecordDict:
-    """Flower records for an order."""
+def with_body(content: RecordDict, body: Mapping[str, Any]) -> RecordDict:
+    """The same message with another JSON body."""
+    return RecordDict({**content, **pack(body, None)})
+
+
+def encode_order(order: RoundOrder, **also: Mapping[str, Any]) -> RecordDict:
+    """Flower records for an order; ``also`` joins the body."""
     body = {
+        **also,
         "run": order.run,
         "round": order.round,
         "site": order.site,

@@ -15,6 +15,7 @@ from hushtune.common.privacy.plan import (
     Unit,
     make_plan,
 )
+from hushtune.common.secagg.cohort import Cohort
 
 POOLED = "pooled"
 """Name of the one site that holds everybody's rows, in the pooled baselines."""
@@ -68,6 +69,17 @@ def _plan(config: RunConfig, public_size: int, *, of_clients: bool = False) -> P
         relation=Relation(privacy.relation),
         trust=Trust(privacy.trust),
         also=metrics_events(config),
+    )
+
+
+def cohort_of(config: RunConfig) -> Cohort:
+    """The sites of a run's secure sums; PlanError where they could protect nothing."""
+    sites = tuple(sorted(config.data.public_sizes))
+    least = config.privacy.min_survivors
+    return Cohort(
+        sites=sites,
+        min_survivors=len(sites) if least is None else least,
+        colluding=config.privacy.colluding_sites,
     )
 
 

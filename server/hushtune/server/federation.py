@@ -14,36 +14,19 @@ from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
 from hushtune.common.errors import CheckpointError, ConfigError, FederationError, QuorumError
 from hushtune.common.messages import encode_order
-from hushtune.common.planning import metrics_rounds
+from hushtune.common.planning import cohort_of, metrics_rounds
 from hushtune.common.privacy.plan import PrivacyPlan, Trust
-from hushtune.server.aggregation.aggregator import Aggregator, AggState
+from hushtune.server import distributed
+from hushtune.server.aggregation.aggregator import Aggregator
 from hushtune.server.checkpoint import Checkpoint, Row
+from hushtune.server.joined import Joined
 from hushtune.server.metrics import ask_for_metrics
 from hushtune.server.orders import is_warmup, make_orders
 from hushtune.server.replies import content_bytes, read_replies
 from hushtune.server.roll_call import RollCall
-from hushtune.server.spending import Rows, appended, appended_charges, spent
+from hushtune.server.spending import appended, appended_charges, spent
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Joined:
-    """What a round's exchange with the sites made of a checkpoint.
-
-    ``noise`` says of each site that is in the new ``state`` where its noise came from; ``rejected``
-    why the others are not. ``seconds``: of training and of aggregation.
-    """
-
-    state: AdapterState
-    agg: AggState
-    rejected: Mapping[str, str]
-    noise: Mapping[str, str]
-    charges: Rows
-    refusals: Rows
-    bytes_down: int
-    bytes_up: int
-    seconds: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +60,15 @@ class Federation:
             charges={},
             refusals={},
         )
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether the sites' answers are joined by secure sums."""
+        return self.config.privacy.trust == Trust.DISTRIBUTED
+
+    def reserved(self, now: Checkpoint) -> Checkpoint:
+        """What has to be saved before the next round begins."""
+        return distributed.reserved(now, self.config) if self.is_distributed else now
 
     def checked(self, resume: Checkpoint, initial: AdapterState) -> Checkpoint:
         """``resume`` itself; CheckpointError where it is of another run, setting or adapter."""
@@ -125,11 +117,12 @@ class Federation:
         row: Row = {
             "round": number,
             "phase": "warmup" if is_warmup(self.config, number) else "adapter",
-            "accepted": list(joined.noise),
+            "accepted": list(joined.accepted),
             "rejected": dict(joined.rejected),
             "update_norm": (state - now.state).norm(),
             "bytes_down": joined.bytes_down,
             "bytes_up": joined.bytes_up,
+            "exchanges": joined.exchanges,
             **({} if released is None else {"released": released.row}),
             "epsilon": spent(self.plans, charges),
             "noise": dict(joined.noise),
@@ -152,6 +145,17 @@ class Federation:
 
     def _exchange(self, now: Checkpoint, grid: Grid, roll: RollCall, *, timeout: float) -> Joined:
         """Orders to the sites, and what their updates make of the checkpoint's adapter."""
+        if self.is_distributed:
+            return distributed.exchange(
+                now,
+                grid,
+                roll,
+                run=self.run,
+                config=self.config,
+                plans=self.plans,
+                sizes=self.sizes,
+                timeout=timeout,
+            )
         began = time.perf_counter()
         number = now.round + 1
         orders = make_orders(
@@ -193,6 +197,7 @@ class Federation:
             bytes_down=sum(content_bytes(message.content) for message in messages),
             bytes_up=replies.num_bytes,
             seconds={"training": trained - began, "aggregation": time.perf_counter() - trained},
+            accepted=tuple(update.site for update in replies.accepted),
         )
 
     def _require_quorum(self, number: int, accepted: int, reasons: Mapping[str, str]) -> None:
@@ -213,7 +218,9 @@ def check_sites(
     config: RunConfig, plans: Mapping[str, PrivacyPlan], sizes: Mapping[str, int]
 ) -> None:
     simulation = config.simulation
-    if config.privacy.trust in (Trust.SERVER, Trust.DISTRIBUTED):
+    if config.privacy.trust == Trust.DISTRIBUTED:
+        cohort_of(config)
+    if config.privacy.trust == Trust.SERVER:
         raise ConfigError(
             f"privacy.trust = {config.privacy.trust!r} is not offered yet",
             given=config.privacy.trust,

@@ -20,6 +20,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from hushtune.common.environment import QUIET
 from hushtune.common.errors import SiteError
+from hushtune.common.messages import TRAIN_ACTIONS
 
 Serve = Callable[[Grid], None]
 log = logging.getLogger(__name__)
@@ -111,9 +112,11 @@ def with_run_config(client_app: ClientApp, run_config: Mapping[str, str]) -> Cli
             run_config=dict(run_config),
         )
 
-    @wrapped.train()
-    def train(message: Message, context: Context) -> Message:  # pyright: ignore[reportUnusedFunction]
-        return client_app(message, configured(context))
+    for action in TRAIN_ACTIONS:
+
+        @wrapped.train(action)
+        def train(message: Message, context: Context) -> Message:  # pyright: ignore[reportUnusedFunction]
+            return client_app(message, configured(context))
 
     @wrapped.evaluate()
     def evaluate(message: Message, context: Context) -> Message:  # pyright: ignore[reportUnusedFunction]

@@ -21,7 +21,7 @@ from hushtune.server.aggregation.estimates import (
 )
 from hushtune.server.aggregation.optimizers import AggState, ServerOptimizer, adam, sgd
 
-__all__ = ["AggState", "Aggregator", "compose", "make_aggregator", "mean_by"]
+__all__ = ["AggState", "Aggregator", "compose", "make_aggregator", "make_optimizer", "mean_by"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,10 @@ def mean_by(weighting: Weighting) -> Estimate:
 def make_aggregator(config: AggregationConfig) -> Aggregator:
     """The aggregator that a configuration asks for."""
     weightings = {"size": by_size, "uniform": uniform}
+    return compose(mean_by(weightings[config.weighting]), make_optimizer(config))
+
+
+def make_optimizer(config: AggregationConfig) -> ServerOptimizer:
+    """The server's optimiser alone, for a mean that is not an ``Estimate`` of updates as such."""
     optimizers = {"sgd": sgd, "adam": adam}
-    return compose(
-        mean_by(weightings[config.weighting]), optimizers[config.optimizer](config.learning_rate)
-    )
+    return optimizers[config.optimizer](config.learning_rate)

@@ -6,6 +6,8 @@ import math
 
 from hushtune.common.errors import UpdateRejectedError
 from hushtune.common.messages import ClientUpdate, RoundOrder
+from hushtune.common.privacy.ledger_entry import LedgerEntry
+from hushtune.common.privacy.plan import DpSgdEvent
 
 REASONS = (
     "run",
@@ -72,7 +74,11 @@ def _charge(update: ClientUpdate, order: RoundOrder) -> None:
         if charge is not None:
             _reject(order, "charge", given="a charge", expected="none: privacy is off")
         return
-    event = order.plan.event(order.local_steps)
+    check_charge(charge, order, order.plan.event(order.local_steps))
+
+
+def check_charge(charge: LedgerEntry | None, order: RoundOrder, event: DpSgdEvent) -> None:
+    """Raise UpdateRejectedError unless a charge is of exactly this event and order."""
     if charge is None:
         _reject(order, "charge", given="none", expected=event.to_dict())
     elif charge.event != event:

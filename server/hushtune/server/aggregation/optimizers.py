@@ -90,6 +90,47 @@ def adam(
     return ServerOptimizer(init, apply)
 
 
+def gradient_step(
+    optimizer: str, learning_rate: float, *, weight_decay: float = 0.0
+) -> ServerOptimizer:
+    """The step that torch's SGD or AdamW (1711.05101) takes along a gradient, ``-delta``.
+
+    For steps of the whole federation, whose gradients nobody descends at the sites. Begins anew
+    where other tensors are trained than before, as local optimisers do.
+    """
+    _require("learning_rate", learning_rate, learning_rate > 0)
+    first, second, epsilon = 0.9, 0.999, 1e-8
+
+    def init(state: AdapterState) -> AggState:
+        nothing = state.select(())
+        return AggState(step=0, moments={"first": nothing, "second": nothing})
+
+    def apply(
+        memory: AggState, state: AdapterState, delta: AdapterState
+    ) -> tuple[AggState, AdapterState]:
+        decayed = state.select(delta.keys) * (1.0 - learning_rate * weight_decay)
+        if optimizer == "sgd":
+            return AggState(memory.step + 1, memory.moments), state.merge(
+                decayed + learning_rate * delta
+            )
+        goes_on = "first" in memory.moments and memory.moments["first"].keys == delta.keys
+        old = memory if goes_on else init(state)
+        step = old.step + 1
+        mean = first * _begun(old.moments["first"], delta, start=0.0) + (1 - first) * delta
+        square = second * _begun(old.moments["second"], delta, start=0.0) + (
+            1 - second
+        ) * delta.map(torch.square)
+
+        def direction(mean: Tensor, square: Tensor) -> Tensor:
+            size = (square / (1 - second**step)).sqrt() + epsilon
+            return mean / (1 - first**step) / size
+
+        moved = decayed + learning_rate * mean.zip_with(square, direction)
+        return AggState(step, {"first": mean, "second": square}), state.merge(moved)
+
+    return ServerOptimizer(init, apply)
+
+
 def _begun(moment: AdapterState, delta: AdapterState, *, start: float) -> AdapterState:
     """The moment over the tensors of ``delta``, those that are new to it filled with ``start``."""
     fresh = delta.map(lambda tensor: torch.full_like(tensor, start))

@@ -1,0 +1,366 @@
+"""A site's part in a secure sum: keys, sealed shares, a masked sum, and what opens the sum.
+
+What the site must remember between messages lies in the node's own Flower state: a site that lost
+it has dropped out. It reveals, of another site and step, the seed of its own mask or that of the
+masks it shares, never both: it answers once for each step, to one list of survivors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flwr.app import ConfigRecord, RecordDict
+
+from hushtune.client.site import Site
+from hushtune.client.train import gradient_sum, train_locally
+from hushtune.common.adapter import AdapterState
+from hushtune.common.errors import SecureSumError
+from hushtune.common.messages import RoundOrder
+from hushtune.common.privacy.discrete import discrete_gaussian
+from hushtune.common.privacy.noise import NoiseSource
+from hushtune.common.privacy.plan import Unit
+from hushtune.common.secagg import keys as crypto
+from hushtune.common.secagg.cohort import Cohort
+from hushtune.common.secagg.ring import mask, to_ring
+from hushtune.common.secagg.wire import (
+    KeysOrder,
+    OpenOrder,
+    OpenReply,
+    SharesOrder,
+    SiteKeys,
+    StepOrder,
+    decode_keys_order,
+    decode_open_order,
+    decode_shares_order,
+    encode_keys,
+    encode_open_reply,
+    encode_shares,
+)
+
+_STATE, _TEXT = "hushtune.secure", "json"
+_PAIR, _OWN = "pair", "own"
+
+
+@dataclass
+class _Session:
+    """What a site knows of a session; all secrets of it but what the ledger has."""
+
+    raw: dict[str, Any]
+    site: str
+
+    @property
+    def name(self) -> str:
+        return self.raw["session"]
+
+    @property
+    def cohort(self) -> Cohort:
+        sites, least, false = self.raw["cohort"]
+        return Cohort(sites=tuple(sites), min_survivors=least, colluding=false)
+
+    @property
+    def steps(self) -> list[int]:
+        return self.raw["steps"]
+
+    def place(self, step: int) -> int:
+        """Of a step in the session; SecureSumError for one that is not in it."""
+        if step not in self.steps:
+            raise SecureSumError("a step is not one of this session", given=step)
+        return self.steps.index(step)
+
+    def seed(self, kind: str, place: int) -> bytes:
+        return bytes.fromhex(self.raw[kind][place])
+
+    def sealing(self) -> crypto.X25519PrivateKey:
+        return crypto.private_key(bytes.fromhex(self.raw["seal"]), "seal", self.name)
+
+    def pairing(self, place: int) -> crypto.X25519PrivateKey:
+        return pair_key(self.seed(_PAIR, place), self.name, self.steps[place])
+
+    def published(self) -> SiteKeys:
+        places = range(len(self.steps))
+        return SiteKeys(
+            seal=crypto.public_bytes(self.sealing()),
+            pair=tuple(crypto.public_bytes(self.pairing(place)) for place in places),
+            own=tuple(
+                crypto.commitment(self.seed(_OWN, place), self.name, self.steps[place])
+                for place in places
+            ),
+        )
+
+    def pair_keys(self) -> dict[str, list[bytes]]:
+        """The public keys for masks of all sites of the session, by name."""
+        return {n: [bytes.fromhex(k) for k in own["pair"]] for n, own in self.raw["keys"].items()}
+
+    def neighbours(self) -> tuple[str, ...]:
+        """Those with whom this site shares masks, of the sites whose keys it has."""
+        around = self.cohort.neighbours(self.site, session=self.name)
+        return tuple(name for name in around if name in self.raw["keys"])
+
+    def received(self) -> dict[str, list[list[str]]]:
+        """By sender, this site's share of each step's own and pair seed; its own share too."""
+        return self.raw["received"]
+
+
+def pair_key(seed: bytes, session: str, step: int) -> crypto.X25519PrivateKey:
+    """The private key for the masks that a site shares in one step."""
+    return crypto.private_key(seed, _PAIR, session, step)
+
+
+def answer_keys(content: RecordDict, site: Site, state: RecordDict) -> RecordDict:
+    """Begin a session: make its secrets, and publish the keys."""
+    order = decode_keys_order(content)
+    site.policy.check_session(order)
+    known = _load(state, site.name)
+    digest = _digest(content)
+    if known is None or known.name != order.session:
+        known = _begun(order, site.name, digest)
+        _save(state, known)
+    elif known.raw["order"] != digest:
+        raise SecureSumError("a session was begun with other sites, steps or a plan")
+    return encode_keys(order.session, site.name, known.published())
+
+
+def _begun(order: KeysOrder, site: str, digest: str) -> _Session:
+    def seeds(count: int) -> list[str]:
+        return [os.urandom(crypto.SEED_BYTES).hex() for _ in range(count)]
+
+    raw = {
+        "session": order.session,
+        "run": order.run,
+        "order": digest,
+        "cohort": [list(order.cohort.sites), order.cohort.min_survivors, order.cohort.colluding],
+        "plan": order.plan.to_dict(),
+        "steps": list(order.steps),
+        "seal": seeds(1)[0],
+        _PAIR: seeds(len(order.steps)),
+        _OWN: seeds(len(order.steps)),
+        "keys": {},
+        "sealed": {},
+        "received": {},
+        "opened": {},
+    }
+    return _Session(raw, site)
+
+
+def answer_shares(content: RecordDict, site: Site, state: RecordDict) -> RecordDict:
+    """Split the seeds of this site's masks among its neighbours, sealed for each."""
+    order = decode_shares_order(content)
+    session = _current(state, site, order.run, order.session)
+    offered = {
+        n: {"seal": k.seal.hex(), "pair": [p.hex() for p in k.pair]} for n, k in order.keys.items()
+    }
+    if not session.raw["keys"]:
+        _check_keys(order, session)
+        session.raw["keys"] = offered
+        _share(session, order.keys)
+        _save(state, session)
+    elif session.raw["keys"] != offered:
+        raise SecureSumError("the keys of a session were changed while it was going on")
+    sealed = {name: bytes.fromhex(text) for name, text in session.raw["sealed"].items()}
+    return encode_shares(session.name, site.name, sealed)
+
+
+def _check_keys(order: SharesOrder, session: _Session) -> None:
+    keys, cohort, number = order.keys, session.cohort, len(session.steps)
+    if keys.get(session.site) != session.published():
+        raise SecureSumError("this site's own keys came back changed, or not at all")
+    strange = sorted(set(keys) - set(cohort.sites))
+    if strange or len(keys) < cohort.min_survivors:
+        raise SecureSumError(
+            "the keys are not those of enough sites of this session",
+            given=strange[0][:100] if strange else f"{len(keys)} sites",
+            expected=f"{cohort.min_survivors} or more of {len(cohort.sites)} sites",
+        )
+    if any(len(own.pair) != number or len(own.own) != number for own in keys.values()):
+        raise SecureSumError("a site has not a key for each step of the session")
+    public = [key for own in keys.values() for key in (own.seal, *own.pair)]
+    if len(set(public)) != len(public):
+        raise SecureSumError("two sites have one key: somebody claims to be two")
+
+
+def _share(session: _Session, keys: Mapping[str, SiteKeys]) -> None:
+    around = session.neighbours()
+    holders = sorted((*around, session.site))
+    threshold = session.cohort.share_threshold
+    if len(holders) < threshold:
+        raise SecureSumError(
+            "too few sites hold shares", given=len(holders), expected=f"{threshold} or more"
+        )
+    shares: dict[str, list[list[str]]] = {name: [] for name in holders}
+    for place in range(len(session.steps)):
+        split = [
+            crypto.split(session.seed(kind, place), threshold=threshold, holders=holders)
+            for kind in (_OWN, _PAIR)
+        ]
+        for name in holders:
+            shares[name].append([part[name].hex() for part in split])
+    mine = session.sealing()
+    for name in around:
+        text = json.dumps(shares[name]).encode()
+        labels = (session.name, session.site, name)
+        session.raw["sealed"][name] = crypto.seal(text, mine, keys[name].seal, *labels).hex()
+    session.raw["received"] = {session.site: shares[session.site]}
+
+
+def masked(order: StepOrder, site: Site, state: RecordDict) -> Callable[[RoundOrder, int], bytes]:
+    """What computes this site's masked sum for an order that fits its session."""
+    asked = order.order
+    session = _current(state, site, asked.run, order.session)
+    place = session.place(asked.round)
+    if asked.plan.to_dict() != session.raw["plan"]:
+        raise SecureSumError("an order has another plan than its session")
+    if not session.raw["keys"]:
+        raise SecureSumError("a step was ordered before keys and shares were exchanged")
+    _receive(session, order.sealed)
+    _save(state, session)
+
+    def compute(order: RoundOrder, sequence: int) -> bytes:
+        update = _clipped(order, site, sequence=sequence)
+        values = torch_to_numpy(update)
+        std = session.cohort.share_std(order.plan.noise_multiplier, values.size)
+        total = to_ring(values, clip_norm=order.plan.clip_norm)
+        total += discrete_gaussian(site.noise, values.size, std=std).view(np.uint64)
+        for sign, seed in _mask_seeds(session, place):
+            total = total + mask(seed, total.size) if sign > 0 else total - mask(seed, total.size)
+        return total.astype("<u8").tobytes()
+
+    return compute
+
+
+def described(noise: NoiseSource) -> str:
+    """One line on where a share of the noise came from."""
+    if not noise.secure:
+        return noise.description
+    return (
+        "ChaCha20 keystream, a fresh 256-bit key from the operating system for each draw; discrete "
+        "Gaussian by rejection in float64, in whole numbers"
+    )
+
+
+def _receive(session: _Session, sealed: Mapping[str, bytes]) -> None:
+    """Open the shares that other sites have sealed for this one, once."""
+    around = session.neighbours()
+    if len(session.received()) > 1:
+        return
+    mine = session.sealing()
+    for name in sorted(sealed):
+        if name not in around:
+            raise SecureSumError("shares of a site that is no neighbour", given=name[:100])
+        theirs = bytes.fromhex(session.raw["keys"][name]["seal"])
+        text = crypto.unseal(sealed[name], mine, theirs, session.name, name, session.site)
+        session.raw["received"][name] = _read_shares(text, len(session.steps))
+    least = session.cohort.share_threshold
+    if len(session.received()) < least:
+        raise SecureSumError(
+            "too few sites have shared what opens their masks",
+            given=len(session.received()),
+            expected=f"{least} or more, this one included",
+        )
+
+
+def _read_shares(text: bytes, steps: int) -> list[list[str]]:
+    try:
+        shares = json.loads(text)
+        whole = len(shares) == steps and all(
+            len(pair) == 2 and all(len(bytes.fromhex(part)) == crypto.SEED_BYTES for part in pair)
+            for pair in shares
+        )
+    except (ValueError, TypeError):
+        whole = False
+        shares = []
+    if not whole:
+        raise SecureSumError("a sealed share does not hold two seeds for each step")
+    return shares
+
+
+def _mask_seeds(session: _Session, place: int) -> list[tuple[int, bytes]]:
+    """The masks of this site in a step: its own, and one for each neighbour, added by one of the
+    two and taken away by the other."""
+    step, name = session.steps[place], session.name
+    mine, keys = session.pairing(place), session.pair_keys()
+    found = [(1, crypto.own_seed(session.seed(_OWN, place), name, step))]
+    for other in sorted(session.received()):
+        if other != session.site:
+            seed = crypto.pair_seed(mine, keys[other][place], session.site, other, name, step)
+            found.append((1 if session.site < other else -1, seed))
+    return found
+
+
+def _clipped(order: RoundOrder, site: Site, *, sequence: int) -> AdapterState:
+    """The site's vector: a sum of clipped gradients, or the clipped change of a client."""
+    random = site.batch_randomness(order.run, order.round, sequence)
+    if order.plan.unit is not Unit.CLIENT:
+        return gradient_sum(order, task=site.task, units=site.units, random=random)
+    change = train_locally(order, task=site.task, units=site.units, noise=site.noise, random=random)
+    norm = change.norm()
+    if not math.isfinite(norm):
+        return change.map(lambda tensor: tensor * 0.0).map(lambda tensor: tensor.nan_to_num(0.0))
+    return change * min(1.0, order.plan.clip_norm / max(norm, 1e-300))
+
+
+def torch_to_numpy(state: AdapterState) -> np.ndarray:
+    """All values of a state in the order of its keys, float64."""
+    return np.concatenate([t.double().numpy().reshape(-1) for t in state.tensors.values()])
+
+
+def answer_open(content: RecordDict, site: Site, state: RecordDict) -> RecordDict:
+    """Give out the shares that open the sum of the survivors of a step; once for each step."""
+    order = decode_open_order(content)
+    session = _current(state, site, order.run, order.session)
+    place = session.place(order.step)
+    _check_survivors(order, session)
+    answered = session.raw["opened"].setdefault(str(order.step), list(order.survivors))
+    if answered != list(order.survivors):
+        raise SecureSumError("the survivors of a step were changed after it was answered")
+    _save(state, session)
+    shares = {name: held[place] for name, held in session.received().items()}
+    staying = set(order.survivors)
+    return encode_open_reply(
+        OpenReply(
+            session=session.name,
+            site=site.name,
+            step=order.step,
+            own={n: bytes.fromhex(own) for n, (own, _) in shares.items() if n in staying},
+            pair={n: bytes.fromhex(pair) for n, (_, pair) in shares.items() if n not in staying},
+        )
+    )
+
+
+def _check_survivors(order: OpenOrder, session: _Session) -> None:
+    least, names = session.cohort.min_survivors, order.survivors
+    if list(names) != sorted(set(names)) or not set(names) <= set(session.raw["keys"]):
+        raise SecureSumError("the survivors of a step are not sites of the session, each once")
+    if len(names) < least:
+        raise SecureSumError(
+            "too few sites are left: their sum would carry less noise than was promised",
+            given=len(names),
+            expected=f"{least} or more (privacy.min_survivors)",
+        )
+
+
+def _current(state: RecordDict, site: Site, run: str, session: str) -> _Session:
+    known = _load(state, site.name)
+    if known is None or (known.name, known.raw["run"]) != (session, run):
+        raise SecureSumError("this site knows nothing of the session", given=session)
+    return known
+
+
+def _load(state: RecordDict, site: str) -> _Session | None:
+    record = state.config_records.get(_STATE)
+    return None if record is None else _Session(json.loads(str(record[_TEXT])), site)
+
+
+def _save(state: RecordDict, session: _Session) -> None:
+    state[_STATE] = ConfigRecord({_TEXT: json.dumps(session.raw)})
+
+
+def _digest(content: RecordDict) -> str:
+    record = next(iter(content.config_records.values()))
+    return hashlib.sha256("".join(map(str, record.values())).encode()).hexdigest()

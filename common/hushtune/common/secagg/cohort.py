@@ -1,0 +1,96 @@
+"""Who adds up together: the sites of a sum, how many must stay, and how many may be false.
+
+``sites`` take part, ``min_survivors`` (m) of them must answer for a sum to be opened, and up to
+``colluding`` (t) of them may tell the server all that they know. Each site adds a share of the
+noise that is large enough for any ``m - t`` shares to make up the whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from hushtune.common.errors import PlanError
+from hushtune.common.secagg.ring import sensitivity
+
+_SECURITY_BITS = 40
+"""A sparse graph fails to hide somebody with a chance of at most 2^-40."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cohort:
+    """The sites of a secure sum, by name and sorted; PlanError where it could protect nothing."""
+
+    sites: tuple[str, ...]
+    min_survivors: int
+    colluding: int
+
+    def __post_init__(self) -> None:
+        number, least, false = len(self.sites), self.min_survivors, self.colluding
+        if number < 2 or list(self.sites) != sorted(set(self.sites)):
+            raise PlanError(
+                "a secure sum needs two sites or more, each with a name of its own",
+                given=", ".join(self.sites)[:200] or "none",
+                remedy='with one site, use trust = "site"',
+            )
+        if not 0 <= false < number:
+            raise PlanError(
+                "so many sites cannot side with the server: nobody would be left to protect",
+                given=f"colluding_sites = {false} of {number}",
+                expected=f"0 to {number - 1}",
+            )
+        if not (number + false) / 2 < least <= number:
+            raise PlanError(
+                "min_survivors does not fit the sites: a server that told half of them of one set "
+                "of survivors and half of another could open a single site's sum",
+                given=f"min_survivors = {least}, {number} sites, colluding_sites = {false}",
+                expected=f"{(number + false) // 2 + 1} to {number}",
+                remedy="set privacy.min_survivors, or lower privacy.colluding_sites",
+            )
+
+    @property
+    def noise_shares(self) -> int:
+        """The shares of noise that are sure to be in a sum and unknown to the server: m - t."""
+        return self.min_survivors - self.colluding
+
+    def share_std(self, noise_multiplier: float, num_values: int) -> float:
+        """The noise that each site adds, in steps of the grid: any m - t shares make the whole."""
+        return noise_multiplier * sensitivity(num_values) / math.sqrt(self.noise_shares)
+
+    @property
+    def degree(self) -> int:
+        """How many others each site shares masks with: all of them, unless there are very many.
+
+        Of the others, ``n - m`` may be silent and t false; that ``degree / 2`` neighbours in a row
+        all are is then less likely than 2^-40 for any site (Bell et al. 2020, lemma 3.3), and so is
+        that a site's neighbours cannot open what it shared.
+        """
+        number = len(self.sites)
+        lost = (number - self.min_survivors + self.colluding) / number
+        half = 1 + math.ceil((_SECURITY_BITS + math.log2(number)) / -math.log2(max(lost, 1e-9)))
+        return number - 1 if 2 * half >= number - 1 or lost >= 0.25 else 2 * half
+
+    @property
+    def share_threshold(self) -> int:
+        """How many shares open what a site has shared: m, or two thirds of a sparse graph's."""
+        if self.degree == len(self.sites) - 1:
+            return self.min_survivors
+        return 2 * (self.degree + 1) // 3 + 1
+
+    def neighbours(self, site: str, *, session: str) -> tuple[str, ...]:
+        """The others that a site shares masks with, sorted; who, follows from the session's name.
+
+        A ring of all sites in an order that the session's name decides, each next to ``degree`` of
+        them (the Harary graph of Bell et al.).
+        """
+        number, degree = len(self.sites), self.degree
+        if degree == number - 1:
+            return tuple(name for name in self.sites if name != site)
+        seed = int.from_bytes(hashlib.sha256(session.encode()).digest(), "big")
+        order = [self.sites[place] for place in np.random.default_rng(seed).permutation(number)]
+        place = order.index(site)
+        around = (offset for offset in range(-degree // 2, degree // 2 + 1) if offset)
+        return tuple(sorted(order[(place + offset) % number] for offset in around))

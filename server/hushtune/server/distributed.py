@@ -1,0 +1,145 @@
+"""A round without a trusted server: every step is a secure sum that carries all sites' noise.
+
+With records or groups protected this is FedSGD (McMahan et al. 1602.05629): the sum is that of all
+sites' clipped gradients, and the server takes the optimiser's step, as pooled DP-SGD would. With
+clients protected it is the sum of their clipped changes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from flwr.serverapp import Grid
+
+from hushtune.common.adapter import AdapterState
+from hushtune.common.config import RunConfig
+from hushtune.common.messages import RoundOrder
+from hushtune.common.planning import cohort_of
+from hushtune.common.privacy.plan import PrivacyPlan, Unit
+from hushtune.common.schedules import learning_rate
+from hushtune.common.secagg.ring import Ring, from_ring
+from hushtune.server.aggregation.aggregator import make_optimizer
+from hushtune.server.aggregation.optimizers import ServerOptimizer, gradient_step
+from hushtune.server.checkpoint import Checkpoint
+from hushtune.server.joined import Joined
+from hushtune.server.orders import make_orders
+from hushtune.server.roll_call import RollCall
+from hushtune.server.secure import SecureSession
+from hushtune.server.spending import appended, appended_charges
+
+
+def steps_of_round(config: RunConfig) -> int:
+    """Secure sums in a round."""
+    return 1 if config.privacy.unit == Unit.CLIENT else config.train.local_steps
+
+
+def reserved(now: Checkpoint, config: RunConfig) -> Checkpoint:
+    """The checkpoint with the numbers of one more round's steps given away.
+
+    To be saved before the round: a step that was begun and not finished is never asked for again
+    under its number, as other keys would mask, and other noise protect, what was paid for once.
+    """
+    return replace(now, steps_given=now.steps_given + steps_of_round(config))
+
+
+def optimizer_of(config: RunConfig, order: RoundOrder, step: int) -> ServerOptimizer:
+    """What the server does with the mean of a step of a round, counted from 0."""
+    how = order.training
+    if order.plan.unit is Unit.CLIENT:
+        return make_optimizer(config.aggregation)
+    rate = learning_rate(how.learning_rate, how.schedule, how.first_step + step, how.schedule_steps)
+    return gradient_step(how.optimizer, rate, weight_decay=how.weight_decay)
+
+
+def exchange(
+    now: Checkpoint,
+    grid: Grid,
+    roll: RollCall,
+    *,
+    run: str,
+    config: RunConfig,
+    plans: Mapping[str, PrivacyPlan],
+    sizes: Mapping[str, int],
+    timeout: float,
+) -> Joined:
+    """All steps of the round after ``now``, whose numbers were given away before.
+
+    Raises QuorumError where too few sites stay, which leaves the sums of unfinished steps closed.
+    """
+    began, aggregation, count = time.perf_counter(), 0.0, steps_of_round(config)
+    plan = next(iter(plans.values()))
+    numbers = tuple(range(now.steps_given - count + 1, now.steps_given + 1))
+    session = SecureSession(
+        run=run,
+        cohort=cohort_of(config),
+        plan=plan,
+        steps=numbers,
+        grid=grid,
+        nodes=roll.nodes,
+        timeout=timeout,
+    )
+    session.traffic.lost.update(roll.missing)
+    session.begin()
+    state, agg, noise = now.state, now.agg, dict[str, str]()
+    for place, number in enumerate(numbers):
+        orders = make_orders(
+            state, run=run, round=now.round + 1, config=config, plans=plans, sizes=sizes
+        )
+        per_step = order_of_step if plan.unit is not Unit.CLIENT else order_of_round
+        orders = {site: per_step(order, number) for site, order in orders.items()}
+        opened = session.step(orders)
+        adding = time.perf_counter()
+        order = next(iter(orders.values()))
+        mean = mean_of(opened.values, order)
+        delta = mean if plan.unit is Unit.CLIENT else -1.0 * mean
+        agg, state = optimizer_of(config, order, place).apply(agg, state, delta)
+        aggregation += time.perf_counter() - adding
+        noise |= {site: opened.noise[site][:200] for site in opened.survivors}
+    traffic = session.traffic
+    charges = now.charges
+    for site, entry in traffic.charges:
+        charges = appended_charges(charges, {site: entry})
+    total = time.perf_counter() - began
+    return Joined(
+        state=state,
+        agg=agg,
+        accepted=tuple(sorted(noise)),
+        rejected={site: why for site, why in traffic.lost.items() if site not in noise},
+        noise=dict(sorted(noise.items())),
+        charges=charges,
+        refusals=appended(now.refusals, traffic.refusals),
+        bytes_down=traffic.bytes_down,
+        bytes_up=traffic.bytes_up,
+        exchanges=traffic.exchanges,
+        seconds={"training": total - aggregation, "aggregation": aggregation},
+    )
+
+
+def order_of_step(order: RoundOrder, number: int) -> RoundOrder:
+    """A round's order as one for a single gradient."""
+    return replace(order, round=number, local_steps=1)
+
+
+def order_of_round(order: RoundOrder, number: int) -> RoundOrder:
+    """A round's order under the number of its one sum."""
+    return replace(order, round=number)
+
+
+def mean_of(total: Ring, order: RoundOrder) -> AdapterState:
+    """The sum over the plan's public denominator, over the tensors that are trained."""
+    values = from_ring(total, clip_norm=order.plan.clip_norm) / order.plan.denominator
+    keys = sorted(order.trainable)
+    like = order.adapter.select(keys).tensors
+    ends = np.cumsum([like[key].numel() for key in keys])
+    parts = np.split(values, ends[:-1])
+    return AdapterState(
+        order.adapter.spec,
+        {
+            key: torch.from_numpy(part.astype(np.float32)).reshape(like[key].shape)
+            for key, part in zip(keys, parts, strict=True)
+        },
+    )

@@ -1,0 +1,32 @@
+"""What a round made of a checkpoint, whichever way the sites' answers were joined."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hushtune.common.adapter import AdapterState
+from hushtune.server.aggregation.optimizers import AggState
+from hushtune.server.spending import Rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joined:
+    """What a round's exchange with the sites made of a checkpoint.
+
+    ``accepted`` are the sites that are in the new ``state``, ``rejected`` says why others are not.
+    ``noise`` says of each who added noise where it came from. ``exchanges``: messages that a site
+    was sent. ``seconds``: of training and of aggregation.
+    """
+
+    state: AdapterState
+    agg: AggState
+    rejected: Mapping[str, str]
+    noise: Mapping[str, str]
+    charges: Rows
+    refusals: Rows
+    bytes_down: int
+    bytes_up: int
+    seconds: Mapping[str, float]
+    accepted: tuple[str, ...]
+    exchanges: int = 1
