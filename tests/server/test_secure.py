@@ -1,0 +1,410 @@
+"""Secure sums between a server and sites: right, or closed; no message can be read by itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import RecordDict
+from scipy import stats
+
+from hushtune.client import secure
+from hushtune.common.errors import HushtuneError, QuorumError, SecureSumError
+from hushtune.common.messages import decode_refusal, unpack_body, with_body
+from hushtune.common.secagg import keys as crypto
+from hushtune.common.secagg.ring import GRID, from_ring, sensitivity
+from hushtune.common.secagg.wire import (
+    OpenOrder,
+    StepOrder,
+    decode_open_reply,
+    decode_step_reply,
+    encode_open_order,
+    encode_step,
+)
+
+from .secure_grid import CLIP, RUN, SIZE, Sites, no_noise, order, sum_vectors
+
+NAMES = ("east", "north", "northwest", "south", "west")
+
+
+@pytest.fixture
+def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sites:
+    """Five sites with vectors of their own, and no noise."""
+    sites = Sites(NAMES, tmp_path)
+    sum_vectors(sites, monkeypatch)
+    no_noise(monkeypatch)
+    return sites
+
+
+def plain_sum(grid: Sites, names: tuple[str, ...] = NAMES) -> np.ndarray:
+    return np.sum([grid.vectors[name].astype(np.float32).astype(float) for name in names], axis=0)
+
+
+def lose(grid: Sites, action: str, *names: str) -> None:
+    """These sites do not answer, from this stage on."""
+    stages = ("keys", "shares", "masked", "open")
+    since = stages.index(action)
+    gone: set[str] = set()
+
+    def spoil(doing: str, site: str, answer: RecordDict) -> RecordDict | None:
+        if site in names and (site in gone or stages.index(doing) >= since):
+            gone.add(site)
+            return None
+        return answer
+
+    grid.spoil = spoil
+
+
+def test_the_opened_sum_is_the_plain_sum_to_the_grid_s_rounding(grid: Sites) -> None:
+    session = grid.session()
+    session.begin()
+    for number in (1, 2):
+        opened = session.step(grid.orders(number))
+        found = from_ring(opened.values, clip_norm=CLIP)
+        assert np.abs(found - plain_sum(grid)).max() <= len(NAMES) * 0.5 * CLIP / GRID * 1.001
+        assert opened.survivors == NAMES
+    assert session.traffic.exchanges == 6
+    assert session.traffic.bytes_up > 0
+
+
+@pytest.mark.parametrize("stage", ["keys", "shares", "masked", "open"])
+@pytest.mark.parametrize("gone", [("north",), ("east", "west")])
+def test_drop_outs_at_each_stage_down_to_the_threshold(
+    grid: Sites, stage: str, gone: tuple[str, ...]
+) -> None:
+    session = grid.session(least=3)
+    lose(grid, stage, *gone)
+    session.begin()
+    opened = session.step(grid.orders(1))
+    there = NAMES if stage == "open" else tuple(name for name in NAMES if name not in gone)
+    assert opened.survivors == there
+    assert from_ring(opened.values, clip_norm=CLIP) == pytest.approx(
+        plain_sum(grid, there), abs=1e-6
+    )
+    assert set(gone) <= set(session.traffic.lost)
+
+
+def test_a_site_that_drops_out_in_one_step_is_in_the_next_again(grid: Sites) -> None:
+    session = grid.session(least=4)
+    session.begin()
+    grid.spoil = lambda doing, site, it: None if (doing, site) == ("masked", "west") else it
+    assert "west" not in session.step(grid.orders(1)).survivors
+    grid.spoil = lambda _, __, it: it
+    opened = session.step(grid.orders(2))
+    assert opened.survivors == NAMES
+    assert from_ring(opened.values, clip_norm=CLIP) == pytest.approx(plain_sum(grid), abs=1e-6)
+
+
+@pytest.mark.parametrize("stage", ["keys", "shares", "masked", "open"])
+def test_fewer_than_promised_open_nothing(grid: Sites, stage: str) -> None:
+    session = grid.session(least=4)
+    lose(grid, stage, "east", "north")
+    with pytest.raises(QuorumError, match="nothing is opened"):
+        session.begin()
+        session.step(grid.orders(1))
+    opened = [content for action, _, content in grid.sent if action == "open"]
+    if stage != "open":
+        assert not opened
+
+
+def test_sites_give_no_shares_to_a_server_that_names_too_few_survivors(grid: Sites) -> None:
+    session = grid.session(least=4)
+    session.begin()
+    session.step(grid.orders(1))
+    for survivors in ((), ("east",), ("east", "north", "west"), NAMES[:3]):
+        refused = ask_to_open(grid, session.name, 2, survivors)
+        assert "too few sites are left" in refused
+
+
+def test_survivors_cannot_be_changed_after_an_answer(grid: Sites) -> None:
+    """Else both seeds of a site would be opened, and with them its vector."""
+    session = grid.session(least=4)
+    session.begin()
+    session.step(grid.orders(1))
+    assert "changed after" in ask_to_open(grid, session.name, 1, NAMES[:4])
+    # The same list again is answered as before.
+    again = grid.answer("open", "east", open_order(session.name, 1, NAMES))
+    assert set(decode_open_reply(again).own) == set(NAMES)
+
+
+def test_no_site_reveals_both_seeds_of_another(grid: Sites) -> None:
+    session = grid.session(least=4)
+    session.begin()
+    grid.spoil = lambda doing, site, it: None if (doing, site) == ("masked", "west") else it
+    session.step(grid.orders(1))
+    for action, _, content in grid.sent:
+        if action == "open":
+            reply = decode_open_reply(content)
+            assert not set(reply.own) & set(reply.pair)
+            assert set(reply.pair) == {"west"}
+
+
+def test_a_masked_message_is_uniform_and_independent_of_its_content(
+    grid: Sites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"zero": 0.0, "large": 1e6}
+    seen: dict[str, list[np.ndarray]] = {name: [] for name in sizes}
+    for content, scale in sizes.items():
+        for name in NAMES:
+            grid.vectors[name] = np.full(SIZE, scale)
+        for batch in range(5):
+            numbers = tuple(range(100 * batch + 1, 100 * batch + 11))
+            if content == "large":
+                numbers = tuple(10_000 + number for number in numbers)
+            session = grid.session(steps=numbers)
+            session.begin()
+            for number in numbers:
+                grid.sent.clear()
+                session.step(grid.orders(number))
+                masked = next(it for action, _, it in grid.sent if action == "masked")
+                seen[content].append(decode_step_reply(masked).values)
+    drawn = {name: np.concatenate(parts) for name, parts in seen.items()}
+    for values in drawn.values():
+        for shift in (0, 24, 60):  # low, middle and high bits
+            digit = ((values >> np.uint64(shift)) & np.uint64(15)).astype(int)
+            assert stats.chisquare(np.bincount(digit, minlength=16)).pvalue > 1e-6
+    table = [np.bincount((d >> np.uint64(60)).astype(int), minlength=16) for d in drawn.values()]
+    assert stats.chi2_contingency(np.array(table)).pvalue > 1e-6
+
+
+def test_each_mask_alone_hides_a_message(grid: Sites, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without masks the same numbers would be plain: what hides them is the masks."""
+    monkeypatch.setattr(secure, "_mask_seeds", lambda session, place: [])
+    session = grid.session()
+    session.begin()
+    with pytest.raises(HushtuneError):  # masks that are taken off were never put on
+        opened = session.step(grid.orders(1))
+        if np.abs(from_ring(opened.values, clip_norm=CLIP) - plain_sum(grid)).max() > 1:
+            raise SecureSumError("the sum is not the plain one")
+    masked = next(it for action, _, it in grid.sent if action == "masked")
+    found = from_ring(decode_step_reply(masked).values, clip_norm=CLIP)
+    assert found == pytest.approx(grid.vectors["east"], abs=1e-6)
+
+
+def test_the_noise_of_the_sum_has_the_promised_variance_with_the_fewest_survivors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = Sites(NAMES, tmp_path)
+    sum_vectors(grid, monkeypatch)
+    for name in NAMES:
+        grid.vectors[name] = np.zeros(SIZE)
+    numbers = tuple(range(1, 61))
+    session = grid.session(least=4, false=1, steps=numbers)
+    grid.spoil = lambda doing, site, it: None if (doing, site) == ("masked", "west") else it
+    session.begin()
+    noise = np.concatenate(
+        [session.step(grid.orders(n)).values.view(np.int64) for n in numbers]
+    ).astype(float)
+    # Four of five are left and one of them may side with the server: three shares make 1.0 * C.
+    promised = sensitivity(SIZE)
+    assert stats.kstest(noise / (promised * np.sqrt(4 / 3)), "norm").pvalue > 1e-6
+    for wrong in (2 / 3, 3 / 2):
+        assert stats.kstest(noise / (promised * np.sqrt(4 / 3) * wrong), "norm").pvalue < 1e-6
+
+
+# -------------------------------------------------------------------------- false sites ----
+
+
+def spoil_json(action: str, site: str, change: Callable[[dict[str, object]], None]):
+    """Alters one site's answers at one stage."""
+
+    def spoil(doing: str, who: str, answer: RecordDict) -> RecordDict:
+        if (doing, who) != (action, site):
+            return answer
+        body = unpack_body(answer)
+        change(body)
+        return with_body(answer, body)
+
+    return spoil
+
+
+def test_a_false_share_is_found_out_and_enough_good_ones_open_the_sum(grid: Sites) -> None:
+    def falsify(body: dict[str, object]) -> None:
+        own = body["own"]
+        assert isinstance(own, dict)
+        own.update({name: bytes(16).hex() for name in own})
+
+    grid.spoil = spoil_json("open", "east", falsify)
+    session = grid.session(least=4)
+    session.begin()
+    opened = session.step(grid.orders(1))
+    assert from_ring(opened.values, clip_norm=CLIP) == pytest.approx(plain_sum(grid), abs=1e-6)
+    strict = grid.session(least=5, steps=(3,))
+    strict.begin()
+    with pytest.raises(SecureSumError, match="one is false"):
+        strict.step(grid.orders(3))
+
+
+def test_a_site_that_claims_two_identities_is_left_out_by_the_server(grid: Sites) -> None:
+    published: dict[str, RecordDict] = {}
+
+    def copied(doing: str, site: str, answer: RecordDict) -> RecordDict:
+        if doing != "keys":
+            return answer
+        published[site] = answer
+        if site != "north":
+            return answer
+        body = unpack_body(answer)
+        body["keys"] = unpack_body(published["east"])["keys"]
+        return with_body(answer, body)
+
+    grid.spoil = copied
+    session = grid.session(least=3)
+    session.begin()
+    assert session.step(grid.orders(1)).survivors == ("northwest", "south", "west")
+    assert "same key" in session.traffic.lost["north"]
+
+
+def test_a_site_refuses_keys_of_which_two_are_one(grid: Sites) -> None:
+    session = grid.session(least=3)
+    session.begin()
+    asked = next(it for action, site, it in grid.asked if (action, site) == ("shares", "east"))
+    for spoil in ("twice", "changed", "stranger", "few"):
+        fresh = grid.session(least=3)
+        grid.spoil = lambda doing, _, it: None if doing == "shares" else it
+        with pytest.raises(QuorumError):
+            fresh.begin()
+        body = unpack_body(
+            [it for action, site, it in grid.asked if (action, site) == ("shares", "east")][-1]
+        )
+        keys = body["keys"]
+        grid.memory["east"]["hushtune.secure"]["json"] = _without_keys(grid)  # type: ignore[index]
+        if spoil == "twice":
+            keys["north"] = keys["west"]
+        elif spoil == "changed":
+            keys["east"] = keys["west"]
+        elif spoil == "stranger":
+            keys["elsewhere"] = keys.pop("north")
+        else:
+            body["keys"] = {name: keys[name] for name in ("east", "west")}
+        refused = grid.answer("shares", "east", with_body(asked, body))
+        assert decode_refusal(refused).code == "HT505", spoil
+
+
+def _without_keys(grid: Sites) -> str:
+    raw = json.loads(str(grid.memory["east"].config_records["hushtune.secure"]["json"]))
+    return json.dumps({**raw, "keys": {}, "sealed": {}, "received": {}})
+
+
+def test_a_replayed_message_is_answered_alike_or_refused(grid: Sites) -> None:
+    session = grid.session(least=4)
+    session.begin()
+    session.step(grid.orders(1))
+    for action, site, content in list(grid.asked):
+        before = next(it for doing, who, it in grid.sent if (doing, who) == (action, site))
+        again = grid.answer(action, site, content)
+        assert unpack_body(again) == unpack_body(before)
+    assert grid.sites["east"].ledger.num_resent() == 1
+    assert len(grid.sites["east"].ledger.entries()) == 1
+    # In another session, or another step, the same messages are refused.
+    other = grid.session(least=4, steps=(7,))
+    other.begin()
+    for action in ("shares", "masked", "open"):
+        content = next(it for doing, who, it in grid.asked if (doing, who) == (action, "east"))
+        assert decode_refusal(grid.answer(action, "east", content)).code == "HT505"
+
+
+def test_a_replayed_answer_of_another_step_or_site_is_rejected(grid: Sites) -> None:
+    kept: dict[tuple[str, str], RecordDict] = {}
+
+    def replay(doing: str, site: str, answer: RecordDict) -> RecordDict:
+        if doing != "masked":
+            return answer
+        first = kept.setdefault((doing, site), answer)
+        return {"north": kept["masked", "east"], "west": first}.get(site, answer)
+
+    grid.spoil = replay
+    session = grid.session(least=3)
+    session.begin()
+    assert "north" not in session.step(grid.orders(1)).survivors
+    survivors = session.step(grid.orders(2)).survivors
+    assert survivors == ("east", "northwest", "south")
+    assert "another step" in session.traffic.lost["west"]
+
+
+def test_the_charge_is_durable_before_a_masked_sum_leaves_and_without_budget_none_does(
+    grid: Sites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    east = grid.sites["east"]
+    east.limit = replace(east.limit, max_rounds=1)
+    session = grid.session(least=4, steps=(1, 2))
+    session.begin()
+    assert session.step(grid.orders(1)).survivors == NAMES
+    assert session.step(grid.orders(2)).survivors == NAMES[1:]
+    assert "HT401" in session.traffic.lost["east"]
+    assert len(east.ledger.entries()) == 1
+    event = east.ledger.entries()[0].event
+    assert (event.sampling_probability, event.noise_multiplier, event.steps) == (0.1, 1.0, 1)
+
+
+def test_an_update_of_another_size_or_without_its_charge_is_rejected(grid: Sites) -> None:
+    def uncharged(body: dict[str, object]) -> None:
+        body["charge"] = None
+
+    grid.spoil = spoil_json("masked", "east", uncharged)
+    session = grid.session(least=4)
+    session.begin()
+    assert session.step(grid.orders(1)).survivors == NAMES[1:]
+    assert "charge" in session.traffic.lost["east"]
+
+
+def test_a_site_that_lost_its_memory_has_dropped_out(grid: Sites) -> None:
+    session = grid.session(least=4)
+    session.begin()
+    grid.memory["east"] = RecordDict()
+    assert session.step(grid.orders(1)).survivors == NAMES[1:]
+    assert "knows nothing of the session" in session.traffic.lost["east"]
+
+
+def test_many_sites_with_a_sparse_graph_and_drop_outs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hushtune.common.secagg import cohort as cohorts
+
+    monkeypatch.setattr(cohorts, "_SECURITY_BITS", 4)
+    grid = Sites([f"s{place:02d}" for place in range(30)], tmp_path)
+    sum_vectors(grid, monkeypatch)
+    no_noise(monkeypatch)
+    session = grid.session(least=26, steps=(1,))
+    assert session.cohort.degree < 29
+    gone = ("s03", "s11")
+    grid.spoil = lambda doing, site, it: None if doing == "masked" and site in gone else it
+    session.begin()
+    opened = session.step(grid.orders(1))
+    there = tuple(name for name in grid.names if name not in gone)
+    assert opened.survivors == there
+    assert from_ring(opened.values, clip_norm=CLIP) == pytest.approx(
+        plain_sum(grid, there), abs=1e-6
+    )
+
+
+def test_a_site_masks_only_for_the_plan_that_began_the_session(grid: Sites) -> None:
+    from dataclasses import replace
+
+    session = grid.session(least=4)
+    session.begin()
+    asked = order("east", 1)
+    weaker = replace(asked, plan=replace(asked.plan, noise_multiplier=0.06))
+    content = encode_step(StepOrder(order=weaker, session=session.name, sealed={}))
+    assert "another plan" in decode_refusal(grid.answer("masked", "east", content)).reason
+    assert not grid.sites["east"].ledger.entries()
+
+
+def open_order(session: str, step: int, survivors: tuple[str, ...]) -> RecordDict:
+    return encode_open_order(
+        OpenOrder(run=RUN, session=session, site="east", step=step, survivors=survivors)
+    )
+
+
+def ask_to_open(grid: Sites, session: str, step: int, survivors: tuple[str, ...]) -> str:
+    """The reason for which a site refuses."""
+    return decode_refusal(grid.answer("open", "east", open_order(session, step, survivors))).reason
+
+
+def test_seeds_of_a_session_are_its_own() -> None:
+    assert crypto.own_seed(bytes(16), "one", 1) != crypto.own_seed(bytes(16), "two", 1)
