@@ -12,7 +12,7 @@ from flwr.app import RecordDict
 from scipy import stats
 
 from hushtune.client import secure
-from hushtune.common.errors import HushtuneError, QuorumError, SecureSumError
+from hushtune.common.errors import QuorumError, SecureSumError
 from hushtune.common.messages import decode_refusal, unpack_body, with_body
 from hushtune.common.secagg import keys as crypto
 from hushtune.common.secagg.ring import GRID, from_ring, sensitivity
@@ -102,9 +102,13 @@ def test_a_site_that_drops_out_in_one_step_is_in_the_next_again(grid: Sites) -> 
 def test_fewer_than_promised_open_nothing(grid: Sites, stage: str) -> None:
     session = grid.session(least=4)
     lose(grid, stage, "east", "north")
-    with pytest.raises(QuorumError, match="nothing is opened"):
+
+    def whole() -> None:
         session.begin()
         session.step(grid.orders(1))
+
+    with pytest.raises(QuorumError, match="nothing is opened"):
+        whole()
     opened = [content for action, _, content in grid.sent if action == "open"]
     if stage != "open":
         assert not opened
@@ -175,10 +179,8 @@ def test_each_mask_alone_hides_a_message(grid: Sites, monkeypatch: pytest.Monkey
     monkeypatch.setattr(secure, "_mask_seeds", lambda session, place: [])
     session = grid.session()
     session.begin()
-    with pytest.raises(HushtuneError):  # masks that are taken off were never put on
-        opened = session.step(grid.orders(1))
-        if np.abs(from_ring(opened.values, clip_norm=CLIP) - plain_sum(grid)).max() > 1:
-            raise SecureSumError("the sum is not the plain one")
+    opened = session.step(grid.orders(1))  # masks are taken off that were never put on
+    assert np.abs(from_ring(opened.values, clip_norm=CLIP) - plain_sum(grid)).max() > 1
     masked = next(it for action, _, it in grid.sent if action == "masked")
     found = from_ring(decode_step_reply(masked).values, clip_norm=CLIP)
     assert found == pytest.approx(grid.vectors["east"], abs=1e-6)
