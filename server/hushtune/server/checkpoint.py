@@ -38,7 +38,7 @@ class Checkpoint:
 
     ``history`` has one row a round; ``charges`` the ledger entries (``LedgerEntry.to_dict``) that
     each site has shown, ``refusals`` the rounds that each site refused, with code and reason.
-    ``steps_given``: the last number of a secure sum's step that may have been asked for.
+    ``begun``: the last round in which steps of a secure sum may have been asked for.
     """
 
     run: str
@@ -49,7 +49,7 @@ class Checkpoint:
     history: tuple[Row, ...]
     charges: Mapping[str, tuple[Row, ...]]
     refusals: Mapping[str, tuple[Row, ...]]
-    steps_given: int = 0
+    begun: int = 0
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -107,7 +107,7 @@ def _to_bytes(checkpoint: Checkpoint) -> bytes:
             "spec": checkpoint.state.spec.to_dict(),
             "step": checkpoint.agg.step,
             "moments": sorted(checkpoint.agg.moments),
-            "steps_given": checkpoint.steps_given,
+            "begun": checkpoint.begun,
             "history": list(checkpoint.history),
             "charges": {site: list(rows) for site, rows in checkpoint.charges.items()},
             "refusals": {site: list(rows) for site, rows in checkpoint.refusals.items()},
@@ -181,7 +181,7 @@ def _from_parts(body: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Check
         history=history,
         charges=charges,
         refusals=_rows_by_site(body["refusals"]),
-        steps_given=int(body.get("steps_given", 0)),
+        begun=int(body.get("begun", 0)),
     )
 
 

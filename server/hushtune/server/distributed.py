@@ -8,7 +8,7 @@ clients protected it is the sum of their clipped changes.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -37,15 +37,6 @@ def steps_of_round(config: RunConfig) -> int:
     return 1 if config.privacy.unit == Unit.CLIENT else config.train.local_steps
 
 
-def reserved(now: Checkpoint, config: RunConfig) -> Checkpoint:
-    """The checkpoint with the numbers of one more round's steps given away.
-
-    To be saved before the round: a step that was begun and not finished is never asked for again
-    under its number, as other keys would mask, and other noise protect, what was paid for once.
-    """
-    return replace(now, steps_given=now.steps_given + steps_of_round(config))
-
-
 def optimizer_of(config: RunConfig, order: RoundOrder, step: int) -> ServerOptimizer:
     """What the server does with the mean of a step of a round, counted from 0."""
     how = order.training
@@ -65,14 +56,20 @@ def exchange(
     plans: Mapping[str, PrivacyPlan],
     sizes: Mapping[str, int],
     timeout: float,
+    save: Callable[[Checkpoint], object],
 ) -> Joined:
-    """All steps of the round after ``now``, whose numbers were given away before.
+    """All steps of the round after ``now``.
 
-    Raises QuorumError where too few sites stay, which leaves the sums of unfinished steps closed.
+    Steps are numbered through the run, and asked for once: of a round that was begun and not
+    finished before the server stopped, they are lost. They were paid for, and under new keys the
+    sites would have to noise, and to pay for, the same numbers again. Raises QuorumError where too
+    few sites stay, which leaves the sums of unfinished steps closed.
     """
+    if now.begun > now.round:
+        return _lost(now, plans)
     began, aggregation, count = time.perf_counter(), 0.0, steps_of_round(config)
     plan = next(iter(plans.values()))
-    numbers = tuple(range(now.steps_given - count + 1, now.steps_given + 1))
+    numbers = tuple(range(now.round * count + 1, (now.round + 1) * count + 1))
     session = SecureSession(
         run=run,
         cohort=cohort_of(config),
@@ -84,6 +81,7 @@ def exchange(
     )
     session.traffic.lost.update(roll.missing)
     session.begin()
+    save(replace(now, begun=now.round + 1))
     state, agg, noise = now.state, now.agg, dict[str, str]()
     for place, number in enumerate(numbers):
         orders = make_orders(
@@ -116,6 +114,22 @@ def exchange(
         bytes_up=traffic.bytes_up,
         exchanges=traffic.exchanges,
         seconds={"training": total - aggregation, "aggregation": aggregation},
+    )
+
+
+def _lost(now: Checkpoint, plans: Mapping[str, PrivacyPlan]) -> Joined:
+    return Joined(
+        state=now.state,
+        agg=now.agg,
+        accepted=(),
+        rejected=dict.fromkeys(plans, "the server stopped in this round, whose steps are lost"),
+        noise={},
+        charges=now.charges,
+        refusals=now.refusals,
+        bytes_down=0,
+        bytes_up=0,
+        exchanges=0,
+        seconds={"training": 0.0, "aggregation": 0.0},
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from flwr.app import Message
@@ -66,10 +66,6 @@ class Federation:
         """Whether the sites' answers are joined by secure sums."""
         return self.config.privacy.trust == Trust.DISTRIBUTED
 
-    def reserved(self, now: Checkpoint) -> Checkpoint:
-        """What has to be saved before the next round begins."""
-        return distributed.reserved(now, self.config) if self.is_distributed else now
-
     def checked(self, resume: Checkpoint, initial: AdapterState) -> Checkpoint:
         """``resume`` itself; CheckpointError where it is of another run, setting or adapter."""
         pairs = {
@@ -85,15 +81,23 @@ class Federation:
         return resume
 
     def next_round(
-        self, now: Checkpoint, grid: Grid, roll: RollCall, *, timeout: float, saved_in: float
+        self,
+        now: Checkpoint,
+        grid: Grid,
+        roll: RollCall,
+        *,
+        timeout: float,
+        saved_in: float,
+        save: Callable[[Checkpoint], object],
     ) -> Checkpoint:
         """One exchange with the sites, joined into the next checkpoint, which is not saved yet.
 
-        ``saved_in``: seconds that saving ``now`` took, for the new row. Raises QuorumError with
+        ``saved_in``: seconds that saving ``now`` took, for the new row; ``save`` makes a checkpoint
+        durable before steps are asked for that must not be asked for twice. Raises QuorumError with
         each site's reason, and FederationError where the new adapter is not finite.
         """
         number = now.round + 1
-        joined = self._exchange(now, grid, roll, timeout=timeout)
+        joined = self._exchange(now, grid, roll, timeout=timeout, save=save)
         state = joined.state
         if not state.is_finite():
             raise FederationError(
@@ -143,7 +147,15 @@ class Federation:
             refusals=refusals,
         )
 
-    def _exchange(self, now: Checkpoint, grid: Grid, roll: RollCall, *, timeout: float) -> Joined:
+    def _exchange(
+        self,
+        now: Checkpoint,
+        grid: Grid,
+        roll: RollCall,
+        *,
+        timeout: float,
+        save: Callable[[Checkpoint], object],
+    ) -> Joined:
         """Orders to the sites, and what their updates make of the checkpoint's adapter."""
         if self.is_distributed:
             return distributed.exchange(
@@ -155,6 +167,7 @@ class Federation:
                 plans=self.plans,
                 sizes=self.sizes,
                 timeout=timeout,
+                save=save,
             )
         began = time.perf_counter()
         number = now.round + 1

@@ -128,11 +128,9 @@ class FederatedStrategy(Strategy):
                 answer_timeout=self._timeout,
             )
             for _ in range(now.round, rounds):
-                reserved = federation.reserved(now)
-                if reserved is not now:
-                    now = reserved
-                    seconds["checkpoint"] += self._save(now)
-                now = federation.next_round(now, grid, roll, timeout=self._timeout, saved_in=saving)
+                now = federation.next_round(
+                    now, grid, roll, timeout=self._timeout, saved_in=saving, save=self._save
+                )
                 evaluating = time.perf_counter()
                 now = self._told(now)
                 seconds["evaluation"] += time.perf_counter() - evaluating

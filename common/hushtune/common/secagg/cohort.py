@@ -41,6 +41,7 @@ class Cohort:
                 "so many sites cannot side with the server: nobody would be left to protect",
                 given=f"colluding_sites = {false} of {number}",
                 expected=f"0 to {number - 1}",
+                remedy="lower privacy.colluding_sites",
             )
         if not (number + false) / 2 < least <= number:
             raise PlanError(

@@ -270,7 +270,10 @@ def _stripped(config: RunConfig) -> RunConfig:
 def _unit_alone(config: RunConfig) -> PrivacyConfig:
     """Of the settings of privacy those that decide which rows there are."""
     privacy = config.privacy
-    return PrivacyConfig(unit=privacy.unit, records_per_group=privacy.records_per_group)
+    trust = "off" if privacy.unit == "client" else "site"  # any under which the unit can be
+    return PrivacyConfig(
+        trust=trust, unit=privacy.unit, records_per_group=privacy.records_per_group
+    )
 
 
 def _key(config: RunConfig) -> str:
