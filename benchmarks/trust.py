@@ -3,11 +3,11 @@
     python benchmarks/trust.py [--data demo newsgroups] [--epsilons 1 3 8] [--seeds 5]
         [--out runs/trust] [--readme README.md]
 
-Accuracy on all sites' held-out rows, of a head on frozen features: 60 steps at a sampling probability
-of 0.13, as in the demo. 20 Newsgroups is dealt to six sites (Dirichlet 0.5 over the labels). What is
-pooled takes the same steps in one round, so that its optimiser, too, keeps its memory. Each result is
-a line of ``results.jsonl``; what is there is not run again. With ``--readme`` the table replaces what
-stands between its two markers there.
+Accuracy on all sites' held-out rows, of a head on frozen features: 60 steps at a sampling rate of
+0.13, as in the demo. 20 Newsgroups is dealt to six sites (Dirichlet 0.5 over the labels). What is
+pooled takes the same steps in one round, so that its optimiser, too, keeps its memory. Each result
+is a line of ``results.jsonl``; what is there is not run again. With ``--readme`` the table replaces
+what stands between its two markers there.
 """
 
 from __future__ import annotations
