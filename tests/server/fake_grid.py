@@ -70,7 +70,7 @@ def config(**sections: Mapping[str, object]) -> RunConfig:
 
 def charge(order: RoundOrder) -> LedgerEntry | None:
     """The charge that an honest site shows."""
-    if not order.plan.is_private:
+    if not order.plan.trust.charges_sites:
         return None
     return LedgerEntry.after(
         order.round - 1,

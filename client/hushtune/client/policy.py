@@ -10,7 +10,7 @@ from hushtune.common.errors import PolicyError
 from hushtune.common.lora_rules import RULES, trainable_keys
 from hushtune.common.messages import RoundOrder
 from hushtune.common.metrics_messages import MetricsOrder
-from hushtune.common.privacy.plan import PrivacyPlan, Trust, Unit
+from hushtune.common.privacy.plan import PrivacyPlan, Relation, Trust, Unit
 from hushtune.common.secagg.wire import KeysOrder
 
 
@@ -130,6 +130,8 @@ class SitePolicy:
                 given=plan.delta,
                 expected=f"<= {terms.max_delta}",
             )
+        if plan.trust is Trust.SERVER:
+            self._check_server_plan(plan)
         if plan.noise_multiplier < terms.min_noise_multiplier:
             raise PolicyError(
                 "an order asks for too little noise",
@@ -142,6 +144,21 @@ class SitePolicy:
                 "an order asks for too small a batch",
                 given=f"{batch:g} of {self.public_size} expected",
                 expected=f">= {terms.min_batch:g}",
+            )
+
+    def _check_server_plan(self, plan: PrivacyPlan) -> None:
+        """What the server says that the whole run costs; it keeps the ledger, and is believed."""
+        from hushtune.common.privacy.accountant import epsilon  # takes a second to import
+
+        terms = self.terms
+        cost = epsilon(
+            [plan.event(plan.steps)], delta=terms.max_delta, relation=Relation(terms.relation)
+        )
+        if cost > terms.max_epsilon:
+            raise PolicyError(
+                "an order is of a run that costs more than this site allows",
+                given=f"epsilon {cost:.4g} at delta {terms.max_delta:g}",
+                expected=f"<= {terms.max_epsilon:g}",
             )
 
     def _same(self, what: str, given: object, expected: object) -> None:

@@ -55,7 +55,8 @@ class Terms(Section):
         default=("site",),
         description="the trust models under which the site takes part: site, which relies on "
         "nobody; distributed, on enough other sites that keep apart from the server; server, on "
-        "the server, which sees the site's updates",
+        "the server, which sees the site's updates and keeps the ledger: max_epsilon then holds "
+        "for each run by itself",
     )
     colluding_sites: CountOrNone = Field(
         default=1,

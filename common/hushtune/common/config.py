@@ -239,7 +239,13 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _privacy_goes_with_the_rest(self) -> RunConfig:
-        check_together(self.privacy, self.aggregation, self.simulation)
+        check_together(
+            self.privacy,
+            self.aggregation,
+            self.simulation,
+            self.metrics,
+            rounds=self.train.rounds,
+        )
         return self
 
     @model_validator(mode="after")

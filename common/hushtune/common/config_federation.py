@@ -28,7 +28,9 @@ class AggregationConfig(Section):
         default=1.0, description="at the server; 1 with sgd = plain averaging"
     )
     weighting: Literal["size", "uniform"] = Field(
-        default="size", description="weight of a site: its public size, or the same for all"
+        default="size",
+        description="weight of a site: its public size, or the same for all, as it always is where "
+        "clients are what is protected (privacy.unit = client)",
     )
     max_update_norm: Positive = Field(
         default=1e3, description="updates with a larger norm are rejected and reported"

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from hushtune.common.config_base import Count, CountOrNone, Delta, Positive, Section, refuse
-from hushtune.common.config_federation import AggregationConfig, SimulationConfig
+from hushtune.common.config_base import (
+    Count,
+    CountOrNone,
+    Delta,
+    Positive,
+    Probability,
+    Section,
+    refuse,
+)
+from hushtune.common.config_federation import AggregationConfig, MetricsConfig, SimulationConfig
 
 _TRUST_OF_UNIT = {
     "example": ("site", "distributed", "off"),
     "group": ("site", "distributed", "off"),
     "client": ("server", "distributed", "off"),
 }
+_RULES_OF_SUMS = ("ffa", "fedit")
+"""Rules whose next model is a function of the updates' sum alone. FedEx, FLoRA and mixed ranks
+release a residual or a stack, robust estimates single updates: these need analyses of their own."""
 
 
 class PrivacyConfig(Section):
@@ -58,6 +69,28 @@ class PrivacyConfig(Section):
         "survive more drop-outs and add more noise; left out, all sites",
         examples=[3],
     )
+    client_sampling_probability: Probability = Field(
+        default=1.0,
+        description="for trust = server: each client's chance to be drawn for a round, by the "
+        "server and in secret; 1 = every client in every round",
+    )
+    client_turns: Annotated[int, Field(ge=2, le=10**9)] | None = Field(
+        default=None,
+        description="for trust = server, where clients cannot be drawn at random: each takes part "
+        "in one round of so many, in turn, and the rounds' noise is correlated (2405.13763)",
+        examples=[5],
+    )
+    adaptive_clipping: bool = Field(
+        default=False,
+        description="for trust = server: the clip norm begins at clip_norm and follows a quantile "
+        "of the clients' norms, which is paid for from the same budget (1905.03871)",
+    )
+    clipping_quantile: float = Field(
+        default=0.5, gt=0, lt=1, description="share of the clients that is not to be clipped"
+    )
+    clipping_rate: Annotated[float, Field(gt=0, le=5)] = Field(
+        default=0.2, description="how fast the clip norm follows, in its logarithm a round"
+    )
     insecure_seeded_noise: bool = Field(
         default=False, description="repeatable noise from the seed, for tests; voids the promise"
     )
@@ -77,6 +110,46 @@ class PrivacyConfig(Section):
         return value
 
     @model_validator(mode="after")
+    def _for_a_server_alone(self) -> PrivacyConfig:
+        if self.trust in ("server", "off"):
+            return self
+        for key, given, plain in (
+            ("client_sampling_probability", self.client_sampling_probability, 1.0),
+            ("client_turns", self.client_turns, None),
+            ("adaptive_clipping", self.adaptive_clipping, False),
+        ):
+            if given != plain:
+                refuse(
+                    f"privacy.{key} is for clients whose updates a trusted server clips and noises",
+                    key=key,
+                    given=str(given),
+                    expected='trust = "server" and unit = "client", or no such key',
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _turns_go_with_the_rest(self) -> PrivacyConfig:
+        if self.client_turns is None:
+            return self
+        if self.client_sampling_probability < 1:
+            refuse(
+                "clients either take turns or are drawn at random",
+                key="client_turns",
+                given=f"client_turns = {self.client_turns}, client_sampling_probability = "
+                f"{self.client_sampling_probability:g}",
+                expected="one of the two",
+            )
+        if self.adaptive_clipping:
+            refuse(
+                "correlated noise takes back what earlier rounds added, which is at another scale "
+                "once the clip norm has moved",
+                key="adaptive_clipping",
+                given=f"client_turns = {self.client_turns}, adaptive_clipping = true",
+                expected="one of the two",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _unit_of_the_trust(self) -> PrivacyConfig:
         if self.trust not in _TRUST_OF_UNIT[self.unit]:
             refuse(
@@ -94,9 +167,16 @@ class PrivacyConfig(Section):
 
 
 def check_together(
-    privacy: PrivacyConfig, aggregation: AggregationConfig, simulation: SimulationConfig
+    privacy: PrivacyConfig,
+    aggregation: AggregationConfig,
+    simulation: SimulationConfig,
+    metrics: MetricsConfig,
+    *,
+    rounds: int,
 ) -> None:
     """Refuse what does not go with a trust model."""
+    if privacy.trust == "server":
+        _check_server(privacy, aggregation, simulation, metrics, rounds=rounds)
     if privacy.trust != "distributed":
         return
     if simulation.sites_per_round:
@@ -117,4 +197,45 @@ def check_together(
             given=f"{aggregation.optimizer}, learning_rate {aggregation.learning_rate:g}",
             expected="neither of the two",
             remedy="set train.optimizer and train.learning_rate",
+        )
+
+
+def _check_server(
+    privacy: PrivacyConfig,
+    aggregation: AggregationConfig,
+    simulation: SimulationConfig,
+    metrics: MetricsConfig,
+    *,
+    rounds: int,
+) -> None:
+    if aggregation.rule not in _RULES_OF_SUMS:
+        refuse(
+            "what this rule releases depends on single clients' updates, which noise on their sum "
+            "does not cover",
+            key="aggregation.rule",
+            given=aggregation.rule,
+            expected=" or ".join(_RULES_OF_SUMS),
+        )
+    if simulation.sites_per_round:
+        refuse(
+            "who takes part in a round follows from the seed here, so that sampling would protect "
+            "nobody",
+            key="simulation.sites_per_round",
+            given=simulation.sites_per_round,
+            expected="0",
+            remedy="set privacy.client_sampling_probability: the server then draws in secret",
+        )
+    if metrics.release != "none":
+        refuse(
+            "figures of a client on its own rows are not covered by the noise at the server",
+            key="metrics.release",
+            given=metrics.release,
+            expected='"none"',
+        )
+    if privacy.client_turns is not None and privacy.client_turns > rounds:
+        refuse(
+            "some clients would never have a turn",
+            key="privacy.client_turns",
+            given=privacy.client_turns,
+            expected=f"at most {rounds} (train.rounds)",
         )

@@ -19,9 +19,10 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, *, private: bool = False) -> None:
     """Replace a file atomically: readers, and a crash, see the old content or the new.
 
+    ``private``: that its owner alone may read.
     Raises DiskFullError where the disk has no room and RunError where the place cannot be written;
     both leave the old content.
     """
@@ -33,7 +34,7 @@ def write_bytes(path: Path, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(name, 0o644)
+            os.chmod(name, 0o600 if private else 0o644)
             os.replace(name, path)
             folder = os.open(path.parent, os.O_RDONLY)
             try:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from hushtune.common.config import DEFAULT_SAMPLING_PROBABILITY, RunConfig
-from hushtune.common.errors import HushtuneError
+from hushtune.common.errors import HushtuneError, PlanError
 from hushtune.common.privacy.ledger_entry import unit_name
 from hushtune.common.privacy.plan import (
     DpSgdEvent,
@@ -54,22 +55,48 @@ def site_plans(config: RunConfig) -> dict[str, PrivacyPlan]:
 
 
 def _plan(config: RunConfig, public_size: int, *, of_clients: bool = False) -> PrivacyPlan:
-    """The plan over ``public_size`` units; a client's step is a round."""
+    """The plan over ``public_size`` units; a client's step is a round.
+
+    Clients that take turns are protected by one event for the whole run.
+    """
     train, privacy = config.train, config.privacy
     rate = rate_or_default(train.batch_size, train.sampling_probability)
-    return make_plan(
+    every = privacy.client_turns if of_clients else None
+    if every is not None and every > public_size:
+        raise PlanError(
+            "there are fewer clients than rounds from one turn to the next",
+            given=f"{public_size} clients, privacy.client_turns = {every}",
+            expected=f"at most {public_size}",
+        )
+    steps = 1 if every is not None else train.rounds
+    plan = make_plan(
         epsilon=privacy.epsilon,
         delta=privacy.delta,
         public_size=public_size,
         batch_size=None if of_clients else train.batch_size,
-        sampling_probability=1.0 if of_clients else rate,
-        steps=train.rounds * (1 if of_clients else train.local_steps),
+        sampling_probability=privacy.client_sampling_probability if of_clients else rate,
+        steps=steps if of_clients else train.rounds * train.local_steps,
         clip_norm=privacy.clip_norm,
         unit=Unit(privacy.unit),
         relation=Relation(privacy.relation),
         trust=Trust(privacy.trust),
         also=metrics_events(config),
     )
+    return plan if every is None else replace(plan, denominator=public_size / every)
+
+
+def local_rate(config: RunConfig, site: str) -> float:
+    """A record's chance to be in a step of a client's own training, of which no plan speaks."""
+    train, size = config.train, config.data.public_sizes[site]
+    rate = rate_or_default(train.batch_size, train.sampling_probability)
+    return min(1.0, (train.batch_size or 0) / size) if rate is None else rate
+
+
+def local_batch(config: RunConfig, site: str, plan: PrivacyPlan) -> float:
+    """The expected number of units in a step at a site."""
+    if plan.unit is not Unit.CLIENT:
+        return plan.denominator
+    return local_rate(config, site) * config.data.public_sizes[site]
 
 
 def cohort_of(config: RunConfig) -> Cohort:
@@ -124,7 +151,7 @@ def pooled(config: RunConfig) -> RunConfig:
     sizes = config.data.public_sizes
     total = sum(sizes.values())
     joined = _with_sizes(config, {POOLED: total})
-    batch = sum(plan.denominator for plan in site_plans(_at_sites(config)).values())
+    batch = sum(plan.denominator for plan in site_plans(not_private(_at_sites(config))).values())
     if joined.privacy.delta >= 1 / total:
         # Fine for each site, and none for so many rows at one place: a stricter one is.
         privacy = joined.privacy.model_copy(update={"delta": 0.5 / total})
@@ -174,5 +201,6 @@ def _at_sites(config: RunConfig) -> RunConfig:
     if config.privacy.trust in (Trust.SITE, Trust.OFF):
         return config
     unit = Unit.GROUP if config.data.group is not None else Unit.EXAMPLE
-    update = {"trust": Trust.SITE.value, "unit": unit.value}
+    update: dict[str, object] = {"trust": Trust.SITE.value, "unit": unit.value}
+    update |= {"client_sampling_probability": 1.0, "client_turns": None, "adaptive_clipping": False}
     return config.model_copy(update={"privacy": config.privacy.model_copy(update=update)})

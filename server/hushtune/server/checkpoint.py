@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,13 +20,14 @@ from torch import Tensor
 from hushtune.common.adapter import AdapterSpec, AdapterState
 from hushtune.common.errors import CheckpointError, HushtuneError
 from hushtune.common.files import write_bytes
-from hushtune.common.privacy.ledger_entry import LedgerEntry
+from hushtune.common.privacy.ledger_entry import GENESIS, LedgerEntry
+from hushtune.server.aggregation.central_dp import Memory
 from hushtune.server.aggregation.optimizers import AggState
 
 FILE = "latest.hushtune"
 FORMAT = 1
 _METADATA = "hushtune"
-_STATE, _MOMENT = "state", "agg"
+_STATE, _MOMENT, _NOISE = "state", "agg", "noise"
 
 Row = dict[str, Any]
 """A JSON object."""
@@ -39,6 +40,8 @@ class Checkpoint:
     ``history`` has one row a round; ``charges`` the ledger entries (``LedgerEntry.to_dict``) that
     each site has shown, ``refusals`` the rounds that each site refused, with code and reason.
     ``begun``: the last round in which steps of a secure sum may have been asked for.
+    Where the server adds the noise, ``central`` is what it remembers for that, and ``ledger`` its
+    own charges, chained, each there before what it paid for is used.
     """
 
     run: str
@@ -50,6 +53,8 @@ class Checkpoint:
     charges: Mapping[str, tuple[Row, ...]]
     refusals: Mapping[str, tuple[Row, ...]]
     begun: int = 0
+    central: Memory | None = None
+    ledger: tuple[Row, ...] = ()
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -58,7 +63,9 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     Raises DiskFullError, which leaves the old one in place.
     """
     path = folder / FILE
-    write_bytes(path, _to_bytes(checkpoint))
+    # With noise in it, whoever could read it could take that off what was released.
+    secret = checkpoint.central is not None and bool(checkpoint.central.noises)
+    write_bytes(path, _to_bytes(checkpoint), private=secret)
     return path
 
 
@@ -98,6 +105,9 @@ def _to_bytes(checkpoint: Checkpoint) -> bytes:
     tensors = {f"{_STATE}/{key}": tensor for key, tensor in checkpoint.state.tensors.items()}
     for name, moment in checkpoint.agg.moments.items():
         tensors |= {f"{_MOMENT}/{name}/{key}": tensor for key, tensor in moment.tensors.items()}
+    central = checkpoint.central
+    for place, noise in enumerate(() if central is None else central.noises):
+        tensors |= {f"{_NOISE}/{place}/{key}": tensor for key, tensor in noise.tensors.items()}
     body = json.dumps(
         {
             "format": FORMAT,
@@ -111,6 +121,10 @@ def _to_bytes(checkpoint: Checkpoint) -> bytes:
             "history": list(checkpoint.history),
             "charges": {site: list(rows) for site, rows in checkpoint.charges.items()},
             "refusals": {site: list(rows) for site, rows in checkpoint.refusals.items()},
+            "central": None
+            if central is None
+            else {"clip_norm": central.clip_norm, "noises": len(central.noises)},
+            "ledger": list(checkpoint.ledger),
         },
         sort_keys=True,
     )
@@ -182,7 +196,25 @@ def _from_parts(body: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Check
         charges=charges,
         refusals=_rows_by_site(body["refusals"]),
         begun=int(body.get("begun", 0)),
+        central=None
+        if (central := body.get("central")) is None
+        else Memory(
+            clip_norm=float(central["clip_norm"]),
+            noises=tuple(part(f"{_NOISE}/{place}") for place in range(int(central["noises"]))),
+        ),
+        ledger=_chain(body.get("ledger", [])),
     )
+
+
+def _chain(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """The server's charges; CheckpointError where one does not follow the one before."""
+    last = GENESIS
+    for number, row in enumerate(rows, start=1):
+        entry = LedgerEntry.from_dict(row)
+        if (entry.sequence, entry.previous) != (number, last):
+            raise CheckpointError("a charge of the server's was altered or removed", given=number)
+        last = entry.hash
+    return tuple(rows)
 
 
 def _rows_by_site(raw: Mapping[str, list[Row]]) -> dict[str, tuple[Row, ...]]:

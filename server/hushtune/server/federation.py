@@ -16,8 +16,9 @@ from hushtune.common.errors import CheckpointError, ConfigError, FederationError
 from hushtune.common.messages import encode_order
 from hushtune.common.planning import cohort_of, metrics_rounds
 from hushtune.common.privacy.plan import PrivacyPlan, Trust
-from hushtune.server import distributed
+from hushtune.server import central, distributed
 from hushtune.server.aggregation.aggregator import Aggregator
+from hushtune.server.aggregation.central_dp import Memory
 from hushtune.server.checkpoint import Checkpoint, Row
 from hushtune.server.joined import Joined
 from hushtune.server.metrics import ask_for_metrics
@@ -59,12 +60,20 @@ class Federation:
             history=(),
             charges={},
             refusals={},
+            central=Memory(clip_norm=next(iter(self.plans.values())).clip_norm)
+            if self.at_server
+            else None,
         )
 
     @property
     def is_distributed(self) -> bool:
         """Whether the sites' answers are joined by secure sums."""
         return self.config.privacy.trust == Trust.DISTRIBUTED
+
+    @property
+    def at_server(self) -> bool:
+        """Whether the server adds the noise, and has to charge what it releases."""
+        return self.config.privacy.trust == Trust.SERVER
 
     def checked(self, resume: Checkpoint, initial: AdapterState) -> Checkpoint:
         """``resume`` itself; CheckpointError where it is of another run, setting or adapter."""
@@ -128,15 +137,16 @@ class Federation:
             "bytes_up": joined.bytes_up,
             "exchanges": joined.exchanges,
             **({} if released is None else {"released": released.row}),
-            "epsilon": spent(self.plans, charges),
+            "epsilon": central.spent_on_clients(self.plans, joined.ledger)
+            if self.at_server
+            else spent(self.plans, charges),
+            **({} if now.central is None else {"clip_norm": now.central.clip_norm}),
             "noise": dict(joined.noise),
             "seconds": {
                 **joined.seconds,
                 "checkpoint": saved_in,  # of the save before: a row cannot hold its own
             },
         }
-        for site, reason in joined.rejected.items():
-            log.warning("round %d goes on without %s: %s", number, site, reason)
         return replace(
             now,
             round=number,
@@ -145,6 +155,8 @@ class Federation:
             history=(*now.history, row),
             charges=charges,
             refusals=refusals,
+            central=joined.central,
+            ledger=joined.ledger,
         )
 
     def _exchange(
@@ -179,6 +191,8 @@ class Federation:
             plans=self.plans,
             sizes=self.sizes,
         )
+        if self.at_server:
+            orders = central.drawn(orders, self.config, round=number)
         messages = [
             Message(
                 encode_order(order),
@@ -198,7 +212,21 @@ class Federation:
             max_norm=self.config.aggregation.max_update_norm,
         )
         told = {site: roll.missing.get(site, why) for site, why in replies.rejected.items()}
+        if self.at_server:
+            self._require_answers(number, len(orders), len(replies.accepted), told)
+            return central.joined(
+                now,
+                replies,
+                told,
+                run=self.run,
+                config=self.config,
+                plan=next(iter(self.plans.values())),
+                bytes_down=sum(content_bytes(message.content) for message in messages),
+                training=trained - began,
+            )
         self._require_quorum(number, len(replies.accepted), told)
+        for site, reason in told.items():
+            log.warning("round %d goes on without %s: %s", number, site, reason)
         memory, state = self.aggregator.apply(now.agg, now.state, replies.accepted)
         return Joined(
             state=state,
@@ -211,6 +239,18 @@ class Federation:
             bytes_up=replies.num_bytes,
             seconds={"training": trained - began, "aggregation": time.perf_counter() - trained},
             accepted=tuple(update.site for update in replies.accepted),
+        )
+
+    def _require_answers(
+        self, number: int, asked: int, accepted: int, reasons: Mapping[str, str]
+    ) -> None:
+        """The quorum where clients are drawn: as many as that must not be known to fail.
+
+        Nobody drawn is a round like any other: that it is skipped would tell.
+        """
+        failing = asked - accepted
+        self._require_quorum(
+            number, 0 if 0 < asked == failing else len(self.plans) - failing, reasons
         )
 
     def _require_quorum(self, number: int, accepted: int, reasons: Mapping[str, str]) -> None:
@@ -233,12 +273,6 @@ def check_sites(
     simulation = config.simulation
     if config.privacy.trust == Trust.DISTRIBUTED:
         cohort_of(config)
-    if config.privacy.trust == Trust.SERVER:
-        raise ConfigError(
-            f"privacy.trust = {config.privacy.trust!r} is not offered yet",
-            given=config.privacy.trust,
-            expected="'site' or 'off'",
-        )
     if not plans or set(plans) != set(sizes):
         raise ConfigError(
             "each site needs a plan and a public size",

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hushtune.common.adapter import AdapterState
+from hushtune.server.aggregation.central_dp import Memory
 from hushtune.server.aggregation.optimizers import AggState
+from hushtune.server.checkpoint import Row
 from hushtune.server.spending import Rows
 
 
@@ -14,9 +16,11 @@ from hushtune.server.spending import Rows
 class Joined:
     """What a round's exchange with the sites made of a checkpoint.
 
-    ``accepted`` are the sites that are in the new ``state``, ``rejected`` says why others are not.
+    ``accepted`` are the sites that are in the new ``state``, ``rejected`` says why others are not
+    (both empty where who was drawn is a secret).
     ``noise`` says of each who added noise where it came from. ``exchanges``: messages that a site
-    was sent. ``seconds``: of training and of aggregation.
+    was sent. ``seconds``: of training and of aggregation. With the noise at the server, ``central``
+    is what it remembers, and ``ledger`` its own charges.
     """
 
     state: AdapterState
@@ -30,3 +34,5 @@ class Joined:
     seconds: Mapping[str, float]
     accepted: tuple[str, ...]
     exchanges: int = 1
+    central: Memory | None = None
+    ledger: tuple[Row, ...] = ()

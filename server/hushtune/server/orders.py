@@ -10,8 +10,9 @@ from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
 from hushtune.common.lora_rules import RULES, trainable_keys
 from hushtune.common.messages import LocalTraining, RoundOrder
-from hushtune.common.planning import rate_or_default
-from hushtune.common.privacy.plan import PrivacyPlan, Unit
+from hushtune.common.planning import local_rate
+from hushtune.common.privacy.correlated import turn
+from hushtune.common.privacy.plan import PrivacyPlan, Trust, Unit
 
 
 def is_warmup(config: RunConfig, round: int) -> bool:
@@ -23,8 +24,13 @@ def chosen_sites(config: RunConfig, sites: Collection[str], *, round: int) -> tu
     """The sites of a round by name, sorted: all, or a seeded sample without replacement.
 
     Drawn from all sites of the run, whoever is there, so that an absence changes no later draw.
+    Of clients that a trusted server draws in secret these are all; of those that take turns, the
+    ones whose turn it is.
     """
     names = sorted(sites)
+    every = config.privacy.client_turns
+    if config.privacy.trust == Trust.SERVER and every is not None:
+        return tuple(n for k, n in enumerate(names) if turn(k, every=every, round=round))
     count = config.simulation.sites_per_round
     if count in (0, len(names)):
         return tuple(names)
@@ -50,14 +56,11 @@ def local_training(config: RunConfig, *, round: int) -> LocalTraining:
     )
 
 
-def _at_site(training: LocalTraining, config: RunConfig, size: int) -> LocalTraining:
+def _at_site(training: LocalTraining, config: RunConfig, site: str) -> LocalTraining:
     """With the rate of records in a client's own steps, of which a plan for clients has none."""
-    train = config.train
     if Unit(config.privacy.unit) is not Unit.CLIENT:
         return training
-    rate = rate_or_default(train.batch_size, train.sampling_probability)
-    rate = min(1.0, (train.batch_size or 0) / size) if rate is None else rate
-    return replace(training, sampling_probability=rate)
+    return replace(training, sampling_probability=local_rate(config, site))
 
 
 def make_orders(
@@ -84,7 +87,7 @@ def make_orders(
             plan=plans[site],
             local_steps=config.train.local_steps,
             num_examples=sizes[site],
-            training=_at_site(training, config, sizes[site]),
+            training=_at_site(training, config, site),
         )
         for site in chosen_sites(config, plans, round=round)
     }

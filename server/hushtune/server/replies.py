@@ -118,7 +118,7 @@ def _countable(charge: LedgerEntry, order: RoundOrder) -> bool:
     not one that no plan could hold, which would only serve to exhaust the server's memory.
     """
     return (
-        order.plan.is_private
+        order.plan.trust.charges_sites
         and charge.run == order.run
         and charge.event.noise_multiplier >= LEAST_NOISE_MULTIPLIER
         and charge.event.steps <= order.plan.steps

@@ -47,7 +47,8 @@ class FederationResult:
     ``run`` is its name in messages and ledgers; ``history`` has a row a round; ``charges`` the
     ledger entries that each site has shown, those of rejected updates included; ``refusals`` for
     each site the rounds that it refused, with code and reason (a site is asked again in every
-    round); ``seconds`` the time of this call by activity.
+    round); ``seconds`` the time of this call by activity; ``ledger`` the server's own charges,
+    where the noise is added there.
     """
 
     run: str
@@ -56,6 +57,7 @@ class FederationResult:
     charges: Mapping[str, tuple[Row, ...]]
     refusals: Mapping[str, tuple[Row, ...]]
     seconds: Mapping[str, float]
+    ledger: tuple[Row, ...] = ()
 
 
 OnRound = Callable[[RoundResult], Mapping[str, Any]]
@@ -131,6 +133,8 @@ class FederatedStrategy(Strategy):
                 now = federation.next_round(
                     now, grid, roll, timeout=self._timeout, saved_in=saving, save=self._save
                 )
+                if federation.at_server:  # its charge is durable before anybody looks at the model
+                    seconds["checkpoint"] += self._save(now)
                 evaluating = time.perf_counter()
                 now = self._told(now)
                 seconds["evaluation"] += time.perf_counter() - evaluating
@@ -148,6 +152,7 @@ class FederatedStrategy(Strategy):
             charges=now.charges,
             refusals=now.refusals,
             seconds=seconds,
+            ledger=now.ledger,
         )
 
     def _told(self, now: Checkpoint) -> Checkpoint:

@@ -169,6 +169,8 @@ def _at_site(
     except HushtuneError as error:
         return [_row(site, TRAINING, rounds[0], error)]
     found: list[dict[str, Any]] = []
+    if not plans[site].trust.charges_sites:
+        return []
     charges = [(number, _RUN, plans[site].event(config.train.local_steps)) for number in rounds]
     told = metrics_rounds(config)
     if told:

@@ -15,6 +15,7 @@ from hushtune.common.config import RunConfig
 from hushtune.common.errors import CheckpointError
 from hushtune.common.files import read_json, write_text
 from hushtune.common.planning import POOLED, alone, head_only, not_private, pooled
+from hushtune.common.privacy.plan import Unit
 from hushtune.common.run_context import RunContext
 from hushtune.common.tasks.base import Metrics
 from hushtune.common.tasks.workspace import Workspace
@@ -31,6 +32,9 @@ def trained_baselines(config: RunConfig) -> dict[str, RunConfig]:
     own = config.simulation.model_copy(update={"policies": None, "ledgers": None})
     config = config.model_copy(update={"simulation": own})
     sites = sorted(config.data.public_sizes)
+    if Unit(config.privacy.unit) is Unit.CLIENT:
+        # Alone or pooled there is no client that could hide among others.
+        return {"head_private": head_only(config), "pooled": not_private(pooled(config))}
     return {
         "head_private": head_only(config),
         **{f"alone_private/{site}": alone(config, site) for site in sites},
@@ -61,7 +65,7 @@ def compare(
     runs = trained_baselines(config)
     for place, (name, baseline) in enumerate(runs.items()):
         observer.comparing(name, place, len(runs))
-        if name == "pooled" and baseline == runs["pooled_private"]:  # where privacy is off
+        if name == "pooled" and baseline == runs.get("pooled_private"):  # where privacy is off
             table[name] = table["pooled_private"]
             continue
         if name not in done:

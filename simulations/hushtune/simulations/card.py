@@ -81,6 +81,11 @@ logits = model.encode(["a sentence"])  # one column a label
 print([labels[place] for place in logits.argmax(1)])
 ```
 """
+_TRUSTED = {
+    "site": "each site trusts only itself",
+    "server": "clients trust the server, which receives their updates in the clear",
+    "distributed": "each site trusts that enough others keep apart from the server",
+}
 _USE = re.compile(r"^## Use\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 
 
@@ -131,7 +136,7 @@ def model_card(
         else "**No privacy is promised.** The noise was repeatable from the run's seed."
         if not privacy["guarantee"]
         else f"{_worst(summary)} Unit: one {privacy['unit']}{_by(summary)}. Trust model: "
-        f"`{privacy['trust']}` (each site trusts only itself). Relation: "
+        f"`{privacy['trust']}` ({_TRUSTED[privacy['trust']]}). Relation: "
         f"{privacy['relation'].replace('_', ' ')}. Accountant: {privacy['accountant']}. "
         "The full statement is `privacy.md` in the run's own folder."
     )
@@ -226,6 +231,11 @@ def _worst(summary: Mapping[str, Any]) -> str:
     """The largest epsilon of any site, at the largest delta: what holds at all of them."""
     rows = summary["sites"].values()
     epsilon, delta = (max(row[key] for row in rows) for key in ("epsilon", "delta"))
+    if summary["unit"] == "client":
+        return (
+            f"What the server released is ({_epsilon(epsilon)}, {at_most(delta)})-DP for all data "
+            "of any one client."
+        )
     return (
         f"At every site (epsilon, delta) is at most ({_epsilon(epsilon)}, {at_most(delta)}), for "
         f"that site's own {'records' if summary['group'] is None else 'groups'}."

@@ -100,7 +100,7 @@ def simulate(
         with console.status("looking at data and model"):
             figures = estimate(settings)
         show_estimate(console, figures)
-        show_weak(console, figures["sites"])
+        show_weak(console, figures["sites"], unit=figures["unit"])
         show_refusals(console, figures)
         _print_json(figures, as_json)
         check_quorum(figures)
@@ -112,7 +112,7 @@ def simulate(
     with ProgressView(console) as view:
         summary = run(settings, out, resume=resume, overwrite=overwrite, observer=view)
     show_summary(console, summary)
-    show_weak(console, summary["sites"])
+    show_weak(console, summary["sites"], unit=summary["unit"])
     _print_json(summary, as_json)
 
 

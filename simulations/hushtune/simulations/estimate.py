@@ -12,7 +12,8 @@ from hushtune.common import lora
 from hushtune.common.config import RunConfig
 from hushtune.common.lora_rules import RULES, trainable_keys
 from hushtune.common.model import Level
-from hushtune.common.planning import POOLED, site_plans
+from hushtune.common.planning import POOLED, local_batch, site_plans
+from hushtune.common.privacy.plan import Unit
 from hushtune.common.tasks import partition
 from hushtune.common.tasks.text_classification import EVALUATION_BATCH
 from hushtune.common.tasks.units import Rows, Units
@@ -20,6 +21,7 @@ from hushtune.common.tasks.workspace import Workspace, check_sizes, open_workspa
 from hushtune.server.federation import check_sites
 from hushtune.simulations.agreement import refusals
 from hushtune.simulations.baselines import trained_baselines
+from hushtune.simulations.planner_clients import client_figures
 
 _TIMED_ROWS = 64
 _HEADER_BYTES = 2048
@@ -41,7 +43,11 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     rule = RULES[config.aggregation.rule]
     head = state.select(trainable_keys(rule, state.spec, warmup=True)).num_values()
     full = state.select(trainable_keys(rule, state.spec, warmup=False)).num_values()
+    of_clients = Unit(config.privacy.unit) is Unit.CLIENT
+    plan = next(iter(plans.values()))
     per_round = config.simulation.sites_per_round or len(plans)
+    if of_clients:  # as many as are expected
+        per_round = max(1, round(plan.denominator))
     share = per_round / len(plans)
     down = 4 * state.num_values() + _HEADER_BYTES
     up = {"warmup": 4 * head + _HEADER_BYTES, "adapter": 4 * full + _HEADER_BYTES}
@@ -49,7 +55,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     total = per_round * (
         train.rounds * down + train.warmup_rounds * up["warmup"] + adapted * up["adapter"]
     )
-    batch = share * sum(plan.denominator for plan in plans.values())
+    batch = share * sum(local_batch(config, site, plan) for site, plan in plans.items())
     steps = adapted * train.local_steps
     private_runs = 1 + (len(trained_baselines(config)) - 1 if config.simulation.baselines else 0)
     whole_runs = 4 if config.simulation.baselines else 1  # the sites alone make up one run
@@ -65,13 +71,27 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     weights = sum(p.numel() for p in workspace.task.model.parameters()) * 4 / 2**20
     return {
         "trust": config.privacy.trust,
+        "unit": config.privacy.unit,
         "group": config.data.group,
+        **(
+            {
+                "clients": client_figures(
+                    plan,
+                    len(plans),
+                    rounds=train.rounds,
+                    turns=config.privacy.client_turns,
+                    trained_values=full if adapted else head,
+                )
+            }
+            if of_clients and plan.is_private
+            else {}
+        ),
         "rounds": train.rounds,
         "warmup_rounds": train.warmup_rounds,
         "sites": {
             site: {
                 "public_size": config.data.public_sizes[site],
-                "batch": plan.denominator,
+                "batch": local_batch(config, site, plan),
                 "sampling_probability": plan.sampling_probability,
                 "steps": plan.steps,
                 "noise_multiplier": plan.noise_multiplier,

@@ -18,8 +18,18 @@ from hushtune.common.privacy.plan import Relation
 
 def plan(
     sites: Annotated[
-        str, typer.Option(metavar="ROWS,...", help="training rows a site; or NAME=ROWS,...")
-    ],
+        str | None, typer.Option(metavar="ROWS,...", help="training rows a site; or NAME=ROWS,...")
+    ] = None,
+    clients: Annotated[
+        int | None,
+        typer.Option(min=1, help="in place of --sites: clients, with noise at a trusted server"),
+    ] = None,
+    client_sampling_probability: Annotated[
+        float, typer.Option(help="with --clients: each one's chance to be in a round")
+    ] = 1.0,
+    client_turns: Annotated[
+        int | None, typer.Option(min=2, help="with --clients: rounds from one turn to the next")
+    ] = None,
     epsilon: Annotated[float, typer.Option(help="the whole run's budget at each site")] = 3.0,
     delta: Annotated[float, typer.Option(help="below 1 / rows of the smallest site")] = 1e-5,
     rounds: Annotated[int, typer.Option(min=1, help="rounds of the run")] = 20,
@@ -44,6 +54,7 @@ def plan(
 ) -> None:
     """What a run would cost each site, and could learn there, from public numbers alone."""
     from hushtune.simulations.planner import check_any, plan_run
+    from hushtune.simulations.planner_clients import plan_clients, show_clients
     from hushtune.simulations.planner_outline import Outline, parse_sites
     from hushtune.simulations.planner_show import show_plan
     from hushtune.simulations.weak import show_weak
@@ -62,6 +73,21 @@ def plan(
         relation=relation,
         trained_values=tensor_size,
     )
+    if (sites is None) == (clients is None):
+        raise ConfigError(
+            "a plan is either for sites that add noise themselves or for clients of a server",
+            given="both" if clients is not None else "neither",
+            expected="--sites ROWS,... or --clients NUMBER",
+        )
+    if clients is not None:
+        told = plan_clients(
+            clients, outline, probability=client_sampling_probability, turns=client_turns
+        )
+        show_clients(console, told)
+        if as_json:
+            sys.stdout.write(json_text(told) + "\n")
+        return
+    assert sites is not None  # checked above
     sizes = parse_sites(sites)
     with console.status("calibrating noise"):
         figures = plan_run(sizes, outline)

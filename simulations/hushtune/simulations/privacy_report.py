@@ -19,15 +19,17 @@ from hushtune.common.planning import charged_unit, public_held_out, site_plans
 from hushtune.common.privacy.ledger import Ledger
 from hushtune.common.privacy.ledger_entry import LedgerEntry
 from hushtune.common.privacy.noise import INSECURE, NoiseSource
-from hushtune.common.privacy.plan import Unit
+from hushtune.common.privacy.plan import Trust, Unit
 from hushtune.common.privacy.statement import SiteMetrics, SiteStatement, Transfer, statement
 from hushtune.common.privacy.statement_html import render_html
 from hushtune.common.privacy.statement_markdown import render_markdown
+from hushtune.common.privacy.statement_server import server_html, server_markdown
 from hushtune.common.run_context import RunContext
 from hushtune.server.app import checkpoint_folder
 from hushtune.server.checkpoint import exists, load
 from hushtune.server.orders import is_warmup
 from hushtune.server.strategy import FederationResult
+from hushtune.simulations.server_report import server_privacy
 
 SIMULATED_SIZE = (
     "data.public_sizes of the run's configuration; where it was not declared there, taken from the "
@@ -36,8 +38,10 @@ SIMULATED_SIZE = (
 
 
 def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
-    """The statement of every site, read from the site's own ledger."""
+    """The statement of every site, read from the site's own ledger; or of a trusted server."""
     config = context.config
+    if config.privacy.trust == Trust.SERVER:
+        return server_privacy(context, result)
     sites: dict[str, SiteStatement] = {}
     for site, plan in site_plans(config).items():
         entries: list[LedgerEntry] = []
@@ -107,18 +111,25 @@ def tell_so_far(context: RunContext) -> None:
                 charges=last.charges,
                 refusals=last.refusals,
                 seconds={},
+                ledger=last.ledger,
             ),
         )
-        sites = told["sites"].values()
-        if any(site["events"] or site["released"]["updates"] for site in sites):
+        if context.config.privacy.trust == Trust.SERVER:
+            released = bool(last.ledger)
+        else:
+            sites = told["sites"].values()
+            released = any(site["events"] or site["released"]["updates"] for site in sites)
+        if released:
             write_statement(context, told)
 
 
 def write_statement(context: RunContext, privacy: Mapping[str, Any]) -> None:
     """The statement as data and as both pages, in the run's folder."""
     write_text(context.out / "privacy.json", json_text(privacy, indent=2) + "\n")
-    write_text(context.out / "privacy.md", render_markdown(privacy))
-    write_text(context.out / "privacy.html", render_html(privacy))
+    at_server = privacy["trust"] == Trust.SERVER
+    markdown, page = (server_markdown, server_html) if at_server else (render_markdown, render_html)
+    write_text(context.out / "privacy.md", markdown(privacy))
+    write_text(context.out / "privacy.html", page(privacy))
 
 
 def _lifetime(

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from hushtune.common.names import METHODS, SEEN_BY, methods
 from hushtune.common.privacy.figures import at_most, upwards
+from hushtune.simulations.planner_clients import show_clients
 
 _MOST_LABELS = 8
 _MOST_SITES, _OF_MANY = 6, 4
@@ -143,7 +144,10 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
         line = "under all, the mean of the sites' own models on all test rows"
         line = f"{labels['alone_private']}: {line}"
         console.print(line, style="dim", highlight=False, markup=False)
-    console.print(_spent(rows, summary["group"]) if private else _NOT_PRIVATE)
+    if private and summary["unit"] == "client":
+        console.print(_promised_to_clients(rows), highlight=False)
+    else:
+        console.print(_spent(rows, summary["group"]) if private else _NOT_PRIVATE)
     rejected: Mapping[str, Sequence[Mapping[str, Any]]] = summary["rejected"]
     worst = _first(rejected, lambda site: -len(rejected[site]))
     for site in worst:
@@ -189,6 +193,12 @@ def _spent(rows: Mapping[str, Mapping[str, Any]], group: str | None) -> Table:
     return table
 
 
+def _promised_to_clients(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    row = next(iter(rows.values()))
+    epsilon = "none" if _none(row) else upwards(row["epsilon"], places=3)
+    return f"All data of any one of {len(rows)} clients: epsilon {epsilon}, delta {row['delta']:g}"
+
+
 def _size(group: str | None) -> str:
     return "public training rows" if group is None else f"public groups by {_plain(group)}"
 
@@ -217,7 +227,12 @@ def show_estimate(console: Console, figures: Mapping[str, Any]) -> None:
     columns = ("site", _size(figures["group"]), "batch", "q", "steps", "noise", "epsilon", "delta")
     for column in columns:
         table.add_column(column, justify="left" if column == "site" else "right")
-    for site, row in figures["sites"].items():
+    sites = figures["sites"]
+    if figures["unit"] == "client":  # one plan for all of them
+        first = next(iter(sites.values()))
+        rows = sum(site["public_size"] for site in sites.values())
+        sites = {f"all {len(sites)} clients": {**first, "public_size": rows}}
+    for site, row in sites.items():
         epsilon = "none" if _none(row) else upwards(row["epsilon"], places=2)
         table.add_row(
             _plain(site),
@@ -234,6 +249,8 @@ def show_estimate(console: Console, figures: Mapping[str, Any]) -> None:
     _show_notes(console, figures["data_notes"])
     if figures["trust"] == "off":
         console.print(_NOT_PRIVATE)
+    if "clients" in figures:
+        show_clients(console, figures["clients"])
     warmup, adapted = figures["warmup_rounds"], figures["rounds"] - figures["warmup_rounds"]
     # What is sent up differs between the two kinds of rounds, so that their sums are the total.
     rounds = {

@@ -14,7 +14,9 @@ USUAL = 10.0
 _FALSE_POSITIVES, _LARGE = 0.01, 1000.0
 
 
-def show_weak(console: Console, sites: Mapping[str, Mapping[str, Any]]) -> None:
+def show_weak(
+    console: Console, sites: Mapping[str, Mapping[str, Any]], *, unit: str = "example"
+) -> None:
     """One line if a site's ``epsilon`` (None: no promise, or the site takes no part) is above
     ``USUAL``."""
     found = {name: site for name, site in sites.items() if (site.get("epsilon") or 0.0) > USUAL}
@@ -27,7 +29,8 @@ def show_weak(console: Console, sites: Mapping[str, Mapping[str, Any]]) -> None:
     shown = upwards(epsilon, places=2 if epsilon < _LARGE else 0)
     console.print(
         f"epsilon {shown} protects next to nothing: whoever tests whether a "
-        f"record was used, with {_FALSE_POSITIVES:.0%} false alarms, may find {percent(most)}% of "
+        f"{'client' if unit == 'client' else 'record'} was used, with "
+        f"{_FALSE_POSITIVES:.0%} false alarms, may find {percent(most)}% of "
         f"those that were ({USUAL:g} or less is usual, 1 to 3 strong)",
         markup=False,
         highlight=False,

@@ -262,6 +262,12 @@ def _epsilon_group(merged: _Merged, delta: float, records: int) -> float:
     total = privacy_loss_distribution.identity(value_discretization_interval=interval)
     counts = range(records + 1)
     for rate, sigma, steps in merged:
+        if rate == 1.0:  # no mixture, but a Gaussian at k times the sensitivity
+            whole = privacy_loss_distribution.from_gaussian_mechanism(
+                standard_deviation=sigma / records, value_discretization_interval=interval
+            )
+            total = total.compose(whole if steps == 1 else whole.self_compose(steps))
+            continue
         chances = [float(binom.pmf(count, records, rate)) for count in counts]
         drawn = [(count, chance) for count, chance in zip(counts, chances, strict=True) if chance]
         step = privacy_loss_distribution.from_mixture_gaussian_mechanism(

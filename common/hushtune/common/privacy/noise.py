@@ -90,7 +90,7 @@ class NoiseSource:
         or infinite noise, is worse than stopping.
         """
         exact = total.detach().cpu().numpy().reshape(-1)
-        grid = 2.0 ** (math.frexp(std)[1] - 1 - _GRID_BITS)
+        grid = _grid(std)
         values = np.empty(exact.size, dtype=np.float32)
         for part, sums in self._blocks(values.size, std):
             np.add(sums, exact[part], out=sums)
@@ -137,6 +137,18 @@ class NoiseSource:
     def __reduce__(self) -> NoReturn:
         """Refuse copies and pickles: a copied seeded source would draw the same noise twice."""
         raise TypeError("a NoiseSource cannot be copied or pickled: make a new one")
+
+
+def on_grid(values: torch.Tensor, *, std: float) -> torch.Tensor:
+    """Float64 `values` on the grid of `NoiseSource.noised`, as float32: of a sum whose noise was
+    drawn apart, no bits are released that noise of that `std` does not cover."""
+    grid = _grid(std)
+    return values.double().div(grid).round_().mul_(grid).float()
+
+
+def _grid(std: float) -> float:
+    """The power of two in (2^-21, 2^-20] std."""
+    return 2.0 ** (math.frexp(std)[1] - 1 - _GRID_BITS)
 
 
 def _fill_keystream(words: np.ndarray, key: bytes, zeros: np.ndarray) -> None:

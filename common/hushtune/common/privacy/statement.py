@@ -19,7 +19,15 @@ from hushtune.common.privacy.plan import DpSgdEvent, Relation, Trust, Unit
 from hushtune.common.privacy.statement_site import UNDISGUISED, SiteMetrics, SiteStatement, Transfer
 from hushtune.common.version import source_commit
 
-__all__ = ["SiteMetrics", "SiteStatement", "Transfer", "sentence", "statement"]
+__all__ = [
+    "SiteMetrics",
+    "SiteStatement",
+    "Transfer",
+    "events_told",
+    "libraries",
+    "sentence",
+    "statement",
+]
 
 CURVE_DELTAS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 GROUP_SIZES = (1, 2, 4, 8)
@@ -122,7 +130,7 @@ def statement(
         "covered": _covered(sites),
         "not_covered": _not_covered(sites),
         "source_commit": source_commit(),
-        "libraries": {name: _version(name) for name in LIBRARIES},
+        "libraries": libraries(),
     }
 
 
@@ -198,7 +206,7 @@ def _site(name: str, site: SiteStatement) -> dict[str, Any]:
         "num_resent": site.num_resent,
         "max_records_per_unit": site.max_records,
         "num_aborted": site.num_aborted,
-        "events": _events(site.events),
+        "events": events_told(site.events),
         "released": {
             "updates": [transfer.to_dict() for transfer in site.released],
             "declared": [
@@ -256,7 +264,7 @@ def _federation(sites: Mapping[str, Mapping[str, Any]]) -> dict[str, float | Non
     }
 
 
-def _events(events: Sequence[DpSgdEvent]) -> list[dict[str, float | int]]:
+def events_told(events: Sequence[DpSgdEvent]) -> list[dict[str, float | int]]:
     """Equal events with their number, in the order in which each was first charged."""
     return [{**event.to_dict(), "count": count} for event, count in Counter(events).items()]
 
@@ -280,7 +288,7 @@ def _accounts(site: SiteStatement) -> dict[str, Any]:
             "delta": limit_delta,
             "limit_epsilon": site.limit_epsilon,
             "limit_delta": site.limit_delta,
-            "events": _events(lifetime),
+            "events": events_told(lifetime),
             "own_ledger": site.own_ledger,
         },
         "curve": [
@@ -305,6 +313,11 @@ def _spent(site: SiteStatement, events: Sequence[DpSgdEvent], relation: Relation
     if not site.plan.is_private:
         return None
     return bounded(accountant.epsilon(events, delta=site.plan.delta, relation=relation))
+
+
+def libraries() -> dict[str, str | None]:
+    """The versions of what computes, trains and protects; None for what is not installed."""
+    return {name: _version(name) for name in LIBRARIES}
 
 
 def _version(name: str) -> str | None:

@@ -28,8 +28,8 @@ def check_update(update: ClientUpdate, *, order: RoundOrder, max_norm: float) ->
     """Raise UpdateRejectedError, with its ``reason`` one of ``REASONS``, or return.
 
     ``order`` is what this site was asked for; ``max_norm`` bounds the joint Euclidean norm of the
-    change. A site under protection must show the charge of exactly the steps that it was asked
-    for; with protection off there is nothing to charge.
+    change. A site that adds noise must show the charge of exactly the steps that it was asked for;
+    with the noise at the server, or none, it has nothing to charge.
     """
     _identity(update, order)
     _tensors(update, order, max_norm)
@@ -70,9 +70,9 @@ def _tensors(update: ClientUpdate, order: RoundOrder, max_norm: float) -> None:
 
 def _charge(update: ClientUpdate, order: RoundOrder) -> None:
     charge = update.charge
-    if not order.plan.is_private:
+    if not order.plan.trust.charges_sites:
         if charge is not None:
-            _reject(order, "charge", given="a charge", expected="none: privacy is off")
+            _reject(order, "charge", given="a charge", expected="none: nothing is noised there")
         return
     check_charge(charge, order, order.plan.event(order.local_steps))
 
