@@ -84,7 +84,7 @@ def test_a_full_disk_is_told_where_output_is_flushed_last() -> None:
         (["predict"], ("HT100 Missing argument", "`hushtune predict --help`")),
         (["simulate", "--preset", "tiny"], ("HT100 a run needs a folder", "--out runs/tiny")),
         (["simulate", "--bogus"], ("HT100 No such option", "`hushtune simulate --help`")),
-        (["plan"], ("HT100 Missing option", "`hushtune plan --help`")),
+        (["plan"], ("HT100 a plan is either for", "`hushtune plan --help`")),
         (["no-such-command"], ("HT100 No such command", "`hushtune --help`")),
     ],
 )

@@ -39,6 +39,7 @@ def summary(names: Sequence[str], *, epsilon: float = 2.0, **changes: Any) -> di
     return {
         "trust": "site",
         "group": None,
+        "unit": "example",
         "sites": {
             name: {"value": value[name], "epsilon": spent[name], "delta": 1e-5, "public_size": 90}
             for name in names
@@ -120,6 +121,7 @@ def test_a_dry_run_s_bytes_add_up_and_its_dropped_rows_are_told() -> None:
     figures: dict[str, Any] = {
         "trust": "site",
         "group": None,
+        "unit": "example",
         "sites": {"a": {**row, "noise_multiplier": 1.0, "epsilon": 1.2001e-3, "delta": 1e-5}},
         "who_has_what": [
             {"site": "a", "train": 9, "validation": 1, "test": 2, "labels": {"good": 12}}

@@ -78,6 +78,7 @@ def plan(
             "a plan is either for sites that add noise themselves or for clients of a server",
             given="both" if clients is not None else "neither",
             expected="--sites ROWS,... or --clients NUMBER",
+            remedy="`hushtune plan --help` lists the options",
         )
     if clients is not None:
         told = plan_clients(
