@@ -1,0 +1,133 @@
+"""Privacy of whole clients at a trusted server: accuracy by epsilon, over many small clients.
+
+    python benchmarks/clients.py [--clients 240] [--epsilons 1 3 8] [--seeds 3] [--out runs/clients]
+        [--doc docs/clients.md]
+
+The demo's rows are dealt to that many clients and a head is trained on frozen features. Each way
+asks the clients for equally many updates in all. A result is a line of ``results.jsonl``; what is
+there is not run again. With ``--doc`` the table replaces what stands between its two markers there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hushtune.common.config_io import load_config
+from hushtune.common.files import write_text
+from hushtune.common.planning import POOLED
+from hushtune.common.presets import PRESETS
+from hushtune.common.run_context import RunContext
+from hushtune.common.tasks.workspace import open_workspace, resolve
+from hushtune.common.version import source_commit
+from hushtune.simulations.baselines import site_metrics
+from hushtune.simulations.study import run_federation
+
+BEGIN, END = "<!-- clients:begin -->", "<!-- clients:end -->"
+LONG = ("train.rounds=20", "train.warmup_rounds=20")
+WAYS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "all": ("every client in each of 5 rounds", ()),
+    "adaptive": ("the same, with adaptive clipping", ("privacy.adaptive_clipping=true",)),
+    "drawn": (
+        "a quarter drawn in secret for each of 20 rounds",
+        (*LONG, "privacy.client_sampling_probability=0.25"),
+    ),
+    "turns": (
+        "in turn, once in 4 of 20 rounds, correlated noise",
+        (*LONG, "privacy.client_turns=4"),
+    ),
+}
+
+
+def main() -> None:
+    """Run what is not there yet and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clients", type=int, default=240)
+    parser.add_argument("--epsilons", nargs="+", type=float, default=[1.0, 3.0, 8.0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--part", default="test", choices=("test", "validation"))
+    parser.add_argument("--out", type=Path, default=Path("runs/clients"))
+    parser.add_argument("--doc", type=Path)
+    options = parser.parse_args()
+    results = options.out / "results.jsonl"
+    done = (
+        [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    )
+    for seed in range(options.seeds):
+        keys = [{"way": "all", "epsilon": None}]
+        keys += [{"way": way, "epsilon": e} for way in WAYS for e in options.epsilons]
+        for key in keys:
+            whole = {**key, "seed": seed, "clients": options.clients}
+            if not any(whole.items() <= row.items() for row in done):
+                done.append(measured(whole, options))
+                results.parent.mkdir(parents=True, exist_ok=True)
+                write_text(results, "".join(json.dumps(row) + "\n" for row in done))
+    table = as_markdown(done, options.epsilons, options.clients)
+    print(table)
+    if options.doc is not None:
+        text = options.doc.read_text(encoding="utf-8")
+        head, _, rest = text.partition(BEGIN)
+        _, _, tail = rest.partition(END)
+        write_text(options.doc, f"{head}{BEGIN}\n{table}\n{END}{tail}")
+
+
+def measured(key: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """One run, and its accuracy on all clients' rows."""
+    own = [f"seed={key['seed']}", f"data.sites={key['clients']}", *WAYS[key["way"]][1]]
+    own.append(
+        "privacy.trust=off" if key["epsilon"] is None else f"privacy.epsilon={key['epsilon']}"
+    )
+    own += ["simulation.baselines=false", f"simulation.evaluate_every={10**6}", *options.set]
+    config = resolve(load_config(preset="clients", presets=PRESETS, overrides=own))
+    workspace = open_workspace(config)
+    workspace.warm()
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        result = run_federation(RunContext(config, Path(folder)), workspace)
+    figures = site_metrics(workspace, config, result.state, options.part)
+    found = {
+        **key,
+        "accuracy": figures[POOLED]["accuracy"],
+        "epsilon_spent": next(iter(result.history[-1]["epsilon"].values())),
+        "seconds": round(time.perf_counter() - began, 1),
+        "source_commit": source_commit(),
+    }
+    print(json.dumps(found), flush=True)
+    return found
+
+
+def as_markdown(rows: Sequence[Mapping[str, Any]], epsilons: Sequence[float], clients: int) -> str:
+    """A row for each way: mean and standard deviation over the seeds."""
+    lines = [
+        f"| accuracy, {clients} clients | "
+        + " | ".join(f"epsilon {e:g}" for e in epsilons)
+        + " | no privacy |",
+        "|---|" + "---|" * (len(epsilons) + 1),
+    ]
+    for way, (label, _) in WAYS.items():
+        cells: list[str] = []
+        for epsilon in (*epsilons, None):
+            found = [
+                row["accuracy"]
+                for row in rows
+                if (row["way"], row["epsilon"], row["clients"]) == (way, epsilon, clients)
+            ]
+            spread = f" ± {statistics.stdev(found):.3f}" if len(found) > 1 else ""
+            cells.append(f"{statistics.mean(found):.3f}{spread}" if found else "")
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    seeds = len({row["seed"] for row in rows})
+    commits = sorted({str(row["source_commit"]) for row in rows})
+    return "\n".join(
+        [*lines, "", f"{seeds} seeds. Source commit of these runs: {'; '.join(commits)}."]
+    )
+
+
+if __name__ == "__main__":
+    main()
