@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from hushtune.common.config_io import load_config
 from hushtune.common.errors import QuorumError, SiteError
+from hushtune.common.presets import PRESETS
 from hushtune.common.privacy.accountant import epsilon
 from hushtune.common.privacy.ledger_entry import GENESIS, LedgerEntry
 from hushtune.common.privacy.plan import Relation
@@ -79,6 +81,20 @@ def test_seeded_noise_is_no_privacy(settings: Any, tmp_path: Path) -> None:
     assert told["server"]["epsilon"] is None
     for page in ("privacy.md", "privacy.html"):
         assert "NO PRIVACY" in (tmp_path / "out" / page).read_text(encoding="utf-8")
+
+
+def test_the_preset_and_what_it_is_compared_with(settings: Any, tmp_path: Path) -> None:
+    model = settings.tree()["model"]["name"]
+    few = ["data.max_rows_per_site=20", "data.sites=12", "train.rounds=2", "train.warmup_rounds=1"]
+    config = load_config(preset="clients", presets=PRESETS, overrides=[*few, f"model.name={model}"])
+    summary = run(config, tmp_path / "out")
+    compared = {name for name, value in summary["baselines"].items() if value is not None}
+    assert compared == {"majority", "untrained", "head_private", "pooled"}
+    assert (summary["trust"], summary["unit"], len(summary["sites"])) == ("server", "client", 12)
+    assert statement(tmp_path / "out")["guarantee"]
+    card = (tmp_path / "out" / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert "DP for all data of any one client" in card
+    assert "clients trust the server" in card
 
 
 # ---------------------------------------------------------------------------- sites' policies ----

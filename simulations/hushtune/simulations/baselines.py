@@ -34,7 +34,8 @@ def trained_baselines(config: RunConfig) -> dict[str, RunConfig]:
     sites = sorted(config.data.public_sizes)
     if Unit(config.privacy.unit) is Unit.CLIENT:
         # Alone or pooled there is no client that could hide among others.
-        return {"head_private": head_only(config), "pooled": not_private(pooled(config))}
+        head = {"head_private": head_only(config)} if head_only(config) != config else {}
+        return {**head, "pooled": not_private(pooled(config))}
     return {
         "head_private": head_only(config),
         **{f"alone_private/{site}": alone(config, site) for site in sites},
