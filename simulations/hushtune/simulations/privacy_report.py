@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from hushtune.client.metrics import SENSITIVITY
@@ -15,7 +16,7 @@ from hushtune.common.files import write_text
 from hushtune.common.json_text import json_text
 from hushtune.common.lora_rules import RULES, trainable_keys
 from hushtune.common.messages import METRICS_RUN
-from hushtune.common.planning import charged_unit, public_held_out, site_plans
+from hushtune.common.planning import charged_unit, cohort_of, public_held_out, site_plans
 from hushtune.common.privacy.ledger import Ledger
 from hushtune.common.privacy.ledger_entry import LedgerEntry
 from hushtune.common.privacy.noise import INSECURE, NoiseSource
@@ -23,10 +24,12 @@ from hushtune.common.privacy.plan import Trust, Unit
 from hushtune.common.privacy.statement import SiteMetrics, SiteStatement, Transfer, statement
 from hushtune.common.privacy.statement_html import render_html
 from hushtune.common.privacy.statement_markdown import render_markdown
+from hushtune.common.privacy.statement_secure import provided
 from hushtune.common.privacy.statement_server import server_html, server_markdown
 from hushtune.common.run_context import RunContext
 from hushtune.server.app import checkpoint_folder
 from hushtune.server.checkpoint import exists, load
+from hushtune.server.distributed import steps_of_round
 from hushtune.server.orders import is_warmup
 from hushtune.server.strategy import FederationResult
 from hushtune.simulations.server_report import server_privacy
@@ -42,6 +45,7 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
     config = context.config
     if config.privacy.trust == Trust.SERVER:
         return server_privacy(context, result)
+    cohort = cohort_of(config) if config.privacy.trust == Trust.DISTRIBUTED else None
     sites: dict[str, SiteStatement] = {}
     for site, plan in site_plans(config).items():
         entries: list[LedgerEntry] = []
@@ -60,7 +64,7 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
         told = [entry for entry in entries if entry.run == f"{result.run}{METRICS_RUN}"]
         if plan.trust.charges_sites:
             # What was charged may have left, whatever the server knows of it.
-            answered = {entry.round for entry in mine}
+            answered = {_round(entry, config) for entry in mine}
         asked = answered | _rounds(result, site, "refused", "failed", "no answer")
         released = answered | {entry.round for entry in told}
         noise = _noise(result, site, config)
@@ -81,13 +85,21 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
             refusals=[_refusal(row) for row in result.refusals.get(site, ())],
             num_resent=num_resent,
             num_aborted=len(answered - accepted),
+            provided="" if cohort is None else provided(cohort),
             limit_epsilon=None if own is None else own.terms.max_epsilon,
             limit_delta=None if own is None else own.terms.max_delta,
             released=_released(config, result.state, answered),
             received=_received(result, site, asked, {entry.round for entry in told}),
             metrics=_metrics(result, site, told, public_held_out(config, site)),
         )
-    return statement(sites=sites, run=result.run, group=config.data.group)
+    return statement(sites=sites, run=result.run, group=config.data.group, cohort=cohort)
+
+
+def _round(entry: LedgerEntry, config: RunConfig) -> int:
+    """The round that a charge for training was made in; secure sums are charged step by step."""
+    if config.privacy.trust != Trust.DISTRIBUTED:
+        return entry.round
+    return (entry.round - 1) // steps_of_round(config) + 1
 
 
 def tell_so_far(context: RunContext) -> None:
@@ -206,8 +218,16 @@ def _released(
         chosen = [number for number in rounds if is_warmup(config, number) is warmup]
         if chosen:
             keys = trainable_keys(RULES[config.aggregation.rule], state.spec, warmup=warmup)
-            transfers.append(_transfer(state.select(keys), chosen))
+            sent = _transfer(state.select(keys), chosen)
+            if config.privacy.trust == Trust.DISTRIBUTED:
+                sent = _masked(sent, steps_of_round(config))
+            transfers.append(sent)
     return tuple(transfers)
+
+
+def _masked(sent: Transfer, steps: int) -> Transfer:
+    """The same tensors as masked sums: a number of eight bytes for each value and step."""
+    return replace(sent, num_bytes=8 * steps * sum(sent.tensors.values()))
 
 
 def _transfer(

@@ -183,7 +183,7 @@ def test_equal_events_have_equal_json() -> None:
         ("steps", 0),
         ("delta", 1.0),
         ("epsilon", None),
-        ("trust", "server"),
+        ("trust", "nobody"),
         ("unit", "patient"),
         ("relation", None),
     ],

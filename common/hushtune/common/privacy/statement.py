@@ -13,10 +13,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from hushtune.common.errors import PlanError
-from hushtune.common.privacy import accountant
+from hushtune.common.privacy import accountant, statement_secure
 from hushtune.common.privacy.figures import at_most, bounded, rounds_text, upwards
 from hushtune.common.privacy.plan import DpSgdEvent, Relation, Trust, Unit
 from hushtune.common.privacy.statement_site import UNDISGUISED, SiteMetrics, SiteStatement, Transfer
+from hushtune.common.secagg.cohort import Cohort
 from hushtune.common.version import source_commit
 
 __all__ = [
@@ -98,7 +99,11 @@ SELECTION = (
 
 
 def statement(
-    *, sites: Mapping[str, SiteStatement], run: str = "", group: str | None = None
+    *,
+    sites: Mapping[str, SiteStatement],
+    run: str = "",
+    group: str | None = None,
+    cohort: Cohort | None = None,
 ) -> dict[str, Any]:
     """Everything about a run's privacy, JSON-ready; None stands for "no bound".
 
@@ -122,7 +127,12 @@ def statement(
         "relation": str(relation),
         "accountant": accountant.ACCOUNTANT,
         "guarantee": all(site["guarantee"] for site in told.values()),
-        "mechanism": MECHANISM.format(unit=unit) if trust is not Trust.OFF else "none",
+        "mechanism": statement_secure.mechanism(unit)
+        if cohort is not None
+        else MECHANISM.format(unit=unit)
+        if trust is not Trust.OFF
+        else "none",
+        "secure_sum": None if cohort is None else _secure(cohort, sites),
         "selection": SELECTION,
         "sentences": _sentences(sites, told),
         "sites": told,
@@ -162,6 +172,7 @@ def sentence(names: Sequence[str], site: SiteStatement, *, epsilon: float) -> st
     what = {
         Unit.EXAMPLE: "training record",
         Unit.GROUP: f"group with at most {site.max_records} record{plural}",
+        Unit.CLIENT: "client with all its records",
     }[plan.unit]
     aside = ""
     if site.metrics.release == "public":
@@ -169,8 +180,9 @@ def sentence(names: Sequence[str], site: SiteStatement, *, epsilon: float) -> st
     return (
         f"For neighbouring datasets that differ by {change} {what} at {where}, everything that "
         f"{who} released in {rounds_text(site.first_round, site.last_round)} to the server, its "
-        f"peers and the public{aside} is ({upwards(epsilon)}, {at_most(plan.delta)})-DP, the "
-        f"number of its {'groups' if plan.unit is Unit.GROUP else 'records'} being public."
+        f"peers and the public{site.provided}{aside} is "
+        f"({upwards(epsilon)}, {at_most(plan.delta)})-DP, the number of its "
+        f"{'groups' if plan.unit is Unit.GROUP else 'records'} being public."
     )
 
 
@@ -199,7 +211,7 @@ def _site(name: str, site: SiteStatement) -> dict[str, Any]:
         "noise": {
             "secure": site.noise_secure,
             "source": site.noise_source if plan.is_private else "none",
-            "dtype": "float32",
+            "dtype": "int64" if plan.trust is Trust.DISTRIBUTED else "float32",
         },
         "ledger_head": site.ledger_head,
         "refusals": list(site.refusals),
@@ -225,6 +237,14 @@ def _site(name: str, site: SiteStatement) -> dict[str, Any]:
     }
 
 
+def _secure(cohort: Cohort, sites: Mapping[str, SiteStatement]) -> dict[str, Any]:
+    """Of the site that spent most; the others' noise was no less."""
+    most = max(sites.values(), key=lambda site: sum(event.steps for event in site.spent))
+    return statement_secure.section(
+        cohort, most.events, delta=most.plan.delta, relation=most.plan.relation
+    )
+
+
 def _sentences(
     sites: Mapping[str, SiteStatement], told: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
@@ -243,7 +263,8 @@ def _sentences(
 def _covered(sites: Mapping[str, SiteStatement]) -> list[str]:
     noised = any(site.metrics.release == "noised" for site in sites.values())
     figures = ("accuracy and loss on held-out rows that a site told with noise",) if noised else ()
-    return [*COVERED, *figures]
+    secure = any(site.plan.trust is Trust.DISTRIBUTED for site in sites.values())
+    return [*(statement_secure.COVERED if secure else COVERED), *figures]
 
 
 def _not_covered(sites: Mapping[str, SiteStatement]) -> list[str]:
@@ -252,7 +273,9 @@ def _not_covered(sites: Mapping[str, SiteStatement]) -> list[str]:
         f"accuracy and loss on held-out rows of {', '.join(public)}: these figures left the site "
         f"{UNDISGUISED}",
     )
-    return [*(figures if public else ()), *NOT_COVERED]
+    secure = any(site.plan.trust is Trust.DISTRIBUTED for site in sites.values())
+    others = statement_secure.NOT_COVERED if secure else ()
+    return [*(figures if public else ()), *others, *NOT_COVERED]
 
 
 def _federation(sites: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:

@@ -7,8 +7,17 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hushtune.common.privacy import statement_verify
+from hushtune.common.privacy import statement_secure, statement_verify
 from hushtune.common.privacy.figures import at_least, at_most, epsilon_text, number_text, upwards
+
+_SEVERAL = (
+    "A site's figure is about the records of that site. Someone with records at two sites adds the "
+    "two figures up."
+)
+_SEVERAL_IN_ONE_SUM = (
+    "All sites' records are in one sum. Someone with two records, at one site or at two, reads the "
+    "figure for two records."
+)
 
 
 def render_markdown(content: Mapping[str, Any]) -> str:
@@ -29,6 +38,7 @@ def render_markdown(content: Mapping[str, Any]) -> str:
             else ()
         ),
         *(plain(alike["sentence"]) for alike in content["sentences"]),
+        *((statement_secure.told(content["secure_sum"]),) if content.get("secure_sum") else ()),
         *(
             ()
             if common is None
@@ -43,8 +53,7 @@ def render_markdown(content: Mapping[str, Any]) -> str:
         parts += [
             "## What is covered\n\n" + _bullets(content["covered"]),
             "## What is not covered\n\n" + _bullets(map(plain, content["not_covered"])),
-            "A site's figure is about the records of that site. Someone with records at two sites "
-            "adds the two figures up.",
+            _SEVERAL_IN_ONE_SUM if content.get("secure_sum") else _SEVERAL,
             _verify(content),
         ]
     border = crossing(content)

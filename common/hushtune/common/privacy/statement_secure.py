@@ -1,0 +1,101 @@
+"""What a privacy statement says of secure sums: what they rest on, and what is left without it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from hushtune.common.privacy import accountant
+from hushtune.common.privacy.figures import bounded
+from hushtune.common.privacy.plan import DpSgdEvent, Relation, Unit
+from hushtune.common.secagg.cohort import Cohort
+from hushtune.common.secagg.ring import GRID_BITS
+
+MECHANISM = (
+    "DP-SGD over all sites together: per-{unit} clipping over all trained tensors jointly, Poisson "
+    "sampling at each site, secure aggregation of whole numbers (steps of 2^-{bits} clip norms, "
+    "modulo 2^64) in which each site has its share of discrete Gaussian noise, a public denominator"
+)
+MECHANISM_OF_CLIENTS = (
+    "each client's change clipped over all trained tensors jointly, secure aggregation of whole "
+    "numbers (steps of 2^-{bits} clip norms, modulo 2^64) in which each client has its share of "
+    "discrete Gaussian noise, a public denominator"
+)
+COVERED = (
+    "every masked sum that the site sent in these rounds, and their opened sums",
+    "everything computed from those sums: the final adapter, checkpoints, predictions",
+)
+NOT_COVERED = (
+    "sites beyond the number named here that tell the server their noise, or add none",
+    "a server that breaks the protocol: that stands for sites which do not exist, hands out keys "
+    "of its own, or tells different sites different things. Sites refuse keys that two share, "
+    "fewer survivors than promised and a second list of them; but they do not know one another",
+)
+_MOST_SHOWN = 6
+
+
+def mechanism(unit: Unit) -> str:
+    """One line on what was done."""
+    text = MECHANISM_OF_CLIENTS if unit is Unit.CLIENT else MECHANISM
+    return text.format(unit=unit, bits=GRID_BITS)
+
+
+def provided(cohort: Cohort) -> str:
+    """What the sentence adds: on whom it rests."""
+    number, false = len(cohort.sites), cohort.colluding
+    sided = {
+        0: "and to a server with which no site sides",
+        1: "and to a server with which one other site sides",
+    }.get(false, f"and to a server with which up to {false} other sites side")
+    return f" {sided}, of {number} sites of which {cohort.min_survivors} stayed or more,"
+
+
+def section(
+    cohort: Cohort, events: Sequence[DpSgdEvent], *, delta: float, relation: Relation
+) -> dict[str, Any]:
+    """Who has to be honest for what; ``epsilon_by_colluding`` by the number of false sites.
+
+    The noise that is left when c sites side with the server is that of m - c shares, of which the
+    plan counts m - t.
+    """
+    shares = cohort.noise_shares
+    table: list[dict[str, float | int | None]] = []
+    for false in range(min(cohort.min_survivors, _MOST_SHOWN)):
+        left = cohort.min_survivors - false
+        factor = math.sqrt(left / shares)
+        thinner = [
+            DpSgdEvent(
+                sampling_probability=event.sampling_probability,
+                noise_multiplier=event.noise_multiplier * factor,
+                steps=event.steps,
+            )
+            for event in events
+        ]
+        spent = accountant.epsilon(thinner, delta=delta, relation=relation) if thinner else 0.0
+        table.append({"colluding": false, "noise_shares": left, "epsilon": bounded(spent)})
+    return {
+        "sites": list(cohort.sites),
+        "min_survivors": cohort.min_survivors,
+        "colluding": cohort.colluding,
+        "noise_shares": shares,
+        "epsilon_by_colluding": table,
+    }
+
+
+def told(section: dict[str, Any]) -> str:
+    """The section as one paragraph and a table, Markdown."""
+    from hushtune.common.privacy.figures import epsilon_text
+
+    rows = "\n".join(
+        f"| {row['colluding']} | {row['noise_shares']} | {epsilon_text(row['epsilon'])} |"
+        for row in section["epsilon_by_colluding"]
+    )
+    return (
+        f"A sum is opened when {section['min_survivors']} of {len(section['sites'])} sites or more "
+        f"are in it. Each adds a share of the noise; {section['noise_shares']} shares that the "
+        f"server does not know make up what is promised, so up to {section['colluding']} sites may "
+        "tell it theirs. If more do, or fewer, the epsilon of a record of a site that does not is:"
+        "\n\n| sites that side with the server | shares of noise left | epsilon |\n|---|---|---|\n"
+        + rows
+    )
