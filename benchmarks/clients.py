@@ -30,7 +30,8 @@ from hushtune.simulations.baselines import site_metrics
 from hushtune.simulations.study import run_federation
 
 BEGIN, END = "<!-- clients:begin -->", "<!-- clients:end -->"
-LONG = ("train.rounds=20", "train.warmup_rounds=20")
+# As far in all as the others go in a quarter of the rounds.
+LONG = ("train.rounds=20", "train.warmup_rounds=20", "aggregation.learning_rate=0.25")
 WAYS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "all": ("every client in each of 5 rounds", ()),
     "adaptive": ("the same, with adaptive clipping", ("privacy.adaptive_clipping=true",)),
