@@ -124,10 +124,7 @@ def as_markdown(rows: Sequence[Mapping[str, Any]], epsilons: Sequence[float], cl
             cells.append(f"{statistics.mean(found):.3f}{spread}" if found else "")
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     seeds = len({row["seed"] for row in rows})
-    commits = sorted({str(row["source_commit"]) for row in rows})
-    return "\n".join(
-        [*lines, "", f"{seeds} seeds. Source commit of these runs: {'; '.join(commits)}."]
-    )
+    return "\n".join([*lines, "", f"{seeds} seed{'' if seeds == 1 else 's'}."])
 
 
 if __name__ == "__main__":
