@@ -49,6 +49,7 @@ CODES = {
     "UpdateRejectedError": "HT502",
     "MessageError": "HT503",
     "SiteError": "HT504",
+    "SecureSumError": "HT505",
     "RunError": "HT600",
     "OutputExistsError": "HT601",
     "CheckpointError": "HT602",

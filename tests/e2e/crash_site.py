@@ -34,7 +34,7 @@ from typing import Any
 
 import torch
 
-from hushtune.client import app
+from hushtune.client import app, charging
 from hushtune.common.errors import HushtuneError
 from hushtune.common.messages import ClientUpdate, decode_reply, encode_order
 from hushtune.common.privacy import accountant, ledger_files, ledger_replies
@@ -143,7 +143,11 @@ class Clock:
 
     def _trace(self, frame: Any, event: str, _: Any) -> Any:
         name = frame.f_code.co_filename
-        return self._line if "/privacy/ledger" in name or name == app.__file__ else None
+        return (
+            self._line
+            if "/privacy/ledger" in name or name in (app.__file__, charging.__file__)
+            else None
+        )
 
     def _line(self, frame: Any, event: str, _: Any) -> Any:
         if event == "line":

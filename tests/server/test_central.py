@@ -269,7 +269,7 @@ def test_turns_are_fixed_and_the_whole_run_is_one_charge(tmp_path: Path) -> None
 def test_a_rule_that_is_no_function_of_the_sum_is_refused() -> None:
     config = settings()
     rule = AggregationConfig.model_construct(rule="flora")  # type: ignore[arg-type]
-    with pytest.raises(Exception, match="single clients"):
+    with pytest.raises(Exception, match="needs more"):
         check_together(
             config.privacy, rule, SimulationConfig(), MetricsConfig(), rounds=config.train.rounds
         )

@@ -11,12 +11,22 @@ import pytest
 from flwr.app import RecordDict
 from scipy import stats
 
-from hushtune.client import secure
+from hushtune.client import app, secure
+from hushtune.client.policy import SitePolicy
+from hushtune.client.terms import Terms
 from hushtune.common.errors import QuorumError, SecureSumError
-from hushtune.common.messages import decode_refusal, unpack_body, with_body
+from hushtune.common.messages import (
+    Refusal,
+    decode_refusal,
+    encode_order,
+    unpack_body,
+    with_body,
+)
+from hushtune.common.privacy.plan import Trust, Unit
 from hushtune.common.secagg import keys as crypto
 from hushtune.common.secagg.ring import GRID, from_ring, sensitivity
-from hushtune.common.secagg.wire import (
+from hushtune.common.secagg.wire import KeysOrder, encode_keys_order
+from hushtune.common.secagg.wire_step import (
     OpenOrder,
     StepOrder,
     decode_open_reply,
@@ -25,14 +35,14 @@ from hushtune.common.secagg.wire import (
     encode_step,
 )
 
-from .secure_grid import CLIP, RUN, SIZE, Sites, no_noise, order, sum_vectors
+from .secure_grid import CLIP, RUN, SIZE, Sites, no_noise, order, plan, sum_vectors
 
-NAMES = ("east", "north", "northwest", "south", "west")
+NAMES = ("east", "north", "northwest", "south", "southwest", "west")
 
 
 @pytest.fixture
 def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sites:
-    """Five sites with vectors of their own, and no noise."""
+    """Six sites with vectors of their own, and no noise."""
     sites = Sites(NAMES, tmp_path)
     sum_vectors(sites, monkeypatch)
     no_noise(monkeypatch)
@@ -75,7 +85,7 @@ def test_the_opened_sum_is_the_plain_sum_to_the_grid_s_rounding(grid: Sites) -> 
 def test_drop_outs_at_each_stage_down_to_the_threshold(
     grid: Sites, stage: str, gone: tuple[str, ...]
 ) -> None:
-    session = grid.session(least=3)
+    session = grid.session(least=4)
     lose(grid, stage, *gone)
     session.begin()
     opened = session.step(grid.orders(1))
@@ -100,7 +110,7 @@ def test_a_site_that_drops_out_in_one_step_is_in_the_next_again(grid: Sites) -> 
 
 @pytest.mark.parametrize("stage", ["keys", "shares", "masked", "open"])
 def test_fewer_than_promised_open_nothing(grid: Sites, stage: str) -> None:
-    session = grid.session(least=4)
+    session = grid.session(least=5)
     lose(grid, stage, "east", "north")
 
     def whole() -> None:
@@ -118,9 +128,8 @@ def test_sites_give_no_shares_to_a_server_that_names_too_few_survivors(grid: Sit
     session = grid.session(least=4)
     session.begin()
     session.step(grid.orders(1))
-    for survivors in ((), ("east",), ("east", "north", "west"), NAMES[:3]):
-        refused = ask_to_open(grid, session.name, 2, survivors)
-        assert "too few sites are left" in refused
+    for survivors in (("east",), ("east", "north", "west"), NAMES[:3]):
+        assert "too few sites are left" in ask_to_open(grid, session.name, 2, survivors)
 
 
 def test_survivors_cannot_be_changed_after_an_answer(grid: Sites) -> None:
@@ -194,17 +203,17 @@ def test_the_noise_of_the_sum_has_the_promised_variance_with_the_fewest_survivor
     for name in NAMES:
         grid.vectors[name] = np.zeros(SIZE)
     numbers = tuple(range(1, 61))
-    session = grid.session(least=4, false=1, steps=numbers)
+    session = grid.session(least=5, false=1, steps=numbers)
     grid.spoil = lambda doing, site, it: None if (doing, site) == ("masked", "west") else it
     session.begin()
     noise = np.concatenate(
         [session.step(grid.orders(n)).values.view(np.int64) for n in numbers]
     ).astype(float)
-    # Four of five are left and one of them may side with the server: three shares make 1.0 * C.
+    # Five of six are left and one of them may side with the server: four shares make 1.0 * C.
     promised = sensitivity(SIZE)
-    assert stats.kstest(noise / (promised * np.sqrt(4 / 3)), "norm").pvalue > 1e-6
+    assert stats.kstest(noise / (promised * np.sqrt(5 / 4)), "norm").pvalue > 1e-6
     for wrong in (2 / 3, 3 / 2):
-        assert stats.kstest(noise / (promised * np.sqrt(4 / 3) * wrong), "norm").pvalue < 1e-6
+        assert stats.kstest(noise / (promised * np.sqrt(5 / 4) * wrong), "norm").pvalue < 1e-6
 
 
 # -------------------------------------------------------------------------- false sites ----
@@ -234,7 +243,7 @@ def test_a_false_share_is_found_out_and_enough_good_ones_open_the_sum(grid: Site
     session.begin()
     opened = session.step(grid.orders(1))
     assert from_ring(opened.values, clip_norm=CLIP) == pytest.approx(plain_sum(grid), abs=1e-6)
-    strict = grid.session(least=5, steps=(3,))
+    strict = grid.session(least=6, steps=(3,))
     strict.begin()
     with pytest.raises(SecureSumError, match="one is false"):
         strict.step(grid.orders(3))
@@ -254,18 +263,18 @@ def test_a_site_that_claims_two_identities_is_left_out_by_the_server(grid: Sites
         return with_body(answer, body)
 
     grid.spoil = copied
-    session = grid.session(least=3)
+    session = grid.session(least=4)
     session.begin()
-    assert session.step(grid.orders(1)).survivors == ("northwest", "south", "west")
+    assert session.step(grid.orders(1)).survivors == ("northwest", "south", "southwest", "west")
     assert "same key" in session.traffic.lost["north"]
 
 
 def test_a_site_refuses_keys_of_which_two_are_one(grid: Sites) -> None:
-    session = grid.session(least=3)
+    session = grid.session(least=4)
     session.begin()
     asked = next(it for action, site, it in grid.asked if (action, site) == ("shares", "east"))
     for spoil in ("twice", "changed", "stranger", "few"):
-        fresh = grid.session(least=3)
+        fresh = grid.session(least=4)
         grid.spoil = lambda doing, _, it: None if doing == "shares" else it
         with pytest.raises(QuorumError):
             fresh.begin()
@@ -277,13 +286,13 @@ def test_a_site_refuses_keys_of_which_two_are_one(grid: Sites) -> None:
         if spoil == "twice":
             keys["north"] = keys["west"]
         elif spoil == "changed":
-            keys["east"] = keys["west"]
+            keys["east"] = {**keys["east"], "seal": "ab" * 32}
         elif spoil == "stranger":
             keys["elsewhere"] = keys.pop("north")
         else:
             body["keys"] = {name: keys[name] for name in ("east", "west")}
-        refused = grid.answer("shares", "east", with_body(asked, body))
-        assert decode_refusal(refused).code == "HT505", spoil
+        answer = grid.answer("shares", "east", with_body(asked, body))
+        assert refused(answer).code == "HT505", spoil
 
 
 def _without_keys(grid: Sites) -> str:
@@ -306,7 +315,7 @@ def test_a_replayed_message_is_answered_alike_or_refused(grid: Sites) -> None:
     other.begin()
     for action in ("shares", "masked", "open"):
         content = next(it for doing, who, it in grid.asked if (doing, who) == (action, "east"))
-        assert decode_refusal(grid.answer(action, "east", content)).code == "HT505"
+        assert refused(grid.answer(action, "east", content)).code == "HT505"
 
 
 def test_a_replayed_answer_of_another_step_or_site_is_rejected(grid: Sites) -> None:
@@ -319,11 +328,11 @@ def test_a_replayed_answer_of_another_step_or_site_is_rejected(grid: Sites) -> N
         return {"north": kept["masked", "east"], "west": first}.get(site, answer)
 
     grid.spoil = replay
-    session = grid.session(least=3)
+    session = grid.session(least=4)
     session.begin()
     assert "north" not in session.step(grid.orders(1)).survivors
     survivors = session.step(grid.orders(2)).survivors
-    assert survivors == ("east", "northwest", "south")
+    assert survivors == ("east", "northwest", "south", "southwest")
     assert "another step" in session.traffic.lost["west"]
 
 
@@ -393,7 +402,7 @@ def test_a_site_masks_only_for_the_plan_that_began_the_session(grid: Sites) -> N
     asked = order("east", 1)
     weaker = replace(asked, plan=replace(asked.plan, noise_multiplier=0.06))
     content = encode_step(StepOrder(order=weaker, session=session.name, sealed={}))
-    assert "another plan" in decode_refusal(grid.answer("masked", "east", content)).reason
+    assert "another plan" in refused(grid.answer("masked", "east", content)).reason
     assert not grid.sites["east"].ledger.entries()
 
 
@@ -403,9 +412,67 @@ def open_order(session: str, step: int, survivors: tuple[str, ...]) -> RecordDic
     )
 
 
+def test_no_sum_is_opened_of_sites_whose_shares_were_held_back(grid: Sites) -> None:
+    """Padded with names whose masks are in no sum, the survivors would be fewer than they seem."""
+    session = grid.session(least=4)
+    grid.spoil = lambda doing, site, it: (
+        None if doing == "shares" and site in ("south", "west") else it
+    )
+    session.begin()
+    orders = {name: order(name, 1) for name in NAMES}
+    session.step(orders)
+    assert "not this site and others" in ask_to_open(grid, session.name, 2, NAMES)
+
+
+def test_a_site_opens_no_sum_that_it_is_not_in(grid: Sites) -> None:
+    """Else a site could be cut off by calling its neighbours dropped, one after the other."""
+    session = grid.session(least=4)
+    session.begin()
+    assert "not this site and others" in ask_to_open(grid, session.name, 1, NAMES[1:])
+
+
+def test_a_site_that_relies_on_itself_alone_takes_part_in_no_secure_sum(grid: Sites) -> None:
+    from dataclasses import replace
+
+    east = grid.sites["east"]
+    east.policy = replace(east.policy, trust=Trust.SITE)
+    session = grid.session(least=4)
+    session.begin()
+    assert "HT404" in session.traffic.lost["east"]
+    weak = replace(plan(), trust=Trust.SITE)
+    content = encode_keys_order(
+        KeysOrder(
+            run=RUN, session="cd" * 16, site="east", cohort=session.cohort, plan=weak, steps=(1,)
+        )
+    )
+    assert refused(grid.answer("keys", "east", content)).code == "HT404"
+
+
+def test_a_plain_order_gets_no_update_that_only_a_sum_protects(grid: Sites) -> None:
+    for unit in (Unit.EXAMPLE, Unit.CLIENT):
+        terms = grid.sites["east"].policy.terms.model_copy(update={"unit": str(unit)})
+        grid.sites["east"].policy = replace_terms(grid.sites["east"].policy, terms)
+        plain = order("east", 1, of=plan(unit=unit))
+        answer = app.answer(encode_order(plain), grid.sites["east"])
+        assert "only a sum protects" in refused(answer).reason
+    assert not grid.sites["east"].ledger.entries()
+
+
+def replace_terms(policy: SitePolicy, terms: Terms) -> SitePolicy:
+    from dataclasses import replace
+
+    return replace(policy, terms=terms)
+
+
+def refused(content: RecordDict) -> Refusal:
+    """A site's refusal, where it refused."""
+    assert unpack_body(content).get("refused"), "the site answered"
+    return decode_refusal(content)
+
+
 def ask_to_open(grid: Sites, session: str, step: int, survivors: tuple[str, ...]) -> str:
     """The reason for which a site refuses."""
-    return decode_refusal(grid.answer("open", "east", open_order(session, step, survivors))).reason
+    return refused(grid.answer("open", "east", open_order(session, step, survivors))).reason
 
 
 def test_seeds_of_a_session_are_its_own() -> None:

@@ -5,23 +5,22 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from typing import TypedDict, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from hushtune.client import metrics, secure
+from hushtune.client.charging import charged, unexpected
 from hushtune.client.site import Site, open_site
 from hushtune.client.train import train_locally
 from hushtune.common.adapter import AdapterState
 from hushtune.common.errors import (
     DataError,
     HushtuneError,
-    LedgerError,
     MissingFileError,
     SecureSumError,
-    SiteError,
 )
 from hushtune.common.messages import (
     METRICS_RUN,
@@ -41,20 +40,11 @@ from hushtune.common.metrics_messages import (
     decode_metrics_order,
     encode_report,
 )
-from hushtune.common.privacy.ledger import KeptReply, Ledger, LedgerEntry, Limit
-from hushtune.common.privacy.plan import DpSgdEvent
-from hushtune.common.secagg.wire import StepReply, decode_step, encode_step_reply
+from hushtune.common.privacy.ledger import Ledger, LedgerEntry
+from hushtune.common.privacy.plan import Trust, Unit
+from hushtune.common.secagg.wire_step import StepReply, decode_step, encode_step_reply
 
 log = logging.getLogger(__name__)
-
-
-class _Charge(TypedDict):
-    """What a charge is for, but for its round."""
-
-    dataset: str
-    run: str
-    unit: str
-    limit: Limit
 
 
 _Order = TypeVar("_Order", RoundOrder, MetricsOrder, RecordDict)
@@ -178,7 +168,7 @@ def answer_step(content: RecordDict, site: Site, state: RecordDict) -> RecordDic
         raise SecureSumError("a site without a ledger takes part in no secure sum")
     compute = secure.masked(asked, site, state)
     num_charges = len(ledger.entries(site.dataset))
-    told, entry = _charged(
+    told, entry = charged(
         order.plan.event(1),
         lambda: compute(order, num_charges),
         run=order.run,
@@ -213,7 +203,7 @@ def _reply(
         return obey(order)
     except Exception as caught:
         # Whatever an order does to this site, it gets an answer that tells nothing of the rows.
-        error = caught if isinstance(caught, HushtuneError) else _unexpected(caught)
+        error = caught if isinstance(caught, HushtuneError) else unexpected(caught)
         run, number = getattr(order, "run", ""), getattr(order, "round", 0)
         log.warning("site %s refuses round %d: %s", site.name, number, error)
         # What was given may be a value or a path, which stays here; the log has it.
@@ -221,11 +211,6 @@ def _reply(
             run=run, round=number, site=site.name, code=error.code, reason=error.message
         )
         return encode_refusal(refusal)
-
-
-def _unexpected(error: Exception) -> SiteError:
-    log.debug("unexpected", exc_info=error)
-    return SiteError("the site's own work failed", given=type(error).__name__)
 
 
 def _updated(order: RoundOrder, site: Site, *, asked: str) -> ClientUpdate:
@@ -254,7 +239,7 @@ def _report(order: MetricsOrder, site: Site, *, asked: str) -> MetricsReport:
         told = measure()
     else:
         # A name of its own: a round is charged for its training and for its figures.
-        told, entry = _charged(
+        told, entry = charged(
             metrics.event(order.noise_multiplier),
             measure,
             run=f"{order.run}{METRICS_RUN}",
@@ -270,8 +255,15 @@ def _report(order: MetricsOrder, site: Site, *, asked: str) -> MetricsReport:
 
 def _trained(order: RoundOrder, site: Site, ledger: Ledger, *, asked: str) -> ClientUpdate:
     site.policy.check(order)
+    if order.plan.trust is not Trust.SITE or order.plan.unit is Unit.CLIENT:
+        # Its noise is a share of what protects a sum, or none: alone it protects nothing.
+        raise SecureSumError(
+            "an update that only a sum protects was asked for alone",
+            given=f"trust {order.plan.trust}, unit {order.plan.unit}",
+            expected="an order for a step of a secure sum",
+        )
     num_charges = len(ledger.entries(site.dataset))
-    told, entry = _charged(
+    told, entry = charged(
         order.plan.event(order.local_steps),
         lambda: _train(order, site, sequence=num_charges).to_bytes(),
         run=order.run,
@@ -281,71 +273,6 @@ def _trained(order: RoundOrder, site: Site, ledger: Ledger, *, asked: str) -> Cl
         ledger=ledger,
     )
     return _update(order, site, AdapterState.from_bytes(told), charge=entry)
-
-
-def _charged(
-    event: DpSgdEvent,
-    compute: Callable[[], bytes],
-    *,
-    run: str,
-    round: int,
-    asked: str,
-    site: Site,
-    ledger: Ledger,
-) -> tuple[bytes, LedgerEntry]:
-    """Compute once a round: charge and reply are durable together, before anything leaves.
-
-    A round that is asked for again gets the kept bytes, uncharged; LedgerError if ``asked``, the
-    name of the order, is another than what they answered.
-    """
-
-    def answered() -> KeptReply | None:
-        return ledger.resend(run, round, dataset=site.dataset, asked=asked)
-
-    kept = answered()
-    if kept is not None:
-        return kept.reply, kept.entry
-    what: _Charge = {
-        "dataset": site.dataset,
-        "run": run,
-        "unit": site.unit,
-        "limit": site.limit,
-    }
-    ledger.check(event, **what)
-    of_run = [entry for entry in ledger.entries() if entry.run == run]
-    if any((entry.dataset, entry.round) == (site.dataset, round) for entry in of_run):
-        raise LedgerError(
-            f"round {round} was charged and refused before",
-            given=f"run {run}",
-            remedy="order another round",
-        )
-    if any(entry.dataset != site.dataset for entry in of_run):
-        raise LedgerError(
-            "the data changed while the run was going on",
-            given=f"run {run}",
-            expected="the rows with which the run began, or a policy that names the data_set",
-            remedy="put the rows back, or begin a new run",
-        )
-    try:
-        reply = compute()
-    except Exception as error:
-        # That it was refused follows from the rows: a server that crafts adapters could else
-        # compare noised sums with thresholds of its choice for nothing.
-        ledger.charge(event, round=round, **what)
-        kept = answered()
-        if kept is not None:  # another process answered meanwhile: one charge, one answer
-            return kept.reply, kept.entry
-        if isinstance(error, HushtuneError):
-            raise
-        raise _unexpected(error) from error
-    try:
-        entry = ledger.charge_with_reply(event, round=round, reply=reply, asked=asked, **what)
-    except LedgerError:
-        kept = answered()
-        if kept is None:
-            raise
-        return kept.reply, kept.entry  # another process answered meanwhile
-    return reply, entry
 
 
 def _train(order: RoundOrder, site: Site, *, sequence: int) -> AdapterState:

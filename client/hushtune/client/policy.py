@@ -45,11 +45,18 @@ class SitePolicy:
             raise PolicyError("an order carries an adapter that is not finite")
         if self.trust is not Trust.OFF:
             self._check_plan(order.plan)
+            if self.trust is Trust.SITE and order.plan.unit is Unit.CLIENT:
+                raise PolicyError(
+                    "a whole client cannot be protected by noise at the site",
+                    given=f"unit {order.plan.unit}",
+                    expected=str(self.terms.unit),
+                )
 
     def check_session(self, order: KeysOrder) -> None:
         """Raise PolicyError unless this site may take part in a secure sum of these sites."""
         self._same("site", order.site, self.site)
-        self._same("trust model", order.plan.trust, self.trust)
+        self._same("trust model", self.trust, Trust.DISTRIBUTED)
+        self._same("trust model", order.plan.trust, Trust.DISTRIBUTED)
         self._check_plan(order.plan)
         if self.site not in order.cohort.sites:
             raise PolicyError("a secure sum is between others", given=self.site)

@@ -10,14 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from flwr.app import ConfigRecord, RecordDict
+import torch
+from flwr.app import RecordDict
 
+from hushtune.client.session import OWN, PAIR, Session, begun, current, load, save
 from hushtune.client.site import Site
 from hushtune.client.train import gradient_sum, train_locally
 from hushtune.common.adapter import AdapterState
@@ -27,132 +26,42 @@ from hushtune.common.privacy.discrete import discrete_gaussian
 from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import Unit
 from hushtune.common.secagg import keys as crypto
-from hushtune.common.secagg.cohort import Cohort
 from hushtune.common.secagg.ring import mask, to_ring
 from hushtune.common.secagg.wire import (
-    KeysOrder,
-    OpenOrder,
-    OpenReply,
     SharesOrder,
     SiteKeys,
-    StepOrder,
     decode_keys_order,
-    decode_open_order,
     decode_shares_order,
     encode_keys,
-    encode_open_reply,
     encode_shares,
 )
-
-_STATE, _TEXT = "hushtune.secure", "json"
-_PAIR, _OWN = "pair", "own"
-
-
-@dataclass
-class _Session:
-    """What a site knows of a session; all secrets of it but what the ledger has."""
-
-    raw: dict[str, Any]
-    site: str
-
-    @property
-    def name(self) -> str:
-        return self.raw["session"]
-
-    @property
-    def cohort(self) -> Cohort:
-        sites, least, false = self.raw["cohort"]
-        return Cohort(sites=tuple(sites), min_survivors=least, colluding=false)
-
-    @property
-    def steps(self) -> list[int]:
-        return self.raw["steps"]
-
-    def place(self, step: int) -> int:
-        """Of a step in the session; SecureSumError for one that is not in it."""
-        if step not in self.steps:
-            raise SecureSumError("a step is not one of this session", given=step)
-        return self.steps.index(step)
-
-    def seed(self, kind: str, place: int) -> bytes:
-        return bytes.fromhex(self.raw[kind][place])
-
-    def sealing(self) -> crypto.X25519PrivateKey:
-        return crypto.private_key(bytes.fromhex(self.raw["seal"]), "seal", self.name)
-
-    def pairing(self, place: int) -> crypto.X25519PrivateKey:
-        return pair_key(self.seed(_PAIR, place), self.name, self.steps[place])
-
-    def published(self) -> SiteKeys:
-        places = range(len(self.steps))
-        return SiteKeys(
-            seal=crypto.public_bytes(self.sealing()),
-            pair=tuple(crypto.public_bytes(self.pairing(place)) for place in places),
-            own=tuple(
-                crypto.commitment(self.seed(_OWN, place), self.name, self.steps[place])
-                for place in places
-            ),
-        )
-
-    def pair_keys(self) -> dict[str, list[bytes]]:
-        """The public keys for masks of all sites of the session, by name."""
-        return {n: [bytes.fromhex(k) for k in own["pair"]] for n, own in self.raw["keys"].items()}
-
-    def neighbours(self) -> tuple[str, ...]:
-        """Those with whom this site shares masks, of the sites whose keys it has."""
-        around = self.cohort.neighbours(self.site, session=self.name)
-        return tuple(name for name in around if name in self.raw["keys"])
-
-    def received(self) -> dict[str, list[list[str]]]:
-        """By sender, this site's share of each step's own and pair seed; its own share too."""
-        return self.raw["received"]
-
-
-def pair_key(seed: bytes, session: str, step: int) -> crypto.X25519PrivateKey:
-    """The private key for the masks that a site shares in one step."""
-    return crypto.private_key(seed, _PAIR, session, step)
+from hushtune.common.secagg.wire_step import (
+    OpenOrder,
+    OpenReply,
+    StepOrder,
+    decode_open_order,
+    encode_open_reply,
+)
 
 
 def answer_keys(content: RecordDict, site: Site, state: RecordDict) -> RecordDict:
     """Begin a session: make its secrets, and publish the keys."""
     order = decode_keys_order(content)
     site.policy.check_session(order)
-    known = _load(state, site.name)
+    known = load(state, site.name)
     digest = _digest(content)
     if known is None or known.name != order.session:
-        known = _begun(order, site.name, digest)
-        _save(state, known)
+        known = begun(order, site.name, digest)
+        save(state, known)
     elif known.raw["order"] != digest:
         raise SecureSumError("a session was begun with other sites, steps or a plan")
     return encode_keys(order.session, site.name, known.published())
 
 
-def _begun(order: KeysOrder, site: str, digest: str) -> _Session:
-    def seeds(count: int) -> list[str]:
-        return [os.urandom(crypto.SEED_BYTES).hex() for _ in range(count)]
-
-    raw = {
-        "session": order.session,
-        "run": order.run,
-        "order": digest,
-        "cohort": [list(order.cohort.sites), order.cohort.min_survivors, order.cohort.colluding],
-        "plan": order.plan.to_dict(),
-        "steps": list(order.steps),
-        "seal": seeds(1)[0],
-        _PAIR: seeds(len(order.steps)),
-        _OWN: seeds(len(order.steps)),
-        "keys": {},
-        "sealed": {},
-        "received": {},
-        "opened": {},
-    }
-    return _Session(raw, site)
-
-
 def answer_shares(content: RecordDict, site: Site, state: RecordDict) -> RecordDict:
     """Split the seeds of this site's masks among its neighbours, sealed for each."""
     order = decode_shares_order(content)
-    session = _current(state, site, order.run, order.session)
+    session = current(state, site, order.run, order.session)
     offered = {
         n: {"seal": k.seal.hex(), "pair": [p.hex() for p in k.pair]} for n, k in order.keys.items()
     }
@@ -160,14 +69,14 @@ def answer_shares(content: RecordDict, site: Site, state: RecordDict) -> RecordD
         _check_keys(order, session)
         session.raw["keys"] = offered
         _share(session, order.keys)
-        _save(state, session)
+        save(state, session)
     elif session.raw["keys"] != offered:
         raise SecureSumError("the keys of a session were changed while it was going on")
     sealed = {name: bytes.fromhex(text) for name, text in session.raw["sealed"].items()}
     return encode_shares(session.name, site.name, sealed)
 
 
-def _check_keys(order: SharesOrder, session: _Session) -> None:
+def _check_keys(order: SharesOrder, session: Session) -> None:
     keys, cohort, number = order.keys, session.cohort, len(session.steps)
     if keys.get(session.site) != session.published():
         raise SecureSumError("this site's own keys came back changed, or not at all")
@@ -185,7 +94,7 @@ def _check_keys(order: SharesOrder, session: _Session) -> None:
         raise SecureSumError("two sites have one key: somebody claims to be two")
 
 
-def _share(session: _Session, keys: Mapping[str, SiteKeys]) -> None:
+def _share(session: Session, keys: Mapping[str, SiteKeys]) -> None:
     around = session.neighbours()
     holders = sorted((*around, session.site))
     threshold = session.cohort.share_threshold
@@ -197,7 +106,7 @@ def _share(session: _Session, keys: Mapping[str, SiteKeys]) -> None:
     for place in range(len(session.steps)):
         split = [
             crypto.split(session.seed(kind, place), threshold=threshold, holders=holders)
-            for kind in (_OWN, _PAIR)
+            for kind in (OWN, PAIR)
         ]
         for name in holders:
             shares[name].append([part[name].hex() for part in split])
@@ -212,14 +121,14 @@ def _share(session: _Session, keys: Mapping[str, SiteKeys]) -> None:
 def masked(order: StepOrder, site: Site, state: RecordDict) -> Callable[[RoundOrder, int], bytes]:
     """What computes this site's masked sum for an order that fits its session."""
     asked = order.order
-    session = _current(state, site, asked.run, order.session)
+    session = current(state, site, asked.run, order.session)
     place = session.place(asked.round)
     if asked.plan.to_dict() != session.raw["plan"]:
         raise SecureSumError("an order has another plan than its session")
     if not session.raw["keys"]:
         raise SecureSumError("a step was ordered before keys and shares were exchanged")
     _receive(session, order.sealed)
-    _save(state, session)
+    save(state, session)
 
     def compute(order: RoundOrder, sequence: int) -> bytes:
         update = _clipped(order, site, sequence=sequence)
@@ -244,7 +153,7 @@ def described(noise: NoiseSource) -> str:
     )
 
 
-def _receive(session: _Session, sealed: Mapping[str, bytes]) -> None:
+def _receive(session: Session, sealed: Mapping[str, bytes]) -> None:
     """Open the shares that other sites have sealed for this one, once."""
     around = session.neighbours()
     if len(session.received()) > 1:
@@ -280,12 +189,12 @@ def _read_shares(text: bytes, steps: int) -> list[list[str]]:
     return shares
 
 
-def _mask_seeds(session: _Session, place: int) -> list[tuple[int, bytes]]:
+def _mask_seeds(session: Session, place: int) -> list[tuple[int, bytes]]:
     """The masks of this site in a step: its own, and one for each neighbour, added by one of the
     two and taken away by the other."""
     step, name = session.steps[place], session.name
     mine, keys = session.pairing(place), session.pair_keys()
-    found = [(1, crypto.own_seed(session.seed(_OWN, place), name, step))]
+    found = [(1, crypto.own_seed(session.seed(OWN, place), name, step))]
     for other in sorted(session.received()):
         if other != session.site:
             seed = crypto.pair_seed(mine, keys[other][place], session.site, other, name, step)
@@ -298,6 +207,8 @@ def _clipped(order: RoundOrder, site: Site, *, sequence: int) -> AdapterState:
     random = site.batch_randomness(order.run, order.round, sequence)
     if order.plan.unit is not Unit.CLIENT:
         return gradient_sum(order, task=site.task, units=site.units, random=random)
+    if not len(site.units):  # a client without records is one that is not there
+        return order.adapter.select(order.trainable).map(torch.zeros_like)
     change = train_locally(order, task=site.task, units=site.units, noise=site.noise, random=random)
     norm = change.norm()
     if not math.isfinite(norm):
@@ -313,13 +224,13 @@ def torch_to_numpy(state: AdapterState) -> np.ndarray:
 def answer_open(content: RecordDict, site: Site, state: RecordDict) -> RecordDict:
     """Give out the shares that open the sum of the survivors of a step; once for each step."""
     order = decode_open_order(content)
-    session = _current(state, site, order.run, order.session)
+    session = current(state, site, order.run, order.session)
     place = session.place(order.step)
     _check_survivors(order, session)
     answered = session.raw["opened"].setdefault(str(order.step), list(order.survivors))
     if answered != list(order.survivors):
         raise SecureSumError("the survivors of a step were changed after it was answered")
-    _save(state, session)
+    save(state, session)
     shares = {name: held[place] for name, held in session.received().items()}
     staying = set(order.survivors)
     return encode_open_reply(
@@ -333,32 +244,21 @@ def answer_open(content: RecordDict, site: Site, state: RecordDict) -> RecordDic
     )
 
 
-def _check_survivors(order: OpenOrder, session: _Session) -> None:
+def _check_survivors(order: OpenOrder, session: Session) -> None:
     least, names = session.cohort.min_survivors, order.survivors
-    if list(names) != sorted(set(names)) or not set(names) <= set(session.raw["keys"]):
-        raise SecureSumError("the survivors of a step are not sites of the session, each once")
+    known = set(session.raw["keys"])
+    if session.cohort.is_complete:
+        known = set(session.received())  # whose shares this site holds: those it masks with
+    if session.site not in names or not set(names) <= known or list(names) != sorted(set(names)):
+        raise SecureSumError(
+            "the survivors of a step are not this site and others of the session, each once"
+        )
     if len(names) < least:
         raise SecureSumError(
             "too few sites are left: their sum would carry less noise than was promised",
             given=len(names),
             expected=f"{least} or more (privacy.min_survivors)",
         )
-
-
-def _current(state: RecordDict, site: Site, run: str, session: str) -> _Session:
-    known = _load(state, site.name)
-    if known is None or (known.name, known.raw["run"]) != (session, run):
-        raise SecureSumError("this site knows nothing of the session", given=session)
-    return known
-
-
-def _load(state: RecordDict, site: str) -> _Session | None:
-    record = state.config_records.get(_STATE)
-    return None if record is None else _Session(json.loads(str(record[_TEXT])), site)
-
-
-def _save(state: RecordDict, session: _Session) -> None:
-    state[_STATE] = ConfigRecord({_TEXT: json.dumps(session.raw)})
 
 
 def _digest(content: RecordDict) -> str:

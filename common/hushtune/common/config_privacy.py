@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from hushtune.common.compatibility import why_not
 from hushtune.common.config_base import (
     Count,
     CountOrNone,
@@ -22,9 +23,6 @@ _TRUST_OF_UNIT = {
     "group": ("site", "distributed", "off"),
     "client": ("server", "distributed", "off"),
 }
-_RULES_OF_SUMS = ("ffa", "fedit")
-"""Rules whose next model is a function of the updates' sum alone. FedEx, FLoRA and mixed ranks
-release a residual or a stack, robust estimates single updates: these need analyses of their own."""
 
 
 class PrivacyConfig(Section):
@@ -175,8 +173,16 @@ def check_together(
     rounds: int,
 ) -> None:
     """Refuse what does not go with a trust model."""
+    reason = why_not(aggregation.rule, privacy.trust)
+    if reason is not None:
+        refuse(
+            f"this rule does not go with privacy.trust = {privacy.trust!r}: {reason}",
+            key="aggregation.rule",
+            given=aggregation.rule,
+            expected="a rule of sums, such as ffa or fedit",
+        )
     if privacy.trust == "server":
-        _check_server(privacy, aggregation, simulation, metrics, rounds=rounds)
+        _check_server(privacy, simulation, metrics, rounds=rounds)
     if privacy.trust != "distributed":
         return
     if simulation.sites_per_round:
@@ -187,6 +193,13 @@ def check_together(
             expected="0",
         )
     if privacy.unit == "client":
+        if metrics.release != "none":
+            refuse(
+                "figures of a client on its own rows are not covered by its share of the noise",
+                key="metrics.release",
+                given=metrics.release,
+                expected='"none"',
+            )
         return
     plain = AggregationConfig()
     if (aggregation.optimizer, aggregation.learning_rate) != (plain.optimizer, plain.learning_rate):
@@ -202,20 +215,11 @@ def check_together(
 
 def _check_server(
     privacy: PrivacyConfig,
-    aggregation: AggregationConfig,
     simulation: SimulationConfig,
     metrics: MetricsConfig,
     *,
     rounds: int,
 ) -> None:
-    if aggregation.rule not in _RULES_OF_SUMS:
-        refuse(
-            "what this rule releases depends on single clients' updates, which noise on their sum "
-            "does not cover",
-            key="aggregation.rule",
-            given=aggregation.rule,
-            expected=" or ".join(_RULES_OF_SUMS),
-        )
     if simulation.sites_per_round:
         refuse(
             "who takes part in a round follows from the seed here, so that sampling would protect "

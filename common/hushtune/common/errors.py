@@ -49,9 +49,7 @@ from typing import ClassVar
 
 def _text(value: object) -> str | None:
     """A value as the reader of an error should see it: text as it stands, the rest by repr."""
-    if value is None or isinstance(value, str):
-        return value
-    return repr(value)
+    return value if value is None or isinstance(value, str) else repr(value)
 
 
 class HushtuneError(Exception):
@@ -90,11 +88,8 @@ class HushtuneError(Exception):
 
     def __str__(self) -> str:
         lines = [self.message]
-        for name, value in (
-            ("given", self.given),
-            ("expected", self.expected),
-            ("do", self.remedy),
-        ):
+        told = {"given": self.given, "expected": self.expected, "do": self.remedy}
+        for name, value in told.items():
             if value is not None:
                 lines.append(f"  {name}: {value}")
         return "\n".join(lines)

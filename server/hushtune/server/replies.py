@@ -63,7 +63,7 @@ def read_replies(
         num_bytes += content_bytes(message.content) if message.has_content() else 0
         reply = _decode(message)
         if isinstance(reply, ClientUpdate):
-            if reply.charge is not None and _countable(reply.charge, order):
+            if reply.charge is not None and countable(reply.charge, order):
                 charges[site] = reply.charge
             objection = _objection(reply, order, max_norm)
             if objection is None:
@@ -111,7 +111,7 @@ def _objection(update: ClientUpdate, order: RoundOrder, max_norm: float) -> str 
     return None
 
 
-def _countable(charge: LedgerEntry, order: RoundOrder) -> bool:
+def countable(charge: LedgerEntry, order: RoundOrder) -> bool:
     """Whether a shown charge belongs to this run and can be put to the accountant.
 
     A charge of another event than the one ordered is counted too, since the site has spent it; but

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -17,50 +17,35 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from hushtune.common.errors import HushtuneError, MessageError, QuorumError, SecureSumError
-from hushtune.common.messages import Refusal, RoundOrder, decode_refusal, unpack_body
-from hushtune.common.privacy.ledger_entry import LedgerEntry
+from hushtune.common.messages import RoundOrder
 from hushtune.common.privacy.plan import PrivacyPlan
 from hushtune.common.secagg import keys as crypto
 from hushtune.common.secagg.cohort import Cohort
 from hushtune.common.secagg.ring import Ring, mask
 from hushtune.common.secagg.wire import (
     KeysOrder,
-    OpenOrder,
-    OpenReply,
     SharesOrder,
     SiteKeys,
+    decode_keys,
+    decode_shares,
+    encode_keys_order,
+    encode_shares_order,
+)
+from hushtune.common.secagg.wire_step import (
+    OpenOrder,
+    OpenReply,
     StepOrder,
     StepReply,
-    decode_keys,
     decode_open_reply,
-    decode_shares,
     decode_step_reply,
-    encode_keys_order,
     encode_open_order,
-    encode_shares_order,
     encode_step,
 )
 from hushtune.server.aggregation.check import check_charge
-from hushtune.server.replies import content_bytes, refusal_row, refusal_words, short
+from hushtune.server.replies import content_bytes, countable, refusal_row, refusal_words, short
+from hushtune.server.traffic import RefusedError, Traffic, content_of
 
 _T = TypeVar("_T")
-
-
-@dataclass
-class Traffic:
-    """What the sites said beside their sums, over the exchanges of a round.
-
-    ``lost``: why a site is no longer in it. ``refusals`` and ``charges`` by site, in order.
-    """
-
-    bytes_down: int = 0
-    bytes_up: int = 0
-    exchanges: int = 0
-    lost: dict[str, str] = field(default_factory=dict[str, str])
-    refusals: dict[str, Mapping[str, object]] = field(
-        default_factory=dict[str, Mapping[str, object]]
-    )
-    charges: list[tuple[str, LedgerEntry]] = field(default_factory=list[tuple[str, LedgerEntry]])
 
 
 @dataclass(frozen=True)
@@ -265,8 +250,8 @@ class SecureSession:
             if message.has_content():
                 traffic.bytes_up += content_bytes(message.content)
             try:
-                found[site] = read(site, _content(message))
-            except _RefusedError as refused:
+                found[site] = read(site, content_of(message))
+            except RefusedError as refused:
                 traffic.lost[site] = refusal_words(refused.refusal)
                 traffic.refusals[site] = refusal_row(refused.refusal, refused.refusal.round)
             except HushtuneError as error:
@@ -318,7 +303,7 @@ class SecureSession:
 
     def _read_step(self, order: RoundOrder, content: RecordDict) -> StepReply:
         reply = decode_step_reply(content)
-        if reply.charge is not None and reply.charge.run == order.run:
+        if reply.charge is not None and countable(reply.charge, order):
             self.traffic.charges.append((order.site, reply.charge))
         self._check_name(reply.session, reply.site, order.site)
         if (reply.run, reply.round) != (order.run, order.round):
@@ -341,18 +326,3 @@ class SecureSession:
     def _check_name(self, session: str, name: str, site: str) -> None:
         if (session, name) != (self.name, site):
             raise MessageError("it answers for another session or site", given=name[:100])
-
-
-class _RefusedError(Exception):
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(refusal.reason)
-        self.refusal = refusal
-
-
-def _content(message: Message) -> RecordDict:
-    """What a site answers; raises for an error and for a refusal."""
-    if message.has_error():
-        raise MessageError(short(f"failed: {message.error.reason or 'without a reason'}"))
-    if unpack_body(message.content).get("refused"):
-        raise _RefusedError(decode_refusal(message.content))
-    return message.content

@@ -21,7 +21,7 @@ from hushtune.common.errors import PlanError
 from hushtune.common.privacy import correlated
 from hushtune.common.privacy.plan import PrivacyPlan, Trust, Unit, make_plan
 from hushtune.simulations.planner import DROWNED, FAINT, signal_to_noise
-from hushtune.simulations.planner_outline import Outline, demo_trained_values
+from hushtune.simulations.planner_outline import Outline
 
 
 def plan_clients(
@@ -52,7 +52,7 @@ def plan_clients(
     )
     if turns is not None:
         plan = replace(plan, denominator=clients / turns)
-    values = outline.trained_values or demo_trained_values()[0]
+    values = outline.values()
     return client_figures(plan, clients, rounds=outline.rounds, turns=turns, trained_values=values)
 
 

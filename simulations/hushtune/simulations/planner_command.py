@@ -57,6 +57,7 @@ def plan(
     from hushtune.simulations.planner_clients import plan_clients, show_clients
     from hushtune.simulations.planner_outline import Outline, parse_sites
     from hushtune.simulations.planner_show import show_plan
+    from hushtune.simulations.planner_trust import compare_trust, show_trust
     from hushtune.simulations.weak import show_weak
 
     console = Console(stderr=as_json)
@@ -92,7 +93,9 @@ def plan(
     sizes = parse_sites(sites)
     with console.status("calibrating noise"):
         figures = plan_run(sizes, outline)
+    figures["trust_models"] = compare_trust(sizes, outline, figures["federation"])
     show_plan(console, figures)
+    show_trust(console, figures["trust_models"], epsilon)
     show_weak(console, figures["sites"])
     if plot is not None and figures["federation"]:
         from hushtune.simulations.planner_plot import plot_plan

@@ -32,8 +32,12 @@ class Outline:
     relation: Relation = Relation.ADD_OR_REMOVE_ONE
     trained_values: int | None = None
 
-    def plan(self, public_size: int) -> PrivacyPlan:
-        """`make_plan` for a site of that size."""
+    def values(self) -> int:
+        """How many numbers are trained and noised."""
+        return self.trained_values or demo_trained_values()[0]
+
+    def plan(self, public_size: int, *, trust: Trust = Trust.SITE) -> PrivacyPlan:
+        """`make_plan` for a site of that size, or for all sites' records together."""
         return make_plan(
             epsilon=self.epsilon,
             delta=self.delta,
@@ -44,7 +48,7 @@ class Outline:
             clip_norm=self.clip_norm,
             unit=Unit.EXAMPLE,
             relation=self.relation,
-            trust=Trust.SITE,
+            trust=trust,
         )
 
 

@@ -24,7 +24,7 @@ from hushtune.common.privacy.plan import Trust, Unit
 from hushtune.common.privacy.statement import SiteMetrics, SiteStatement, Transfer, statement
 from hushtune.common.privacy.statement_html import render_html
 from hushtune.common.privacy.statement_markdown import render_markdown
-from hushtune.common.privacy.statement_secure import provided
+from hushtune.common.privacy.statement_secure import provided, towards
 from hushtune.common.privacy.statement_server import server_html, server_markdown
 from hushtune.common.run_context import RunContext
 from hushtune.server.app import checkpoint_folder
@@ -86,6 +86,7 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
             num_resent=num_resent,
             num_aborted=len(answered - accepted),
             provided="" if cohort is None else provided(cohort),
+            towards=towards(cohort),
             limit_epsilon=None if own is None else own.terms.max_epsilon,
             limit_delta=None if own is None else own.terms.max_delta,
             released=_released(config, result.state, answered),

@@ -20,25 +20,27 @@ from hushtune.common.privacy.plan import DpSgdEvent, PrivacyPlan, Relation, Trus
 from hushtune.common.secagg.cohort import Cohort
 from hushtune.common.secagg.wire import (
     KeysOrder,
-    OpenOrder,
-    OpenReply,
     SharesOrder,
     SiteKeys,
-    StepReply,
     decode_keys,
     decode_keys_order,
-    decode_open_order,
-    decode_open_reply,
     decode_shares,
     decode_shares_order,
-    decode_step,
-    decode_step_reply,
     encode_keys,
     encode_keys_order,
-    encode_open_order,
-    encode_open_reply,
     encode_shares,
     encode_shares_order,
+)
+from hushtune.common.secagg.wire_step import (
+    OpenOrder,
+    OpenReply,
+    StepReply,
+    decode_open_order,
+    decode_open_reply,
+    decode_step,
+    decode_step_reply,
+    encode_open_order,
+    encode_open_reply,
     encode_step_reply,
 )
 

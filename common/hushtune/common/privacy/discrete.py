@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hushtune.common.errors import PrivacyError
 from hushtune.common.privacy.noise import NoiseSource
 
-_LEAST_STD, _MOST_STD = 1e-3, 2.0**55
+_LEAST_STD, _MOST_STD = 1e-3, 2.0**48
 _FARTHEST = 12.5
 """Deviations from zero that no noise of a run comes to, but with a chance below 1e-30 a value."""
 

@@ -179,8 +179,8 @@ def sentence(names: Sequence[str], site: SiteStatement, *, epsilon: float) -> st
         aside = ", except its accuracy and loss on held-out rows, which no promise covers,"
     return (
         f"For neighbouring datasets that differ by {change} {what} at {where}, everything that "
-        f"{who} released in {rounds_text(site.first_round, site.last_round)} to the server, its "
-        f"peers and the public{site.provided}{aside} is "
+        f"{who} released in {rounds_text(site.first_round, site.last_round)} to "
+        f"{site.towards}{site.provided}{aside} is "
         f"({upwards(epsilon)}, {at_most(plan.delta)})-DP, the number of its "
         f"{'groups' if plan.unit is Unit.GROUP else 'records'} being public."
     )
@@ -241,7 +241,7 @@ def _secure(cohort: Cohort, sites: Mapping[str, SiteStatement]) -> dict[str, Any
     """Of the site that spent most; the others' noise was no less."""
     most = max(sites.values(), key=lambda site: sum(event.steps for event in site.spent))
     return statement_secure.section(
-        cohort, most.events, delta=most.plan.delta, relation=most.plan.relation
+        cohort, most.spent, most.told, delta=most.plan.delta, relation=most.plan.relation
     )
 
 

@@ -51,13 +51,25 @@ def provided(cohort: Cohort) -> str:
     return f" {sided}, of {number} sites of which {cohort.min_survivors} stayed or more,"
 
 
+def towards(cohort: Cohort | None) -> str:
+    """To whom the promise is made: another site knows its own share of the noise."""
+    if cohort is not None and cohort.colluding == 0:
+        return "the server and the public, and not to its peers,"
+    return "the server, its peers and the public"
+
+
 def section(
-    cohort: Cohort, events: Sequence[DpSgdEvent], *, delta: float, relation: Relation
+    cohort: Cohort,
+    spent: Sequence[DpSgdEvent],
+    told: Sequence[DpSgdEvent],
+    *,
+    delta: float,
+    relation: Relation,
 ) -> dict[str, Any]:
     """Who has to be honest for what; ``epsilon_by_colluding`` by the number of false sites.
 
     The noise that is left when c sites side with the server is that of m - c shares, of which the
-    plan counts m - t.
+    plan counts m - t. ``told`` are figures, which each site noises alone, whoever is false.
     """
     shares = cohort.noise_shares
     table: list[dict[str, float | int | None]] = []
@@ -70,10 +82,10 @@ def section(
                 noise_multiplier=event.noise_multiplier * factor,
                 steps=event.steps,
             )
-            for event in events
+            for event in spent
         ]
-        spent = accountant.epsilon(thinner, delta=delta, relation=relation) if thinner else 0.0
-        table.append({"colluding": false, "noise_shares": left, "epsilon": bounded(spent)})
+        cost = accountant.epsilon([*thinner, *told], delta=delta, relation=relation)
+        table.append({"colluding": false, "noise_shares": left, "epsilon": bounded(cost)})
     return {
         "sites": list(cohort.sites),
         "min_survivors": cohort.min_survivors,

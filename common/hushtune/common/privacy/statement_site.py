@@ -94,7 +94,8 @@ class SiteStatement:
     `num_aborted`: rounds charged whose update is not in the model, since training failed or the
     answer was lost or rejected. `limit_epsilon`, `limit_delta`: the most that the site's own policy
     allows to be spent, ever; None for no limit, and for the plan's delta.
-    `provided`: what else the sentence rests on, with a blank before and a comma after it.
+    `towards`: to whom the promise is made; `provided`: what else it rests on, with a blank before
+    and a comma after it.
     `released`, `received`: what left and entered the site. `metrics`: what it told of its rows.
     """
 
@@ -120,6 +121,7 @@ class SiteStatement:
     metrics: SiteMetrics = SiteMetrics()
     told: Sequence[DpSgdEvent] = ()
     provided: str = ""
+    towards: str = "the server, its peers and the public"
 
     @property
     def events(self) -> list[DpSgdEvent]:

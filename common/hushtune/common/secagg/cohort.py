@@ -43,12 +43,12 @@ class Cohort:
                 expected=f"0 to {number - 1}",
                 remedy="lower privacy.colluding_sites",
             )
-        if not (number + false) / 2 < least <= number:
+        if not (least == number or 2 * least > number + false + 1) or least > number:
             raise PlanError(
                 "min_survivors does not fit the sites: a server that told half of them of one set "
                 "of survivors and half of another could open a single site's sum",
                 given=f"min_survivors = {least}, {number} sites, colluding_sites = {false}",
-                expected=f"{(number + false) // 2 + 1} to {number}",
+                expected=f"{(number + false + 1) // 2 + 1} to {number}",
                 remedy="set privacy.min_survivors, or lower privacy.colluding_sites",
             )
 
@@ -60,6 +60,11 @@ class Cohort:
     def share_std(self, noise_multiplier: float, num_values: int) -> float:
         """The noise that each site adds, in steps of the grid: any m - t shares make the whole."""
         return noise_multiplier * sensitivity(num_values) / math.sqrt(self.noise_shares)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every site shares masks with every other."""
+        return self.degree == len(self.sites) - 1
 
     @property
     def degree(self) -> int:

@@ -1,0 +1,122 @@
+"""What a site remembers of a session of secure sums, in the node's own Flower state."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import ConfigRecord, RecordDict
+
+from hushtune.client.site import Site
+from hushtune.common.errors import SecureSumError
+from hushtune.common.secagg import keys as crypto
+from hushtune.common.secagg.cohort import Cohort
+from hushtune.common.secagg.wire import KeysOrder, SiteKeys
+
+_STATE, _TEXT = "hushtune.secure", "json"
+PAIR, OWN = "pair", "own"
+
+
+@dataclass
+class Session:
+    """What a site knows of a session; all secrets of it but what the ledger has."""
+
+    raw: dict[str, Any]
+    site: str
+
+    @property
+    def name(self) -> str:
+        return self.raw["session"]
+
+    @property
+    def cohort(self) -> Cohort:
+        sites, least, false = self.raw["cohort"]
+        return Cohort(sites=tuple(sites), min_survivors=least, colluding=false)
+
+    @property
+    def steps(self) -> list[int]:
+        return self.raw["steps"]
+
+    def place(self, step: int) -> int:
+        """Of a step in the session; SecureSumError for one that is not in it."""
+        if step not in self.steps:
+            raise SecureSumError("a step is not one of this session", given=step)
+        return self.steps.index(step)
+
+    def seed(self, kind: str, place: int) -> bytes:
+        return bytes.fromhex(self.raw[kind][place])
+
+    def sealing(self) -> crypto.X25519PrivateKey:
+        return crypto.private_key(bytes.fromhex(self.raw["seal"]), "seal", self.name)
+
+    def pairing(self, place: int) -> crypto.X25519PrivateKey:
+        return pair_key(self.seed(PAIR, place), self.name, self.steps[place])
+
+    def published(self) -> SiteKeys:
+        places = range(len(self.steps))
+        return SiteKeys(
+            seal=crypto.public_bytes(self.sealing()),
+            pair=tuple(crypto.public_bytes(self.pairing(place)) for place in places),
+            own=tuple(
+                crypto.commitment(self.seed(OWN, place), self.name, self.steps[place])
+                for place in places
+            ),
+        )
+
+    def pair_keys(self) -> dict[str, list[bytes]]:
+        """The public keys for masks of all sites of the session, by name."""
+        return {n: [bytes.fromhex(k) for k in own["pair"]] for n, own in self.raw["keys"].items()}
+
+    def neighbours(self) -> tuple[str, ...]:
+        """Those with whom this site shares masks, of the sites whose keys it has."""
+        around = self.cohort.neighbours(self.site, session=self.name)
+        return tuple(name for name in around if name in self.raw["keys"])
+
+    def received(self) -> dict[str, list[list[str]]]:
+        """By sender, this site's share of each step's own and pair seed; its own share too."""
+        return self.raw["received"]
+
+
+def pair_key(seed: bytes, session: str, step: int) -> crypto.X25519PrivateKey:
+    """The private key for the masks that a site shares in one step."""
+    return crypto.private_key(seed, PAIR, session, step)
+
+
+def begun(order: KeysOrder, site: str, digest: str) -> Session:
+    def seeds(count: int) -> list[str]:
+        return [os.urandom(crypto.SEED_BYTES).hex() for _ in range(count)]
+
+    raw = {
+        "session": order.session,
+        "run": order.run,
+        "order": digest,
+        "cohort": [list(order.cohort.sites), order.cohort.min_survivors, order.cohort.colluding],
+        "plan": order.plan.to_dict(),
+        "steps": list(order.steps),
+        "seal": seeds(1)[0],
+        PAIR: seeds(len(order.steps)),
+        OWN: seeds(len(order.steps)),
+        "keys": {},
+        "sealed": {},
+        "received": {},
+        "opened": {},
+    }
+    return Session(raw, site)
+
+
+def current(state: RecordDict, site: Site, run: str, session: str) -> Session:
+    known = load(state, site.name)
+    if known is None or (known.name, known.raw["run"]) != (session, run):
+        raise SecureSumError("this site knows nothing of the session", given=session)
+    return known
+
+
+def load(state: RecordDict, site: str) -> Session | None:
+    record = state.config_records.get(_STATE)
+    return None if record is None else Session(json.loads(str(record[_TEXT])), site)
+
+
+def save(state: RecordDict, session: Session) -> None:
+    state[_STATE] = ConfigRecord({_TEXT: json.dumps(session.raw)})
