@@ -569,3 +569,26 @@ def test_another_number_of_rounds_brings_its_own_warm_up(rounds: int, warmup: in
     assert load_config(preset="p", presets=presets, overrides=both).train.warmup_rounds == 1
     untouched = load_config(preset="p", presets=presets, overrides=["train.local_steps=1"])
     assert untouched.train.warmup_rounds == 18
+
+
+def test_another_number_of_rounds_keeps_the_warm_up_that_a_file_has(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('[data]\nsource = "demo"\n[train]\nrounds = 20\nwarmup_rounds = 4\n')
+    assert load_config(path, overrides=["train.rounds=50"]).train.warmup_rounds == 4
+    with pytest.raises(ConfigError, match="warm-up is longer"):
+        load_config(path, overrides=["train.rounds=3"])
+    path.write_text('[data]\nsource = "demo"\n[train]\nrounds = 20\n')
+    assert load_config(path, overrides=["train.rounds=50"]).train.warmup_rounds == 45
+
+
+@pytest.mark.parametrize(("rounds", "warmup"), [(5, 4), (100, 90)])
+def test_a_template_with_another_number_of_rounds_alone_is_a_run(
+    tmp_path: Path, rounds: int, warmup: int
+) -> None:
+    path = tmp_path / "run.toml"
+    text = template().replace("rounds = 20\n", f"rounds = {rounds}\n")
+    path.write_text(
+        text.replace('# source = "demo"', 'source = "demo"').replace('\nsite = "site"', "")
+    )
+    train = load_config(path).train
+    assert (train.rounds, train.warmup_rounds) == (rounds, warmup)

@@ -232,7 +232,10 @@ def test_who_was_drawn_is_in_nothing_that_is_kept(tmp_path: Path) -> None:
     assert plan_of(config).denominator == 6.0
 
 
-def test_a_round_in_which_nobody_is_drawn_is_one_like_any_other() -> None:
+def test_a_round_in_which_nobody_is_drawn_is_one_like_any_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("hushtune.common.privacy.batch.LEAST_BATCH", 0.0)
     config = settings(privacy={"client_sampling_probability": 1e-6})
     network = grid()
     result = run(config, network)

@@ -12,7 +12,7 @@ import pytest
 import tomli_w
 
 from hushtune.client.site import close_sites
-from hushtune.common.errors import SiteError
+from hushtune.common.errors import QuorumError, SiteError
 from hushtune.simulations import run
 from hushtune.simulations.observer import Silent
 
@@ -111,6 +111,40 @@ def test_a_dry_run_fails_where_the_run_would(settings: Any, hushtune: Any, tmp_p
     assert "HT501 too few sites would take part in round 3" in answer.err
     for site in ("east", "north", "south"):
         assert f"{site} would refuse" in answer.err
+
+
+def test_a_run_warns_before_it_spends_of_what_will_end_it(
+    settings: Any, hushtune: Any, tmp_path: Path
+) -> None:
+    all_sites = {key: {"max_rounds": 2} for key in ("east", "north", "south")}
+    folder = policies(tmp_path / "policies", **all_sites)
+    toml = settings.file(tmp_path, privacy__trust="site", simulation__policies=folder)
+    answer = hushtune("simulate", "--config", toml, "--out", tmp_path / "out")
+    assert answer.status == 2
+    said = " ".join(answer.out.split())
+    begins = said.index("round 1 ")
+    for warning in (
+        "east would refuse its training from round 3 on: HT401",
+        "the run would end in round 3",
+        "Of 2 rounds (train.rounds) it would not",
+    ):
+        assert 0 <= said.find(warning) < begins, warning
+    assert "HT501 too few usable updates in round 3" in answer.err
+    assert "train.rounds = 2" in answer.err
+
+
+@pytest.mark.parametrize("most", [3, 5])
+def test_a_run_that_cannot_finish_replaces_none(settings: Any, tmp_path: Path, most: int) -> None:
+    """The budget is at an end at once, or only in the new run's last round."""
+    all_sites = {key: {"max_rounds": most} for key in ("east", "north", "south")}
+    folder = policies(tmp_path / "policies", **all_sites)
+    config = settings.config(privacy__trust="site", simulation__policies=folder)
+    run(config, tmp_path / "out")
+    files = [path for path in sorted(tmp_path.rglob("*")) if path.is_file()]
+    before = {path: path.read_bytes() for path in files if path.suffix != ".sqlite-wal"}
+    with pytest.raises(QuorumError, match="HT401"):
+        run(config, tmp_path / "out", overwrite=True)
+    assert {path: path.read_bytes() for path in before} == before
 
 
 # --------------------------------------------------------------------- sites that do not open ----

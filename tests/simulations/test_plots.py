@@ -185,4 +185,4 @@ def test_a_curve_of_figures_that_sites_sent_does_not_say_that_none_did() -> None
         rows[1]["released"] = {"noised": noised, "sites": {"b": {}}}
         label = panel(draw_run(rows, summary(["a", "b"])), "Learning").get_xlabel()
         assert (SEEN_BY in label) is noised
-        assert ("told without noise by 1 of 2 sites" in label) is not noised
+        assert ("1 of 2 sites told theirs without noise" in label) is not noised

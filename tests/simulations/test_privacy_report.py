@@ -16,7 +16,7 @@ import torch
 
 from hushtune.client.site import ledger_path
 from hushtune.common.adapter import AdapterSpec, AdapterState
-from hushtune.common.errors import QuorumError
+from hushtune.common.errors import MissingFileError, QuorumError
 from hushtune.common.planning import site_plans
 from hushtune.common.privacy import accountant
 from hushtune.common.privacy.ledger import Ledger
@@ -29,6 +29,7 @@ from hushtune.common.run_context import RunContext
 from hushtune.server.strategy import FederationResult
 from hushtune.simulations import run
 from hushtune.simulations.privacy_report import privacy_of
+from hushtune.simulations.saved import adapter_folder
 
 ADD = Relation.ADD_OR_REMOVE_ONE
 
@@ -173,8 +174,9 @@ def test_a_run_whose_budget_ends_tells_what_was_released_until_then(
     for site in ("east", "north", "south"):
         (folder / f"{site}.toml").write_text(f"max_epsilon = {budget}\nmax_delta = 1e-3\n")
     config = settings.config(privacy__trust="site", simulation__policies=str(folder))
-    with pytest.raises(QuorumError, match=f"in round {rounds + 1}"):
+    with pytest.raises(QuorumError, match=f"in round {rounds + 1}") as caught:
         run(config, out)
+    assert "HT401" in str(caught.value)
     pages = [out / f"privacy.{ending}" for ending in ("json", "md", "html")]
     assert [page.exists() for page in pages] == [rounds > 0] * 3
     if not rounds:
@@ -188,7 +190,17 @@ def test_a_run_whose_budget_ends_tells_what_was_released_until_then(
         spent = accountant.epsilon([entry.event for entry in entries], delta=1e-3, relation=ADD)
         assert site["epsilon"] == spent <= budget
         assert "-DP" in site["sentence"]
+        assert ["HT401" in line for line in site["refusals"]] == [True]
     assert "released in round 1 to the server" in pages[1].read_text(encoding="utf-8")
+    ended = "The run ended early, after round 1 of 3, and has no final model: HT501 too few"
+    assert told["ended_early"].startswith(ended)
+    assert "no final model" in told["selection"]
+    assert "model is that after the last round" not in pages[1].read_text(encoding="utf-8")
+    for page in pages[1:]:
+        assert ended in page.read_text(encoding="utf-8")
+    assert "train.rounds = 1" in str(caught.value.remedy)
+    with pytest.raises(MissingFileError, match="once what ended it is mended"):
+        adapter_folder(out)
     before = pages[0].read_bytes()
     with pytest.raises(QuorumError):
         run(config, out, resume=True)

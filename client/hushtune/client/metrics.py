@@ -4,7 +4,8 @@ Each unit gives a vector in the unit square, the share of its rows that are labe
 their mean loss cut at ``MOST_LOSS``. Adding, removing or replacing a unit moves the sum of these by
 at most sqrt(2) in L2 norm, so one release is a Gaussian mechanism (Dwork and Roth 2014, theorem
 A.1; Balle and Wang 1805.06530) of the order's noise multiplier, without sampling. The sums are
-divided by a public number of units, never by how many there are.
+divided by a public number of units, never by how many there are. Figures that are asked for
+without noise are the plain means over the units that there are, and the loss is not cut.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hushtune.common.adapter import AdapterState
+from hushtune.common.metrics_messages import MOST_TOLD_LOSS
 from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import DpSgdEvent
 from hushtune.common.tasks.base import Task
@@ -39,13 +41,24 @@ def figures(
     noise_multiplier: float | None,
     noise: NoiseSource,
 ) -> dict[str, float]:
-    """``accuracy`` in [0, 1] and ``loss`` in [0, MOST_LOSS] of an adapter, noised if asked."""
+    """``accuracy`` in [0, 1] and ``loss`` of an adapter, plain or in [0, MOST_LOSS] with noise."""
+    if noise_multiplier is None:
+        return _plain(task, state, units)
     sums = unit_sums(task, state, units)  # (2,)
-    if noise_multiplier is not None:
-        sums = noise.noised(sums, std=noise_multiplier * SENSITIVITY)
+    sums = noise.noised(sums, std=noise_multiplier * SENSITIVITY)
     # Cut to what is possible, which is free: it looks at nothing but the noisy sums.
     accuracy, loss = (sums / public_units).clamp(0.0, 1.0).tolist()
     return {"accuracy": accuracy, "loss": loss * MOST_LOSS}
+
+
+def _plain(task: Task, state: AdapterState, units: Units) -> dict[str, float]:
+    if not len(units):
+        return {"accuracy": 0.0, "loss": 0.0}
+    right, losses = task.row_figures(state, units.rows)
+    told = torch.nan_to_num(losses, nan=MOST_TOLD_LOSS).clamp(0.0, MOST_TOLD_LOSS)
+    rows = torch.stack([right.double(), told.double()], dim=1)  # (rows, 2)
+    accuracy, loss = units.means(rows).mean(0).tolist()
+    return {"accuracy": accuracy, "loss": loss}
 
 
 def unit_sums(task: Task, state: AdapterState, units: Units) -> Tensor:

@@ -43,6 +43,8 @@ _ALTERNATIVES: tuple[tuple[str, frozenset[str]], ...] = (
 )
 """Keys of which a configuration holds one: a layer that names one drops those of earlier layers."""
 
+_PRESET, _WARMUP = "preset ", "train.warmup_rounds"
+
 
 def load_config(
     path: Path | None = None,
@@ -70,7 +72,7 @@ def load_config(
     """
     layers: list[tuple[str, Tree]] = []
     if preset is not None:
-        layers.append((f"preset {preset}", _preset(preset, presets or {})))
+        layers.append((f"{_PRESET}{preset}", _preset(preset, presets or {})))
     if path is not None:
         layers.append((str(path), _with_absolute_paths(_parse_file(path), path.absolute().parent)))
     given: Tree = {}  # one layer, so that two alternatives in it are an error, not a silent choice
@@ -81,7 +83,8 @@ def load_config(
     tree: Tree = {}
     places: dict[str, str] = {}
     for place, layer in layers:
-        tree = _merge(_without_replaced(tree, layer), layer)
+        own = not places.get(_WARMUP, _PRESET).startswith(_PRESET)
+        tree = _merge(_without_replaced(tree, layer, keep_warmup=own), layer)
         places.update(dict.fromkeys(_dotted(layer), place))
     return _validate(tree, Origins(places, list(dict.fromkeys(place for place, _ in layers))))
 
@@ -165,7 +168,7 @@ def _merge(tree: Mapping[str, Any], other: Mapping[str, Any]) -> Tree:
     return merged
 
 
-def _without_replaced(tree: Tree, layer: Tree) -> Tree:
+def _without_replaced(tree: Tree, layer: Tree, *, keep_warmup: bool = False) -> Tree:
     """`tree` without the alternatives to what `layer` sets."""
     kept = dict(tree)
     for section, keys in _ALTERNATIVES:
@@ -175,8 +178,9 @@ def _without_replaced(tree: Tree, layer: Tree) -> Tree:
             dropped = keys - chosen if chosen else frozenset[str]()
             kept[section] = {k: v for k, v in cast(Tree, old).items() if k not in dropped}
     train = layer.get("train")
-    if isinstance(train, dict) and "rounds" in train and isinstance(kept.get("train"), dict):
-        # A warm-up belongs to its number of rounds; with another number it follows anew.
+    changed = isinstance(train, dict) and "rounds" in train and not keep_warmup
+    if changed and isinstance(kept.get("train"), dict):
+        # A preset's warm-up belongs to its number of rounds: with another number it follows anew.
         kept["train"] = {k: v for k, v in kept["train"].items() if k != "warmup_rounds"}
     return kept
 

@@ -13,6 +13,8 @@ from pydantic.fields import FieldInfo
 from hushtune.common.config import RunConfig
 
 _WIDTH = 98
+_FOLLOWING = frozenset({"warmup_rounds"})
+"""Keys whose value, left out, follows from another key's: a file that has them would fix them."""
 
 
 def json_schema() -> dict[str, Any]:
@@ -31,7 +33,8 @@ def template() -> str:
     return commented(
         RunConfig,
         "# The settings of a hushtune run. A key that is left out has the value shown here;",
-        "# one behind a # has no value. Only [data] has to be filled in: give it one source.",
+        "# one behind a # has no value, or one that follows from others. Only [data] has to be",
+        "# filled in: give it one source.",
     )
 
 
@@ -60,7 +63,7 @@ def _assignment(key: str, field: FieldInfo) -> str:
     default: Any = field.get_default(call_default_factory=True)
     if default is None:
         return f"# {_toml(key, (field.examples or ['...'])[0])}"
-    return _toml(key, default)
+    return f"# {_toml(key, default)}" if key in _FOLLOWING else _toml(key, default)
 
 
 def _toml(key: str, value: Any) -> str:

@@ -44,7 +44,9 @@ was given, what was expected and what to do; all of it survives pickling between
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 
 def _text(value: object) -> str | None:
@@ -263,9 +265,10 @@ class FederationError(HushtuneError):
 
 
 class QuorumError(FederationError):
-    """Fewer sites answered a round than the quorum."""
+    """Fewer sites answered a round than the quorum; ``refusals``: rows of those that refused it."""
 
     code = "HT501"
+    refusals: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
 
 class UpdateRejectedError(FederationError):
@@ -277,16 +280,8 @@ class UpdateRejectedError(FederationError):
 
     code = "HT502"
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        reason: str | None = None,
-        given: object = None,
-        expected: object = None,
-        remedy: str | None = None,
-    ) -> None:
-        super().__init__(message, given=given, expected=expected, remedy=remedy)
+    def __init__(self, message: str, *, reason: str | None = None, **told: Any) -> None:
+        super().__init__(message, **told)
         self.reason = reason
 
 

@@ -23,7 +23,8 @@ from hushtune.common.privacy.ledger import LedgerEntry
 from hushtune.common.privacy.plan import MOST_NOISE_MULTIPLIER, Relation, Unit
 
 _ORDER_KEYS = frozenset(["run", "round", "site", "noise_multiplier", "unit", "relation"])
-_MOST_LOSS = 1e6
+MOST_TOLD_LOSS = 1e6
+"""A report with a larger loss is damaged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,7 +120,7 @@ def decode_report(content: RecordDict) -> MetricsReport | Refusal:
             round=read_count(body, "round"),
             site=read_text(body, "site"),
             accuracy=_number(body["figures"]["accuracy"], least=0.0, most=1.0),
-            loss=_number(body["figures"]["loss"], least=0.0, most=_MOST_LOSS),
+            loss=_number(body["figures"]["loss"], least=0.0, most=MOST_TOLD_LOSS),
             charge=None if charge is None else LedgerEntry.from_dict(charge),
         )
     except HushtuneError:

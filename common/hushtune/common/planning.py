@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from hushtune.common.config import DEFAULT_SAMPLING_PROBABILITY, RunConfig
 from hushtune.common.errors import HushtuneError, PlanError
+from hushtune.common.privacy.batch import check_expected
 from hushtune.common.privacy.ledger_entry import unit_name
 from hushtune.common.privacy.plan import (
     DpSgdEvent,
@@ -39,6 +40,9 @@ def site_plans(config: RunConfig) -> dict[str, PrivacyPlan]:
     """
     sizes = config.data.public_sizes
     if Unit(config.privacy.unit) is Unit.CLIENT:
+        for site, size in sorted(sizes.items()):  # of a client's own training no plan speaks
+            expected = local_rate(config, site) * size
+            check_expected(f"client {site}", expected, size, of_clients=False)
         return dict.fromkeys(sorted(sizes), _plan(config, len(sizes), of_clients=True))
     if Trust(config.privacy.trust) is Trust.DISTRIBUTED:
         return dict.fromkeys(sorted(sizes), _plan(config, sum(sizes.values())))

@@ -6,13 +6,21 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
-from hushtune.common.errors import CheckpointError, ConfigError, FederationError, QuorumError
+from hushtune.common.errors import (
+    BudgetExceededError,
+    CheckpointError,
+    ConfigError,
+    FederationError,
+    QuorumError,
+)
 from hushtune.common.messages import encode_order
 from hushtune.common.planning import cohort_of, metrics_rounds
 from hushtune.common.privacy.plan import PrivacyPlan, Trust
@@ -224,7 +232,7 @@ class Federation:
                 bytes_down=sum(content_bytes(message.content) for message in messages),
                 training=trained - began,
             )
-        self._require_quorum(number, len(replies.accepted), told)
+        self._require_quorum(number, len(replies.accepted), told, replies.refusals)
         for site, reason in told.items():
             log.warning("round %d goes on without %s: %s", number, site, reason)
         memory, state = self.aggregator.apply(now.agg, now.state, replies.accepted)
@@ -253,18 +261,31 @@ class Federation:
             number, 0 if 0 < asked == failing else len(self.plans) - failing, reasons
         )
 
-    def _require_quorum(self, number: int, accepted: int, reasons: Mapping[str, str]) -> None:
+    def _require_quorum(
+        self,
+        number: int,
+        accepted: int,
+        reasons: Mapping[str, str],
+        refusals: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    ) -> None:
         quorum = self.config.simulation.quorum
         if accepted >= quorum:
             return
-        raise QuorumError(
+        spent = any(row["code"] == BudgetExceededError.code for row in refusals.values())
+        error = QuorumError(
             f"too few usable updates in round {number}\n"
             + "\n".join(f"  {site}: {reason}" for site, reason in reasons.items()),
             given=f"{accepted} usable",
             expected=f"at least {quorum} (simulation.quorum)",
-            remedy="mend the sites and run again with --resume; where the settings are at fault, "
+            remedy="--resume goes on only once the sites' policies allow more; else begin anew "
+            + (f"with train.rounds = {number - 1} or " if number > 1 else "")
+            + "with less to spend, in another folder: what was spent is spent"
+            if spent
+            else "mend the sites and run again with --resume; where the settings are at fault, "
             "change them and begin anew, with --overwrite or in another folder",
         )
+        error.refusals = refusals
+        raise error
 
 
 def check_sites(

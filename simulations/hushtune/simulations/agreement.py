@@ -118,7 +118,7 @@ def _check_shown(
 
 
 def show_refusals(console: Console, figures: Mapping[str, Any]) -> None:
-    """A warning for each thing that a site would refuse."""
+    """A warning for each thing that a site would refuse, and for a run that ends early by it."""
     for row in figures["refusals"]:
         since = "" if row["round"] == 1 else f" from round {row['round']} on"
         console.print("[bold yellow]warning[/] ", end="")
@@ -129,22 +129,52 @@ def show_refusals(console: Console, figures: Mapping[str, Any]) -> None:
         )
         if row["remedy"]:
             console.print(f"  do: {row['remedy']}", markup=False, highlight=False)
+    number = ends_in(figures)
+    if number is not None and number > 1:
+        console.print("[bold yellow]warning[/] ", end="")
+        console.print(
+            f"the run would end in round {number}, for want of sites, without a result: what its "
+            f"sites spend until then is spent. Of {number - 1} rounds (train.rounds) it would not",
+            highlight=False,
+        )
 
 
-def check_quorum(figures: Mapping[str, Any]) -> None:
-    """QuorumError, as the run itself would raise it, where too few sites would train."""
+def check_quorum(figures: Mapping[str, Any], *, until: int | None = None) -> None:
+    """QuorumError, as the run itself would raise it, where too few sites would train.
+
+    ``until``: the last round that is looked at; all, if left out.
+    """
     names = list(figures["sites"])
-    refused = {row["site"]: row["round"] for row in figures["refusals"] if row["what"] == TRAINING}
-    for number in sorted(set(refused.values())):
-        lost = [site for site, first in refused.items() if first <= number]
-        if len(names) - len(lost) < figures["quorum"]:
-            raise QuorumError(
-                f"too few sites would take part in round {number}",
-                given=f"{len(names) - len(lost)} of {len(names)}; not {', '.join(lost)}",
-                expected=f"at least {figures['quorum']} (simulation.quorum)",
-                remedy="see what each site says above; change the run's settings, or have the "
-                "sites see to their policies and ledgers",
-            )
+    number = ends_in(figures)
+    if number is None or (until is not None and number > until):
+        return
+    rows = [row for row in figures["refusals"] if row["what"] == TRAINING]
+    lost = [row for row in rows if row["round"] <= number]
+    told = "".join(f"\n  {row['site']}: {row['code']} {row['reason']}" for row in lost[:_MOST_TOLD])
+    raise QuorumError(
+        f"too few sites would take part in round {number}" + told,
+        given=f"{len(names) - len(lost)} of {len(names)}; not "
+        + ", ".join(row["site"] for row in lost),
+        expected=f"at least {figures['quorum']} (simulation.quorum)",
+        remedy="see what each site says above; change the run's settings, or have the "
+        "sites see to their policies and ledgers",
+    )
+
+
+def ends_in(figures: Mapping[str, Any]) -> int | None:
+    """The first round in which refusals leave fewer sites than the quorum; None if there is none.
+
+    ``figures``: ``sites``, ``refusals`` (as ``refusals`` returns them) and ``quorum``.
+    """
+    first = [row["round"] for row in figures["refusals"] if row["what"] == TRAINING]
+    return next(
+        (
+            number
+            for number in sorted(set(first))
+            if len(figures["sites"]) - sum(lost <= number for lost in first) < figures["quorum"]
+        ),
+        None,
+    )
 
 
 def _at_site(

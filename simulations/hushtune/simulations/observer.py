@@ -21,6 +21,10 @@ class Observer(Protocol):
         """A run is replaced along with its own ledgers, which held so many charges by site."""
         ...
 
+    def refusing(self, figures: Mapping[str, Any]) -> None:
+        """What sites are going to refuse: ``sites``, ``refusals`` and ``quorum`` of a dry run."""
+        ...
+
     def nothing_left(self) -> None:
         """The run that should be resumed is finished, and left as it is."""
         ...
@@ -44,6 +48,9 @@ class Silent:
         """See Observer."""
 
     def forgetting(self, charges: Mapping[str, int]) -> None:
+        """See Observer."""
+
+    def refusing(self, figures: Mapping[str, Any]) -> None:
         """See Observer."""
 
     def nothing_left(self) -> None:

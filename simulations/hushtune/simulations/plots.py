@@ -100,7 +100,9 @@ def _curve(
         line.set_clip_on(False)
     part = rows[0].get("evaluated_on", "held-out") if rows else "held-out"
     sent = sorted({site for row in rows for site in told_as_they_are(row.get("released"))})
-    seen = f"told without noise by {len(sent)} of {len(names)} sites" if sent else SEEN_BY
+    seen = SEEN_BY
+    if sent:  # what they told is in metrics.jsonl, of some rounds only
+        seen = f"the researcher's; {len(sent)} of {len(names)} sites told theirs without noise"
     axes.set(xlabel=f"round\n({seen})", ylabel=f"{metric} on {part} rows")
     axes.set_title("Learning", pad=16)
     if rows:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from hushtune.client.metrics import SENSITIVITY
@@ -21,7 +23,13 @@ from hushtune.common.privacy.ledger import Ledger
 from hushtune.common.privacy.ledger_entry import LedgerEntry
 from hushtune.common.privacy.noise import INSECURE, NoiseSource
 from hushtune.common.privacy.plan import Trust, Unit
-from hushtune.common.privacy.statement import SiteMetrics, SiteStatement, Transfer, statement
+from hushtune.common.privacy.statement import (
+    SiteMetrics,
+    SiteStatement,
+    Transfer,
+    ended_early,
+    statement,
+)
 from hushtune.common.privacy.statement_html import render_html
 from hushtune.common.privacy.statement_markdown import render_markdown
 from hushtune.common.privacy.statement_secure import provided, towards
@@ -31,6 +39,7 @@ from hushtune.server.app import checkpoint_folder
 from hushtune.server.checkpoint import exists, load
 from hushtune.server.distributed import steps_of_round
 from hushtune.server.orders import is_warmup
+from hushtune.server.spending import appended
 from hushtune.server.strategy import FederationResult
 from hushtune.simulations.server_report import server_privacy
 
@@ -103,7 +112,7 @@ def _round(entry: LedgerEntry, config: RunConfig) -> int:
     return (entry.round - 1) // steps_of_round(config) + 1
 
 
-def tell_so_far(context: RunContext) -> None:
+def tell_so_far(context: RunContext, ended_by: HushtuneError) -> None:
     """Write the statement of a run that ended early, of all that its sites released until then.
 
     By their ledgers, so what was charged in the round that failed counts. Nothing is written where
@@ -122,10 +131,17 @@ def tell_so_far(context: RunContext) -> None:
                 state=last.state,
                 history=last.history,
                 charges=last.charges,
-                refusals=last.refusals,
+                refusals=appended(last.refusals, getattr(ended_by, "refusals", {})),
                 seconds={},
                 ledger=last.ledger,
             ),
+        )
+        reason = " ".join(ended_by.message.splitlines()[:1])
+        told = ended_early(
+            told,
+            done=last.round,
+            planned=context.config.train.rounds,
+            why=f"{ended_by.code} {reason}",
         )
         if context.config.privacy.trust == Trust.SERVER:
             released = bool(last.ledger)
@@ -134,6 +150,20 @@ def tell_so_far(context: RunContext) -> None:
             released = any(site["events"] or site["released"]["updates"] for site in sites)
         if released:
             write_statement(context, told)
+
+
+def how_to_go_on(folder: Path) -> str:
+    """What to know before a run that an error ended is resumed; "" of any other."""
+    try:
+        told = json.loads((folder / "privacy.json").read_text(encoding="utf-8"))["ended_early"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    if not told:
+        return ""
+    return (
+        ", once what ended it is mended (as where a site's policy allows more); else begin a run "
+        f"of fewer rounds in another folder. {str(told).split('. ')[0]}"
+    )
 
 
 def write_statement(context: RunContext, privacy: Mapping[str, Any]) -> None:

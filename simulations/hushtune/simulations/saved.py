@@ -34,6 +34,7 @@ from hushtune.common.tasks.text_classification import EVALUATION_BATCH, tokenize
 from hushtune.common.tasks.tokenizer import load_tokenizer
 from hushtune.common.tasks.workspace import Workspace, load_base, set_padding
 from hushtune.simulations.card import merged_card
+from hushtune.simulations.privacy_report import how_to_go_on
 
 DESCRIPTION = "hushtune.json"
 _MEND = (
@@ -122,7 +123,8 @@ def adapter_folder(folder: Path) -> Path:
         raise MissingFileError(
             "the run in this folder has not finished, so it has no adapter yet",
             given=str(folder),
-            remedy=f"hushtune simulate --out {shlex.quote(str(folder))} --resume",
+            remedy=f"hushtune simulate --out {shlex.quote(str(folder))} --resume"
+            + how_to_go_on(folder),
         )
     if (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
         raise MissingFileError(

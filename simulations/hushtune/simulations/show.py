@@ -14,6 +14,7 @@ from rich.table import Table
 
 from hushtune.common.names import METHODS, SEEN_BY, methods
 from hushtune.common.privacy.figures import at_most, upwards
+from hushtune.simulations.agreement import show_refusals
 from hushtune.simulations.planner_clients import show_clients
 
 _MOST_LABELS = 8
@@ -72,6 +73,10 @@ class ProgressView:
             "of the same data is no longer counted",
             highlight=False,
         )
+
+    def refusing(self, figures: Mapping[str, Any]) -> None:
+        """See Observer."""
+        show_refusals(self._console, figures)
 
     def nothing_left(self) -> None:
         """See Observer."""

@@ -27,7 +27,7 @@ from hushtune.server.app import checkpoint_folder, federate
 from hushtune.server.federation import check_sites
 from hushtune.server.strategy import FederationResult, RoundResult
 from hushtune.simulations import engine, outputs
-from hushtune.simulations.agreement import check_sites_open
+from hushtune.simulations.agreement import check_quorum, check_sites_open, refusals
 from hushtune.simulations.baselines import compare, site_metrics, trained_baselines
 from hushtune.simulations.ledgers import own_charges
 from hushtune.simulations.observer import Observer, Silent
@@ -68,7 +68,8 @@ def run(
     folder = Path(out).resolve()
     config = resolve(_as_before(config, folder) if resume else config)
     check_sizes(config)
-    check_sites(config, site_plans(config), config.data.public_sizes)
+    plans = site_plans(config)
+    check_sites(config, plans, config.data.public_sizes)
     if config.simulation.baselines:
         for baseline in trained_baselines(config).values():
             site_plans(baseline)  # one that cannot be had is found now, and not after the training
@@ -85,6 +86,15 @@ def run(
     if resume and (summary := outputs.finished(context)) is not None:
         observer.nothing_left()
         return summary
+    if not resume:  # there a round that was charged already is answered at no charge
+        asked = {
+            "sites": config.data.public_sizes,
+            "refusals": refusals(config, plans, workspace.initial_state),
+            "quorum": config.simulation.quorum,
+        }
+        observer.refusing(asked)
+        # A finished run is not given up for one that cannot finish.
+        check_quorum(asked, until=None if overwrite else 1)
     if overwrite and (forgotten := own_charges(folder)):
         observer.forgetting(forgotten)
     _prepare_folder(context, overwrite=overwrite)
@@ -95,8 +105,8 @@ def run(
     judge = _Judge(context, workspace, observer)
     try:
         result = run_federation(context, workspace, judge=judge, resume=resume)
-    except HushtuneError:  # such as a budget that is spent: what was released until then is told
-        tell_so_far(context)
+    except HushtuneError as error:  # such as a spent budget: what was released until then is told
+        tell_so_far(context, error)
         raise
     federated = time.perf_counter()
     table = compare(

@@ -208,3 +208,22 @@ def test_the_cross_check_says_what_it_cannot_do() -> None:
     with pytest.raises(PlanError, match="record"):
         epsilon_group([event(0.1, 1.0, 1)], delta=DELTA, records=0)
     assert epsilon_rdp([], delta=DELTA) == epsilon_group([], delta=DELTA, records=2) == 0.0
+
+
+@pytest.mark.parametrize("sigma", [0.05, 1.0])
+@pytest.mark.parametrize("rate", [1e-12, 1e-9, 1e-8])
+@pytest.mark.parametrize("records", [2, 8])
+def test_a_group_at_a_tiny_rate_has_a_figure_and_an_upper_bound(
+    sigma: float, rate: float, records: int
+) -> None:
+    """It costs no less than one record, no more than at a higher rate, and nothing where the
+    chance that anybody is drawn at all is within delta."""
+    events = [event(rate, sigma, 60)]
+    assert epsilon_group(events, delta=2 * records * 60 * rate, records=records) == 0.0
+    small = 1e-12
+    found = epsilon_group(events, delta=small, records=records)
+    assert epsilon(events, delta=small, relation=ADD) <= found * (1 + 1e-9)
+    assert found <= epsilon_group([event(1e-6, sigma, 60)], delta=small, records=records)
+    if records * 60 * rate > 100 * small and sigma == 0.05:
+        # With the chance that anybody is drawn far above delta, noise of 0.05 hides nobody.
+        assert found > 100

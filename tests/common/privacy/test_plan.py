@@ -207,3 +207,23 @@ def test_an_off_plan_off_the_wire_cannot_carry_a_promise() -> None:
     off = plan(trust=Trust.OFF).to_dict()
     with pytest.raises(PlanError):
         PrivacyPlan.from_dict(off | {"epsilon": 3.0})
+
+
+@pytest.mark.parametrize(
+    ("size", "rate", "unit"),
+    [(4000, 1e-9, Unit.EXAMPLE), (4000, 2e-5, Unit.GROUP), (9, 0.01, Unit.CLIENT)],
+)
+@pytest.mark.parametrize("trust", [Trust.SITE, Trust.OFF])
+def test_a_batch_that_would_be_empty_is_refused_with_the_least_that_will_do(
+    size: int, rate: float, unit: Unit, trust: Trust
+) -> None:
+    with pytest.raises(PlanError, match="next to nothing") as caught:
+        plan(
+            public_size=size,
+            sampling_probability=rate,
+            unit=unit,
+            trust=Trust.SERVER if unit is Unit.CLIENT and trust is Trust.SITE else trust,
+        )
+    assert f"{rate:g} of {size}" in str(caught.value.given)
+    assert "sampling_probability" in str(caught.value.remedy)
+    plan(public_size=4000, sampling_probability=0.1 / 4000, delta=1e-6)

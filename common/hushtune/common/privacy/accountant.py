@@ -27,6 +27,8 @@ LEAST_NOISE_MULTIPLIER = 0.05
 
 _LOWEST, _HIGHEST = math.log(LEAST_NOISE_MULTIPLIER), math.log(MOST_NOISE_MULTIPLIER)
 _ROUGH = 8
+_LEAST_GROUP_RATE = 1e-7
+"""Below about 1e-9 dp-accounting finds no loss of a mixture that is above zero, and fails."""
 
 _Merged = tuple[tuple[float, float, int], ...]
 
@@ -87,8 +89,8 @@ def epsilon_group(events: Sequence[DpSgdEvent], *, delta: float, records: int) -
     merged = _merge(events)
     if records == 1:
         return epsilon(events, delta=delta, relation=Relation.ADD_OR_REMOVE_ONE)
-    if not merged:
-        return 0.0
+    if not merged or _ever_drawn(merged, records) <= delta:
+        return 0.0  # with the records and without, the same is released but for such a chance
     return min(_epsilon_group(merged, delta, records), _generic_group(merged, delta, records))
 
 
@@ -261,7 +263,8 @@ def _epsilon_group(merged: _Merged, delta: float, records: int) -> float:
     interval = records * _interval(merged, coarser=10)
     total = privacy_loss_distribution.identity(value_discretization_interval=interval)
     counts = range(records + 1)
-    for rate, sigma, steps in merged:
+    for given_rate, sigma, steps in merged:
+        rate = max(given_rate, _LEAST_GROUP_RATE)  # drawing more often never costs less
         if rate == 1.0:  # no mixture, but a Gaussian at k times the sensitivity
             whole = privacy_loss_distribution.from_gaussian_mechanism(
                 standard_deviation=sigma / records, value_discretization_interval=interval
@@ -278,6 +281,13 @@ def _epsilon_group(merged: _Merged, delta: float, records: int) -> float:
         )
         total = total.compose(step.self_compose(steps))
     return float(total.get_epsilon_for_delta(delta))
+
+
+def _ever_drawn(merged: _Merged, records: int) -> float:
+    """The chance that any of `records` records is in any step."""
+    if any(rate == 1 for rate, _, _ in merged):
+        return 1.0
+    return -math.expm1(math.fsum(records * n * math.log1p(-rate) for rate, _, n in merged))
 
 
 def _generic_group(merged: _Merged, delta: float, records: int) -> float:

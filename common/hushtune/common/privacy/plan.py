@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from hushtune.common.errors import PlanError, TooFewRowsError
+from hushtune.common.privacy.batch import check_expected
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -220,6 +221,7 @@ def make_plan(
     place = "the site" if site is None else f"site {site}"
     rate = _rate(place, public_size, batch_size=batch_size, probability=sampling_probability)
     denominator = float(batch_size) if batch_size is not None else rate * public_size
+    check_expected(place, denominator, public_size, of_clients=unit is Unit.CLIENT)
     protected = trust is not Trust.OFF
     noise_multiplier = 0.0
     if protected:

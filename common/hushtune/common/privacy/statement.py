@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from hushtune.common.errors import PlanError
@@ -17,6 +16,7 @@ from hushtune.common.privacy import accountant, statement_secure
 from hushtune.common.privacy.figures import at_most, bounded, rounds_text, upwards
 from hushtune.common.privacy.plan import DpSgdEvent, Relation, Trust, Unit
 from hushtune.common.privacy.statement_site import UNDISGUISED, SiteMetrics, SiteStatement, Transfer
+from hushtune.common.privacy.statement_software import libraries
 from hushtune.common.secagg.cohort import Cohort
 from hushtune.common.version import source_commit
 
@@ -24,6 +24,7 @@ __all__ = [
     "SiteMetrics",
     "SiteStatement",
     "Transfer",
+    "ended_early",
     "events_told",
     "libraries",
     "sentence",
@@ -32,17 +33,6 @@ __all__ = [
 
 CURVE_DELTAS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 GROUP_SIZES = (1, 2, 4, 8)
-LIBRARIES = (
-    "hushtune",
-    "torch",
-    "opacus",
-    "dp-accounting",
-    "cryptography",
-    "peft",
-    "transformers",
-    "flwr",
-)
-
 COVERED = (
     "every update that the site sent in these rounds: the change of all trained tensors",
     "everything computed from those updates: the final adapter, checkpoints, predictions",
@@ -97,6 +87,21 @@ SELECTION = (
     "by looking at private data"
 )
 
+ENDED_EARLY = (
+    "The run ended early, after round {done} of {planned}, and has no final model: {why}. What "
+    "follows is what was released until then"
+)
+SELECTION_EARLY = (
+    "there is no final model, as the run ended early; the latest global model is that after round "
+    "{done}. No round or setting was chosen within the run by looking at private data"
+)
+
+
+def ended_early(told: Mapping[str, Any], *, done: int, planned: int, why: str) -> dict[str, Any]:
+    """The statement ``told`` of a run that an error ended after ``done`` rounds."""
+    words = ENDED_EARLY.format(done=done, planned=planned, why=why)
+    return {**told, "ended_early": words, "selection": SELECTION_EARLY.format(done=done)}
+
 
 def statement(
     *,
@@ -134,6 +139,7 @@ def statement(
         else "none",
         "secure_sum": None if cohort is None else _secure(cohort, sites),
         "selection": SELECTION,
+        "ended_early": None,
         "sentences": _sentences(sites, told),
         "sites": told,
         "federation": _federation(told),
@@ -319,7 +325,7 @@ def _accounts(site: SiteStatement) -> dict[str, Any]:
                 "delta": other,
                 "epsilon": bounded(accountant.epsilon(site.events, delta=other, relation=relation)),
             }
-            for other in CURVE_DELTAS
+            for other in sorted({*CURVE_DELTAS, delta}, reverse=True)
         ],
         "epsilon_by_records": {
             # Of one record the finer figure is there already.
@@ -336,15 +342,3 @@ def _spent(site: SiteStatement, events: Sequence[DpSgdEvent], relation: Relation
     if not site.plan.is_private:
         return None
     return bounded(accountant.epsilon(events, delta=site.plan.delta, relation=relation))
-
-
-def libraries() -> dict[str, str | None]:
-    """The versions of what computes, trains and protects; None for what is not installed."""
-    return {name: _version(name) for name in LIBRARIES}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

@@ -26,6 +26,7 @@ def render_markdown(content: Mapping[str, Any]) -> str:
     parts = [
         "# Privacy statement",
         *(() if content["guarantee"] else (_WARNING,)),
+        *((f"**{plain(content['ended_early'])}.**",) if content["ended_early"] else ()),
         f"Trust model `{content['trust']}`, unit `{content['unit']}`, relation "
         f"`{content['relation']}`. Accountant: {content['accountant']}."
         if content["trust"] != "off"

@@ -109,7 +109,9 @@ def server_statement(run: str, told: ServerStatement) -> dict[str, Any]:
             for count in GROUP_SIZES
         },
         "epsilon_rdp": bounded(accountant.epsilon_rdp(events, delta=delta)),
-        "curve": [{"delta": at, "epsilon": spent(at=at)} for at in CURVE_DELTAS],
+        "curve": [
+            {"delta": at, "epsilon": spent(at=at)} for at in sorted({*CURVE_DELTAS, delta})[::-1]
+        ],
         "planned_epsilon": plan.epsilon,
         "rounds": last,
         "rounds_planned": told.rounds_planned,
@@ -135,6 +137,7 @@ def server_statement(run: str, told: ServerStatement) -> dict[str, Any]:
         "guarantee": guarantee,
         "mechanism": MECHANISM,
         "selection": SELECTION,
+        "ended_early": None,
         "sentence": _sentence(told, epsilon, last),
         "trusted": TRUSTED,
         "server": server,
@@ -199,8 +202,10 @@ class Section:
 def sections(content: Mapping[str, Any]) -> list[Section]:
     """What both pages say, in order, from what `server_statement` returned."""
     server = content["server"]
+    early = content["ended_early"]
     found = [
         Section(title="What is promised", text=content["sentence"]),
+        *((Section(title="The run ended early", text=f"{early}."),) if early else ()),
         Section(title="Whom the clients trust", text=content["trusted"]),
         Section(title="How", rows=_how(content)),
     ]

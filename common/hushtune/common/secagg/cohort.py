@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -70,21 +71,19 @@ class Cohort:
     def degree(self) -> int:
         """How many others each site shares masks with: all of them, unless there are very many.
 
-        Of the others, ``n - m`` may be silent and t false; that ``degree / 2`` neighbours in a row
-        all are is then less likely than 2^-40 for any site (Bell et al. 2020, lemma 3.3), and so is
-        that a site's neighbours cannot open what it shared.
+        Of a sparse graph, with a chance of at most 2^-40 over all sites: enough of any site's
+        neighbours survive to open what it shared; too few of them are false to open it twice; and
+        not all of one side of its neighbours are lost (Bell et al. 2020, section 3).
         """
         number = len(self.sites)
-        lost = (number - self.min_survivors + self.colluding) / number
-        half = 1 + math.ceil((_SECURITY_BITS + math.log2(number)) / -math.log2(max(lost, 1e-9)))
-        return number - 1 if 2 * half >= number - 1 or lost >= 0.25 else 2 * half
+        return _degree(number, number - self.min_survivors, self.colluding, _SECURITY_BITS)
 
     @property
     def share_threshold(self) -> int:
         """How many shares open what a site has shared: m, or two thirds of a sparse graph's."""
-        if self.degree == len(self.sites) - 1:
+        if self.is_complete:
             return self.min_survivors
-        return 2 * (self.degree + 1) // 3 + 1
+        return _threshold(self.degree)
 
     def neighbours(self, site: str, *, session: str) -> tuple[str, ...]:
         """The others that a site shares masks with, sorted; who, follows from the session's name.
@@ -100,3 +99,23 @@ class Cohort:
         place = order.index(site)
         around = (offset for offset in range(-degree // 2, degree // 2 + 1) if offset)
         return tuple(sorted(order[(place + offset) % number] for offset in around))
+
+
+def _threshold(degree: int) -> int:
+    return 2 * (degree + 1) // 3 + 1
+
+
+@lru_cache(maxsize=64)
+def _degree(number: int, silent: int, false: int, bits: int) -> int:
+    """The least even degree that will do; ``number - 1`` where no smaller one does."""
+    from scipy.stats import hypergeom
+
+    chance = 2.0**-bits / number
+    for degree in range(4, number - 1, 2):
+        spare, twice = degree + 1 - _threshold(degree), 2 * _threshold(degree) - degree - 1
+        unopened = hypergeom.sf(spare, number - 1, silent, degree)
+        opened_twice = hypergeom.sf(twice - 1, number - 1, false, degree)
+        cut_off = ((silent + false) / number) ** (degree // 2)
+        if max(unopened, opened_twice, cut_off) <= chance:
+            return degree
+    return number - 1
