@@ -334,9 +334,11 @@ def test_runs_under_one_policy_share_its_budget(settings: Any, tmp_path: Path, n
     [{"data__max_rows_per_site": 55}, {"seed": 8}, {"data__label": "stars"}],
 )
 def test_a_site_s_budget_is_for_all_that_its_ledger_holds(
-    settings: Any, tmp_path: Path, changed: dict[str, Any]
+    settings: Any, tmp_path: Path, changed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No other choice of rows or columns begins with a new budget; `--overwrite` keeps it."""
+    # The site itself has to refuse, whatever a run finds out before it begins.
+    monkeypatch.setattr("hushtune.simulations.study.check_quorum", lambda *_, **__: None)
     settings = with_columns(settings, tmp_path)
     folder = policies(tmp_path / "policies")
     common = {
