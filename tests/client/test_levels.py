@@ -211,10 +211,10 @@ def test_rounding_that_an_adapter_blows_up_moves_the_sum_no_further_than_the_cli
                 model,
                 tokens,
                 labels(len(flat)),
-                cache_megabytes=0 if start is Level.TOKENS else 64,
+                cache_megabytes=64,
                 rows_in_use=chosen.rows,
             )
-            assert task.level(state, keys) is start
+            assert start is Level.TOKENS or task.level(state, keys) is start
             sums.append(
                 summed(
                     task,
@@ -228,6 +228,34 @@ def test_rounding_that_an_adapter_blows_up_moves_the_sum_no_further_than_the_cli
             )
         for other in sums[1:]:
             assert float(torch.linalg.norm(sums[0] - other)) <= 1.0001
+
+
+@pytest.mark.parametrize("zero_b", [True, False])
+@pytest.mark.parametrize("microbatch", [1, 8, 32])
+def test_a_record_that_leaves_no_room_in_the_cache_moves_the_sum_no_further_than_the_clip_norm(
+    microbatch: int, zero_b: bool
+) -> None:
+    """113 rows of 5 tokens fit a megabyte and 114 do not; nor do 683 features, and 682 do."""
+    count = 683 if zero_b else 114
+    ids = torch.from_numpy(np.random.default_rng(3).integers(3, 30, 5 * count).astype(np.int32))
+    model = wide_bert("float32")
+    made = dict(lora.initial_state(model, seed=0).tensors)
+    made["head.weight"] = 1e10 * torch.tensor([1.0, -1.0, 0.0])[:, None] * torch.ones(384)
+    if not zero_b:
+        made |= {k: torch.full_like(made[k], 1e-3) for k in made if k.endswith("lora_B")}
+    state = AdapterState(lora.spec(model), made)
+    keys = ("head.bias", "head.weight")
+    sums: list[torch.Tensor] = []
+    for size in (count, count - 1):
+        tokens = TokenRows(ids[: 5 * size], np.arange(size + 1, dtype=np.int64) * 5, 0, 128)
+        task = TextClassification(model, tokens, labels(size), cache_megabytes=1)
+        how: dict[str, Any] = {
+            "level": task.level(state, keys),
+            "microbatch": microbatch,
+            "keys": keys,
+        }
+        sums.append(summed(task, range(size), state=state, clip_norm=1.0, **how))
+    assert float(torch.linalg.norm(sums[0] - sums[1])) <= 1.0001
 
 
 @every_text
@@ -284,34 +312,63 @@ def test_filling_the_activations_leaves_the_installed_adapter_and_ignores_it() -
     )
 
 
-def test_the_cache_keeps_to_its_megabytes() -> None:
-    """Hidden states go first, then the features; without either, training starts from tokens."""
+@pytest.mark.parametrize(("megabytes", "passes"), [(0, (1, 1)), (1, (0, 1)), (40, (0, 0))])
+def test_the_cache_keeps_to_its_megabytes(
+    megabytes: int, passes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hidden states go first, then the features; what is not kept takes another pass."""
     model = adapted("bert", "mean")
     long, count = 40, 7000
-    ids = np.full(count * long, 4, dtype=np.int32)
-    rows = token_rows("bert")
-    many = type(rows)(torch.from_numpy(ids), np.arange(count + 1, dtype=np.int64) * long, 0, long)
-    state = lora.initial_state(model, seed=0)
-    found = {}
-    for megabytes in (0, 1, 40):
-        task = TextClassification(
-            model,
-            many,
-            labels(count),
-            cache_megabytes=megabytes,
-            rows_in_use=np.arange(4, dtype=np.int64),
-        )
-        found[megabytes] = (task.level(state, ("head.bias",)), task.level(state, state.keys))
+    ids = torch.full((count * long,), 4, dtype=torch.int32)
+    many = TokenRows(ids, np.arange(count + 1, dtype=np.int64) * long, 0, long)
     # (7000 x 40 + 7000) x 32 x 4 bytes are 35 MiB; the features alone are 0.85 MiB.
-    assert found == {
-        0: (Level.TOKENS, Level.TOKENS),
-        1: (Level.FEATURES, Level.TOKENS),
-        40: (Level.FEATURES, Level.HIDDEN),
-    }
-    own = TextClassification(
-        adapted("bert", "own"), many, labels(count), cache_megabytes=1, rows_in_use=np.arange(4)
-    )
-    assert own.level(lora.initial_state(own.model, seed=0)) is Level.TOKENS
+    task = TextClassification(model, many, labels(count), cache_megabytes=megabytes)
+    task.level(lora.initial_state(model, seed=0))
+    run = AdaptedModel.frozen_activations
+    seen: list[int] = []
+
+    def counted(self: AdaptedModel, *args: Any, **others: Any) -> Any:
+        seen.append(1)
+        return run(self, *args, **others)
+
+    monkeypatch.setattr(AdaptedModel, "frozen_activations", counted)
+    found: list[int] = []
+    for level in (Level.FEATURES, Level.HIDDEN):
+        seen.clear()
+        task.batch(np.arange(4, dtype=np.int64), level)
+        found.append(len(seen))
+    assert tuple(found) == passes
+
+
+@every_text
+@pytest.mark.parametrize("megabytes", [0, 64])
+def test_where_a_pass_starts_follows_from_the_adapter_alone(
+    family: str, head: str, megabytes: int
+) -> None:
+    """Not from what there is room for, and so from how many rows there are."""
+    task = cached(family, head, megabytes=megabytes)
+    state = moved(task.model)
+    assert task.level(state, state.keys) is Level.HIDDEN
+    least = Level.FEATURES if head == "mean" else Level.HIDDEN
+    assert task.level(with_zero_b(state), ("head.bias",)) is least
+
+
+@every_text
+def test_what_is_kept_and_what_is_computed_anew_have_the_same_bits(family: str, head: str) -> None:
+    """Under whatever adapter is installed, and wherever a row stands in whichever piece."""
+    kept, anew = cached(family, head), cached(family, head, megabytes=0)
+    rows = np.asarray([5, 2, 2, 8], dtype=np.int64)
+    state = moved(kept.model, by=1e3)
+    for task in (kept, anew):
+        task.level(state)
+        lora.install(task.model, state)
+        lora.set_trainable(task.model, state.keys)
+        task.model.training_mode()
+    for level in (Level.HIDDEN, *([Level.FEATURES] if head == "mean" else [])):
+        key = str(level)
+        assert torch.equal(kept.batch(rows, level).inputs[key], anew.batch(rows, level).inputs[key])
+    after = lora.extract(anew.model)
+    assert all(torch.equal(after.tensors[key], state.tensors[key]) for key in state.keys)
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])

@@ -30,6 +30,10 @@ class Level(StrEnum):
     FEATURES = "features"
 
 
+class _SeenEnoughError(Exception):
+    """Ends a pass through the base where its first adapted block begins."""
+
+
 class _PassThrough(nn.Module):
     """Stands in for a block whose output is known."""
 
@@ -111,19 +115,26 @@ class AdaptedModel(nn.Module):
         return nn.functional.normalize(pooled, dim=-1) * self.feature_scale
 
     @torch.no_grad()
-    def frozen_activations(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
-        """``hidden (b, t, d)`` and ``features (b, d)`` of the base alone.
+    def frozen_activations(
+        self, inputs: Inputs, *, pooled: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """``hidden (b, t, d)`` and, if ``pooled``, ``features (b, d)`` of the base alone.
 
-        The installed adapter must be without effect (every B zero); the caller sees to that.
-        peft's own ``disable_adapter`` would be the way, but it sets ``requires_grad`` anew.
+        Pooled, the installed adapter must be without effect (every B zero); the caller sees to
+        that. peft's own ``disable_adapter`` would be the way, but it sets ``requires_grad`` anew.
         """
         seen: list[Tensor] = []
-        hook = self.blocks[self.first_adapted].register_forward_pre_hook(
-            lambda _module, args, kwargs: seen.append(_hidden_argument(args, kwargs)),
-            with_kwargs=True,
-        )
+
+        def see(_module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+            seen.append(_hidden_argument(args, kwargs))
+            if not pooled:
+                raise _SeenEnoughError  # what the blocks above would do is not wanted
+
+        hook = self.blocks[self.first_adapted].register_forward_pre_hook(see, with_kwargs=True)
         try:
             output = self._run_base(inputs)
+        except _SeenEnoughError:
+            return seen[0], None
         finally:
             hook.remove()
         if self.head is None:

@@ -1,7 +1,8 @@
 """What the frozen part of the model computes for each row, kept in memory.
 
 Under LoRA in the top blocks the states that enter the first adapted block never change, and while
-every factor B is zero neither do the pooled features. One pass over the rows fills both.
+every factor B is zero neither do the pooled features. One pass over the rows fills both; what there
+is no room for is computed anew, in the same shapes and so to the same bits.
 """
 
 from __future__ import annotations
@@ -54,24 +55,26 @@ class TokenRows:
 
 @dataclass(frozen=True)
 class Activations:
-    """Frozen states of all rows: ``hidden`` ragged over tokens, ``features`` one a row.
+    """Frozen states of some rows: ``hidden`` ragged over tokens, ``features`` one a row.
 
-    Either may be absent: hidden states for want of memory, features where the head is the
-    family's own.
+    Either may be absent: for want of memory, or since the head is the family's own and reads none.
     """
 
-    hidden: Tensor | None  # (total, d)
+    tokens: TokenRows
+    rows: Rows  # (n,), sorted
+    starts: Rows  # (n + 1,), where each row's hidden states begin
+    hidden: Tensor | None  # (tokens of these rows, d)
     features: Tensor | None  # (n, d)
 
-    def padded_hidden(self, tokens: TokenRows, rows: Rows) -> Tensor:
+    def padded_hidden(self, rows: Rows) -> Tensor:
         """``(b, t, d)``, zero where a row has ended."""
         if self.hidden is None:
             raise ValueError("hidden states were not kept")
-        lengths, width = tokens.lengths[rows], int(tokens.widths[rows].max())
+        width = int(self.tokens.widths[rows].max())
         out = self.hidden.new_zeros(len(rows), width, self.hidden.shape[1])
-        for place, row in enumerate(rows):
-            start, size = int(tokens.offsets[row]), int(lengths[place])
-            out[place, :size] = self.hidden[start : start + size]
+        for place, at in enumerate(np.searchsorted(self.rows, rows)):
+            start, end = self.starts[at], self.starts[at + 1]
+            out[place, : end - start] = self.hidden[start:end]
         return out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -48,7 +49,8 @@ class TextClassification:
         on_fill: Callable[[int, int], None] | None = None,
     ) -> None:
         """``class_weights``: one public number a label. Activations are kept for ``rows_in_use``
-        (None: all rows); ``on_fill(done, total)`` hears how filling them goes."""
+        (None: all rows) where ``cache_megabytes`` are enough; ``on_fill(done, total)`` hears how
+        filling them goes. Whether they are kept decides how long it takes, and nothing else."""
         self._model = model
         self._tokens = tokens
         self._labels = torch.from_numpy(labels)
@@ -71,14 +73,16 @@ class TextClassification:
         return self._tokens
 
     def level(self, state: AdapterState, trainable: tuple[str, ...] = ()) -> Level:
-        """See ``Task.level``: features need every B to be zero, and to stay so."""
-        kept = self._activations()
+        """See ``Task.level``: features need every B to be zero, and to stay so.
+
+        It follows from adapter and order alone. If it depended on what there is room for, and so on
+        how many rows there are, one record could change how all others are computed.
+        """
+        self._activations()
         still = all(key.startswith("head.") for key in trainable) and not any(
             bool(state.tensors[b_key(module)].any()) for module in state.spec.targets
         )
-        if kept.features is not None and still:
-            return Level.FEATURES
-        return Level.TOKENS if kept.hidden is None else Level.HIDDEN
+        return Level.FEATURES if still and self._model.head is not None else Level.HIDDEN
 
     def microbatches(self, units: Units, size: int) -> list[Piece]:
         """See ``Task.microbatches``."""
@@ -89,13 +93,10 @@ class TextClassification:
         device = self._weights.device if not rows.size else self._device()
         labels = self._labels[torch.from_numpy(rows)].to(device)
         if level is Level.FEATURES:
-            kept = self._activations().features
-            if kept is None:
-                raise ValueError("features were not kept")
-            return Batch({"features": kept[torch.from_numpy(rows)].to(device)}, labels)
+            return Batch({"features": self._features(rows).to(device)}, labels)
         inputs = self._tokens.inputs(rows)
         if level is Level.HIDDEN:
-            inputs["hidden"] = self._activations().padded_hidden(self._tokens, rows)
+            inputs["hidden"] = self._padded_hidden(rows)
         return Batch({key: value.to(device) for key, value in inputs.items()}, labels)
 
     def example_losses(self, batch: Batch) -> Tensor:
@@ -141,44 +142,84 @@ class TextClassification:
     def _device(self) -> torch.device:
         return next(self._model.parameters()).device
 
+    def _features(self, rows: Rows) -> Tensor:
+        kept = self._activations()
+        if kept.features is None:
+            kept = self._computed(np.unique(rows), hidden=False, features=True)
+        if kept.features is None:
+            raise ValueError("a model with its family's own head has no features")
+        return kept.features[torch.from_numpy(np.searchsorted(kept.rows, rows))]
+
+    def _padded_hidden(self, rows: Rows) -> Tensor:
+        kept = self._activations()
+        if kept.hidden is None:
+            kept = self._computed(np.unique(rows), hidden=True, features=False)
+        return kept.padded_hidden(rows)
+
     def _activations(self) -> Activations:
+        """What is kept: all of it, or the features alone, or nothing, as there is room."""
         if self._kept is None:
-            self._kept = self._fill()
+            count, total = len(self._in_use), int(self._tokens.lengths[self._in_use].sum())
+            a_value = int(self._model.base.config.hidden_size) * 4
+            self._kept = self._computed(
+                self._in_use,
+                hidden=(total + count) * a_value <= self._budget,
+                features=count * a_value <= self._budget,
+                on_fill=self._on_fill,
+            )
         return self._kept
 
     @torch.no_grad()
-    def _fill(self) -> Activations:
-        """One pass of the frozen model over all rows, with the adapter put aside."""
-        count, total = len(self._tokens.lengths), len(self._tokens.ids)
+    def _computed(
+        self,
+        rows: Rows,
+        *,
+        hidden: bool,
+        features: bool,
+        on_fill: Callable[[int, int], None] | None = None,
+    ) -> Activations:
+        """The frozen states of some rows, sorted, that are asked for.
+
+        Always as many rows at once as one another, as wide as each of them is: a row's states are
+        the same whichever other rows are computed.
+        """
         width = int(self._model.base.config.hidden_size)
-        fits = (total + count) * width * 4 <= self._budget
-        if not fits and count * width * 4 > self._budget:
-            return Activations(None, None)
-        has_features = self._model.head is not None
-        if not fits and not has_features:
-            return Activations(None, None)
-        aside = lora.extract(self._model)
-        lora.install(self._model, lora.initial_state(self._model, seed=0))
-        self._model.frozen_mode()
-        hidden = torch.full((total, width), torch.nan) if fits else None
-        features = torch.full((count, width), torch.nan) if has_features else None
+        starts = np.concatenate([[0], np.cumsum(self._tokens.lengths[rows])]).astype(np.int64)
+        features = features and self._model.head is not None
+        found = Activations(
+            self._tokens,
+            rows,
+            starts,
+            torch.full((int(starts[-1]), width), torch.nan) if hidden else None,
+            torch.full((len(rows), width), torch.nan) if features else None,
+        )
+        if not hidden and not features:
+            return found
+        aside = lora.extract(self._model) if features else None
+        if aside is not None:  # features are those of the base alone
+            lora.install(self._model, self._without_effect)
         done = 0
-        for piece in self.microbatches(Units.single(self._in_use), EVALUATION_BATCH):
-            rows = piece.units.rows
+        for piece in self.microbatches(Units.single(rows), EVALUATION_BATCH):
             inputs = self._tokens.inputs(piece.rows)
             inputs = {key: value.to(self._device()) for key, value in inputs.items()}
-            states, pooled = self._model.frozen_activations(inputs)
-            if hidden is not None:
-                for place, row in enumerate(rows):
-                    start, end = self._tokens.offsets[row], self._tokens.offsets[row + 1]
-                    hidden[start:end] = states[place, : end - start]
-            if features is not None and pooled is not None:
-                features[torch.from_numpy(rows)] = pooled[: len(rows)].cpu()
-            done += len(rows)
-            if self._on_fill is not None:
-                self._on_fill(done, len(self._in_use))
-        lora.install(self._model, aside)
-        return Activations(hidden, features)
+            states, pooled = self._model.frozen_activations(inputs, pooled=features)
+            places = np.searchsorted(rows, piece.units.rows)
+            if found.hidden is not None:
+                for row, at in enumerate(places):
+                    start, end = starts[at], starts[at + 1]
+                    found.hidden[start:end] = states[row, : end - start]
+            if found.features is not None and pooled is not None:
+                found.features[torch.from_numpy(places)] = pooled[: len(places)].cpu()
+            done += len(places)
+            if on_fill is not None:
+                on_fill(done, len(rows))
+        if aside is not None:
+            lora.install(self._model, aside)
+        return found
+
+    @cached_property
+    def _without_effect(self) -> AdapterState:
+        return lora.initial_state(self._model, seed=0)
 
 
 def scores(logits: Tensor, labels: Tensor) -> Metrics:
