@@ -378,6 +378,7 @@ def test_many_sites_with_a_sparse_graph_and_drop_outs(
     from hushtune.common.secagg import cohort as cohorts
 
     monkeypatch.setattr(cohorts, "_SECURITY_BITS", 4)
+    monkeypatch.setattr(cohorts, "_LEAST_DEGREE", 4)
     grid = Sites([f"s{place:02d}" for place in range(30)], tmp_path)
     sum_vectors(grid, monkeypatch)
     no_noise(monkeypatch)

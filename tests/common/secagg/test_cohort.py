@@ -62,6 +62,11 @@ def test_few_sites_all_share_masks_and_any_survivors_open_them() -> None:
     assert group.share_threshold == 7
 
 
+@pytest.mark.parametrize("number", [2, 6, 20, 33])
+def test_a_few_dozen_sites_all_share_masks_even_where_nobody_is_lost_or_false(number: int) -> None:
+    assert cohort(number, number, 0).degree == number - 1
+
+
 def test_many_sites_share_masks_with_some_and_all_agree_who() -> None:
     group = cohort(2000, 1900, 20)
     assert 20 < group.degree < 200

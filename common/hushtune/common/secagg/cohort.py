@@ -20,6 +20,9 @@ from hushtune.common.secagg.ring import sensitivity
 _SECURITY_BITS = 40
 """A sparse graph fails to hide somebody with a chance of at most 2^-40."""
 
+_LEAST_DEGREE = 32
+"""A few dozen sites share masks with everybody: fewer neighbours would save them nothing."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cohort:
@@ -111,7 +114,7 @@ def _degree(number: int, silent: int, false: int, bits: int) -> int:
     from scipy.stats import hypergeom
 
     chance = 2.0**-bits / number
-    for degree in range(4, number - 1, 2):
+    for degree in range(_LEAST_DEGREE, number - 1, 2):
         spare, twice = degree + 1 - _threshold(degree), 2 * _threshold(degree) - degree - 1
         unopened = hypergeom.sf(spare, number - 1, silent, degree)
         opened_twice = hypergeom.sf(twice - 1, number - 1, false, degree)
