@@ -18,14 +18,8 @@ from hushtune.common import lora
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
 from hushtune.common.errors import BadValueError, DiskFullError, LabelError, PolicyError
-from hushtune.common.messages import (
-    ClientUpdate,
-    Refusal,
-    RoundOrder,
-    decode_reply,
-    encode_hello,
-    encode_order,
-)
+from hushtune.common.hello_messages import encode_hello
+from hushtune.common.messages import ClientUpdate, Refusal, RoundOrder, decode_reply, encode_order
 from hushtune.common.planning import site_plans
 from hushtune.common.privacy import accountant
 from hushtune.common.privacy.ledger import Ledger

@@ -17,19 +17,16 @@ from hypothesis import strategies as st
 
 from hushtune.common.adapter import AdapterSpec, AdapterState
 from hushtune.common.errors import HushtuneError, MessageError, PlanError
+from hushtune.common.hello_messages import decode_hello, decode_site, encode_hello, encode_site
 from hushtune.common.messages import (
     ClientUpdate,
     LocalTraining,
     Refusal,
     RoundOrder,
-    decode_hello,
     decode_order,
     decode_reply,
-    decode_site,
-    encode_hello,
     encode_order,
     encode_refusal,
-    encode_site,
     encode_update,
 )
 from hushtune.common.privacy.ledger_entry import GENESIS, RECORD, LedgerEntry

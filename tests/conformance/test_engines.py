@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from hushtune.client.site import ledger_path
 from hushtune.common.errors import LedgerError, QuorumError
-from hushtune.common.messages import encode_hello
+from hushtune.common.hello_messages import encode_hello
 from hushtune.common.privacy.ledger import Ledger
 from hushtune.simulations import engine, run, study
 from hushtune.simulations.observer import Silent

@@ -13,14 +13,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from hushtune.common.adapter import AdapterSpec, AdapterState
 from hushtune.common.config import RunConfig
-from hushtune.common.messages import (
-    ClientUpdate,
-    RoundOrder,
-    decode_hello,
-    decode_order,
-    encode_site,
-    encode_update,
-)
+from hushtune.common.hello_messages import decode_hello, encode_site
+from hushtune.common.messages import ClientUpdate, RoundOrder, decode_order, encode_update
 from hushtune.common.privacy.ledger_entry import GENESIS, RECORD, LedgerEntry
 from hushtune.common.privacy.plan import PrivacyPlan, Relation, Trust, Unit
 

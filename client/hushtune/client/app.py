@@ -13,24 +13,21 @@ from flwr.clientapp import ClientApp
 
 from hushtune.client import metrics, secure
 from hushtune.client.charging import charged, unexpected
+from hushtune.client.rounds import own_model, updated
 from hushtune.client.site import Site, open_site
-from hushtune.client.train import train_locally
-from hushtune.common.adapter import AdapterState
 from hushtune.common.errors import (
     DataError,
     HushtuneError,
     MissingFileError,
     SecureSumError,
 )
+from hushtune.common.hello_messages import decode_hello, encode_site
 from hushtune.common.messages import (
     METRICS_RUN,
-    ClientUpdate,
     Refusal,
     RoundOrder,
-    decode_hello,
     decode_order,
     encode_refusal,
-    encode_site,
     encode_update,
     name_of_order,
 )
@@ -40,8 +37,7 @@ from hushtune.common.metrics_messages import (
     decode_metrics_order,
     encode_report,
 )
-from hushtune.common.privacy.ledger import Ledger, LedgerEntry
-from hushtune.common.privacy.plan import Trust, Unit
+from hushtune.common.privacy.ledger import LedgerEntry
 from hushtune.common.secagg.wire_step import StepReply, decode_step, encode_step_reply
 
 log = logging.getLogger(__name__)
@@ -145,7 +141,7 @@ def answer(content: RecordDict, site: Site) -> RecordDict:
         content,
         site,
         decode_order,
-        lambda order: encode_update(_updated(order, site, asked=name_of_order(content))),
+        lambda order: encode_update(updated(order, site, asked=name_of_order(content))),
     )
 
 
@@ -213,20 +209,13 @@ def _reply(
         return encode_refusal(refusal)
 
 
-def _updated(order: RoundOrder, site: Site, *, asked: str) -> ClientUpdate:
-    if site.ledger is None:
-        site.policy.check(order)
-        return _update(order, site, _train(order, site, sequence=0))
-    return _trained(order, site, site.ledger, asked=asked)
-
-
 def _report(order: MetricsOrder, site: Site, *, asked: str) -> MetricsReport:
     site.policy.check_metrics(order)
 
     def measure() -> bytes:
         found = metrics.figures(
             site.task,
-            order.adapter,
+            own_model(order.adapter, site, run=order.run),
             site.held_out,
             public_units=site.public_held_out,
             noise_multiplier=order.noise_multiplier,
@@ -250,50 +239,4 @@ def _report(order: MetricsOrder, site: Site, *, asked: str) -> MetricsReport:
         )
     return MetricsReport(
         run=order.run, round=order.round, site=site.name, charge=entry, **json.loads(told)
-    )
-
-
-def _trained(order: RoundOrder, site: Site, ledger: Ledger, *, asked: str) -> ClientUpdate:
-    site.policy.check(order)
-    if order.plan.trust is not Trust.SITE or order.plan.unit is Unit.CLIENT:
-        # Its noise is a share of what protects a sum, or none: alone it protects nothing.
-        raise SecureSumError(
-            "an update that only a sum protects was asked for alone",
-            given=f"trust {order.plan.trust}, unit {order.plan.unit}",
-            expected="an order for a step of a secure sum",
-        )
-    num_charges = len(ledger.entries(site.dataset))
-    told, entry = charged(
-        order.plan.event(order.local_steps),
-        lambda: _train(order, site, sequence=num_charges).to_bytes(),
-        run=order.run,
-        round=order.round,
-        asked=asked,
-        site=site,
-        ledger=ledger,
-    )
-    return _update(order, site, AdapterState.from_bytes(told), charge=entry)
-
-
-def _train(order: RoundOrder, site: Site, *, sequence: int) -> AdapterState:
-    return train_locally(
-        order,
-        task=site.task,
-        units=site.units,
-        noise=site.noise,
-        random=site.batch_randomness(order.run, order.round, sequence),
-    )
-
-
-def _update(
-    order: RoundOrder, site: Site, delta: AdapterState, charge: LedgerEntry | None = None
-) -> ClientUpdate:
-    return ClientUpdate(
-        run=order.run,
-        round=order.round,
-        site=site.name,
-        delta=delta,
-        num_examples=site.public_size,
-        charge=charge,
-        noise=site.noise.description if site.ledger is not None else "none",
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hushtune.client.terms import Terms
 from hushtune.common.adapter import AdapterSpec
 from hushtune.common.errors import PolicyError
-from hushtune.common.lora_rules import RULES, trainable_keys
+from hushtune.common.lora_rules import RULES, all_trainable
 from hushtune.common.messages import RoundOrder
 from hushtune.common.metrics_messages import MetricsOrder
 from hushtune.common.privacy.plan import PrivacyPlan, Relation, Trust, Unit
@@ -110,13 +110,21 @@ class SitePolicy:
                 given=order.rule[:40],
                 expected=", ".join(terms.rules),
             )
-        beyond = set(order.trainable) - {
-            *trainable_keys(RULES[order.rule], spec, warmup=True),
-            *trainable_keys(RULES[order.rule], spec, warmup=False),
-        }
+        rule = RULES[order.rule]
+        beyond = set(order.trainable) - all_trainable(rule, spec)
         if beyond:
             raise PolicyError(
                 f"an order trains what its rule {order.rule} does not", given=min(beyond)[:100]
+            )
+        if order.adapter.keys != spec.all_keys() and not rule.changes_base:
+            raise PolicyError(
+                f"an order changes the frozen weights, which its rule {order.rule} does not",
+                given=next(key for key in order.adapter.keys if key not in spec.all_keys()),
+            )
+        if order.control is not None and self.trust is not Trust.OFF:
+            raise PolicyError(
+                "an order has a control variate, which no noise covers",
+                expected="none, but where privacy is off",
             )
         ends = tuple(terms.targets)
         strange = [name for name in spec.targets if ends and not name.endswith(ends)]

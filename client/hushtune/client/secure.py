@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from flwr.app import RecordDict
 
+from hushtune.client.rounds import trained
 from hushtune.client.session import OWN, PAIR, Session, begun, current, load, save
 from hushtune.client.site import Site
-from hushtune.client.train import gradient_sum, train_locally
+from hushtune.client.train import gradient_sum
 from hushtune.common.adapter import AdapterState
 from hushtune.common.errors import SecureSumError
 from hushtune.common.messages import RoundOrder
@@ -204,12 +205,12 @@ def _mask_seeds(session: Session, place: int) -> list[tuple[int, bytes]]:
 
 def _clipped(order: RoundOrder, site: Site, *, sequence: int) -> AdapterState:
     """The site's vector: a sum of clipped gradients, or the clipped change of a client."""
-    random = site.batch_randomness(order.run, order.round, sequence)
     if order.plan.unit is not Unit.CLIENT:
+        random = site.batch_randomness(order.run, order.round, sequence)
         return gradient_sum(order, task=site.task, units=site.units, random=random)
     if not len(site.units):  # a client without records is one that is not there
-        return order.adapter.select(order.trainable).map(torch.zeros_like)
-    change = train_locally(order, task=site.task, units=site.units, noise=site.noise, random=random)
+        return order.adapter.select(order.sent).map(torch.zeros_like)
+    change = trained(order, site, sequence=sequence)
     norm = change.norm()
     if not math.isfinite(norm):
         return change.map(lambda tensor: tensor * 0.0).map(lambda tensor: tensor.nan_to_num(0.0))

@@ -8,20 +8,20 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from flwr.app import Context
 
+from hushtune.client.memory import SiteMemory
 from hushtune.client.policy import SitePolicy
 from hushtune.client.terms import Terms, load_terms
-from hushtune.common import lora
 from hushtune.common.adapter import AdapterSpec
 from hushtune.common.config import RunConfig
 from hushtune.common.config_base import MOST_STEPS
 from hushtune.common.errors import PolicyError, SiteError
-from hushtune.common.planning import charged_unit, public_held_out
+from hushtune.common.planning import charged_unit, public_held_out, site_rank
 from hushtune.common.privacy.accountant import LEAST_NOISE_MULTIPLIER
 from hushtune.common.privacy.ledger import Ledger, Limit
 from hushtune.common.privacy.ledger_entry import unit_name
@@ -52,6 +52,7 @@ class Site:
     ledger: Ledger | None
     noise: NoiseSource
     batch_key: bytes
+    memory: SiteMemory
 
     def batch_randomness(self, run: str, round: int, sequence: int) -> np.random.Generator:
         """The generator of a round's Poisson draws, which only ``batch_key`` gives.
@@ -120,7 +121,8 @@ def _make_site(
     run: RunContext, name: str, own: OwnTerms | None, ledger_file: Path, workspace: Workspace
 ) -> Site:
     config = run.config
-    agreed, limit = agreed_terms(config, name, own, lora.spec(workspace.task.model))
+    spec = replace(workspace.initial_state.spec, rank=site_rank(config, name))
+    agreed, limit = agreed_terms(config, name, own, spec)
     insecure = config.privacy.insecure_seeded_noise
     ledger = Ledger(ledger_file) if agreed.trust.charges_sites else None
     data_set = agreed.terms.data_set or workspace.dataset_id(name)
@@ -142,7 +144,13 @@ def _make_site(
         ),
         # Batches that whoever knows the run's seed can draw again would not be secret.
         batch_key=seeded if ledger is None or insecure else ledger.batch_key(),
+        memory=site_memory(run, name),
     )
+
+
+def site_memory(run: RunContext, site: str) -> SiteMemory:
+    """What a simulated site keeps of a run's model for itself."""
+    return SiteMemory(run.out / "own", site)
 
 
 def agreed_terms(

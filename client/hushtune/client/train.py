@@ -8,13 +8,14 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hushtune.client import dp
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState
 from hushtune.common.errors import PrivacyError
 from hushtune.common.messages import LocalTraining, RoundOrder
+from hushtune.common.model import Level
 from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import PrivacyPlan, Trust, Unit
 from hushtune.common.schedules import learning_rate
@@ -29,45 +30,119 @@ def train_locally(
     units: Units,
     noise: NoiseSource,
     random: np.random.Generator,
+    start: AdapterState | None = None,
+    control: AdapterState | None = None,
 ) -> AdapterState:
-    """Take ``order.local_steps`` DP-SGD steps from ``order.adapter`` on a site's training units.
+    """Take ``order.local_steps`` DP-SGD steps on a site's training units.
 
-    Returns the change of exactly the tensors that were trained. A plan that is off takes the same
-    road with an infinite clip and no noise, and so does one whose unit is a client: what is
-    clipped and noised is then the change that is returned, and not here.
+    From ``order.adapter``, or from ``start`` where the site has something of its own. Returns the
+    change of exactly the tensors that were trained. A plan that is off takes the same road with an
+    infinite clip and no noise, and so does one whose unit is a client: what is clipped and noised
+    is then the change that is returned, and not here. ``control``: what SCAFFOLD adds to each
+    gradient.
     """
     plan = order.plan if order.plan.unit is not Unit.CLIENT else _without_noise(order)
-    level = task.level(order.adapter, order.trainable)  # may run the model, so it comes first
-    lora.install(task.model, order.adapter)
+    begin = order.adapter if start is None else start
+    level = task.level(begin, order.trainable)  # may run the model, so it comes first
+    lora.install(task.model, begin)
     trained = lora.set_trainable(task.model, order.trainable)
     task.model.training_mode()
     optimizer = _optimizer(trained, order.training)
     with torch.random.fork_rng(), dp.per_example_gradients(task.model):
         torch.manual_seed(_dropout_seed(random))
         for step in range(order.local_steps):
-            batch = dp.poisson_batch(units, plan.sampling_probability, random)
-            total = dp.clipped_sum(
-                task,
-                batch,
-                trained=trained,
-                clip_norm=plan.clip_norm,
-                microbatch=order.training.microbatch,
-                level=level,
-            )
-            gradients = dp.noisy_mean(total, plan, noise)
-            _check_coverage(trained, gradients, order.trainable, task)
+            gradients = _noised(order, plan, task, units, trained, level, noise, random)
+            # What follows looks at no record again, so it costs nothing.
+            drift = _drift(order, trained, control)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(
-                    order.training.learning_rate,
-                    order.training.schedule,
-                    order.training.first_step + step,
-                    order.training.schedule_steps,
-                )
+                group["lr"] = _rate(order.training, step)
             for key, parameter in trained.items():
-                parameter.grad = gradients[key].to(parameter.device)
+                parameter.grad = (gradients[key] + drift.get(key, 0.0)).to(parameter.device)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-    delta = lora.extract(task.model, order.trainable) - order.adapter.select(order.trainable)
+    delta = lora.extract(task.model, order.trainable) - begin.select(order.trainable)
+    return _checked(delta, trained, plan, task)
+
+
+def descent(
+    order: RoundOrder,
+    *,
+    task: Task,
+    units: Units,
+    noise: NoiseSource,
+    random: np.random.Generator,
+) -> AdapterState:
+    """Minus the noised mean gradient of one Poisson batch at ``order.adapter`` (FedSGD)."""
+    plan = order.plan if order.plan.unit is not Unit.CLIENT else _without_noise(order)
+    level = task.level(order.adapter, order.trainable)
+    lora.install(task.model, order.adapter)
+    trained = lora.set_trainable(task.model, order.trainable)
+    task.model.training_mode()
+    with torch.random.fork_rng(), dp.per_example_gradients(task.model):
+        torch.manual_seed(_dropout_seed(random))
+        gradients = _noised(order, plan, task, units, trained, level, noise, random)
+    return _checked(-1.0 * AdapterState(order.adapter.spec, gradients), trained, plan, task)
+
+
+def _noised(
+    order: RoundOrder,
+    plan: PrivacyPlan,
+    task: Task,
+    units: Units,
+    trained: Mapping[str, nn.Parameter],
+    level: Level,
+    noise: NoiseSource,
+    random: np.random.Generator,
+) -> dict[str, Tensor]:
+    """The noised mean gradient of one Poisson batch, where the model stands."""
+    total = dp.clipped_sum(
+        task,
+        dp.poisson_batch(units, plan.sampling_probability, random),
+        trained=trained,
+        clip_norm=plan.clip_norm,
+        microbatch=order.training.microbatch,
+        level=level,
+    )
+    gradients = dp.noisy_mean(total, plan, noise)
+    _check_coverage(trained, gradients, order.trainable, task)
+    return gradients
+
+
+def _drift(
+    order: RoundOrder, trained: Mapping[str, nn.Parameter], control: AdapterState | None
+) -> dict[str, Tensor]:
+    """What is added to a gradient against client drift: FedProx' ``mu (theta - theta_global)``
+    (1812.06127), and SCAFFOLD's ``c - c_k`` (1910.06378)."""
+    found = dict[str, Tensor]()
+    mu = order.training.proximal
+    for key, parameter in trained.items() if mu or control is not None else ():
+        pull = torch.zeros(parameter.shape)
+        if mu:
+            pull += mu * (parameter.detach().cpu() - order.adapter.tensors[key])
+        if control is not None:
+            pull += control.tensors[key]
+        found[key] = pull
+    return found
+
+
+def _rate(training: LocalTraining, step: int) -> float:
+    return learning_rate(
+        training.learning_rate,
+        training.schedule,
+        training.first_step + step,
+        training.schedule_steps,
+    )
+
+
+def sum_of_rates(order: RoundOrder) -> float:
+    """The learning rates of a round's steps, added up."""
+    return sum(_rate(order.training, step) for step in range(order.local_steps))
+
+
+def _checked(
+    delta: AdapterState, trained: Mapping[str, nn.Parameter], plan: PrivacyPlan, task: Task
+) -> AdapterState:
+    """What was trained, if it is what was noised and all of it moved."""
     if delta.keys != tuple(sorted(trained)):
         raise PrivacyError("what would be sent is not what was noised", given=len(delta.keys))
     task.model.requires_grad_(False)

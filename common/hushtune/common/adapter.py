@@ -4,6 +4,10 @@ An adapter is a flat mapping of named float32 tensors: for each adapted module t
 ``A (r, d_in)`` and ``B (d_out, r)`` (Hu et al. 2106.09685, the effective weight is
 ``W0 + scale * B A``), and the tensors of the task's head. A state may be *partial*: a client
 sends the tensors that it trained and no others. States over the same tensors form a vector space.
+
+Some rules put a small square factor ``R (r, r)`` between the two (``W0 + scale * B R A``). Some
+change the frozen weight itself; such a change is kept as factors of its own, ``base_A (n, d_in)``
+and ``base_B (d_out, n)`` for any n: the effective weight is ``W0 + base_B base_A + scale * B A``.
 """
 
 from __future__ import annotations
@@ -24,6 +28,9 @@ from hushtune.common.errors import MessageError
 
 A_SUFFIX = ".lora_A"
 B_SUFFIX = ".lora_B"
+R_SUFFIX = ".lora_R"
+BASE_A_SUFFIX = ".base_A"
+BASE_B_SUFFIX = ".base_B"
 HEAD_PREFIX = "head."
 
 
@@ -37,6 +44,16 @@ def b_key(module: str) -> str:
     return module + B_SUFFIX
 
 
+def r_key(module: str) -> str:
+    """Key of the inner factor R of a module."""
+    return module + R_SUFFIX
+
+
+def base_keys(module: str) -> tuple[str, str]:
+    """Keys of the two factors of the change of a module's frozen weight."""
+    return module + BASE_A_SUFFIX, module + BASE_B_SUFFIX
+
+
 def head_key(name: str) -> str:
     """Key of a tensor of the head."""
     return HEAD_PREFIX + name
@@ -47,7 +64,7 @@ class AdapterSpec:
     """What both ends must agree on before two states can meet.
 
     ``base`` is the sha256 of the frozen weights, ``targets`` the full names of the adapted modules,
-    ``head`` the names of the fully trained tensors.
+    ``head`` the names of the fully trained tensors; ``inner`` where R stands between B and A.
     """
 
     base: str
@@ -56,6 +73,7 @@ class AdapterSpec:
     rslora: bool
     targets: tuple[str, ...]
     head: tuple[str, ...]
+    inner: bool = False
 
     @property
     def scale(self) -> float:
@@ -64,8 +82,13 @@ class AdapterSpec:
 
     def all_keys(self) -> tuple[str, ...]:
         """All tensor keys of a complete state, sorted."""
-        factors = [key(module) for module in self.targets for key in (a_key, b_key)]
+        kinds = (a_key, b_key, r_key) if self.inner else (a_key, b_key)
+        factors = [key(module) for module in self.targets for key in kinds]
         return tuple(sorted([*factors, *map(head_key, self.head)]))
+
+    def all_base_keys(self) -> tuple[str, ...]:
+        """Keys of all that may change the frozen weights, sorted."""
+        return tuple(sorted(key for module in self.targets for key in base_keys(module)))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -82,6 +105,7 @@ class AdapterSpec:
                 rslora=bool(raw["rslora"]),
                 targets=tuple(map(str, raw["targets"])),
                 head=tuple(map(str, raw["head"])),
+                inner=bool(raw.get("inner", False)),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise MessageError("an adapter's description is damaged", given=str(error)) from error
@@ -96,7 +120,7 @@ class AdapterState:
 
     def __post_init__(self) -> None:
         known = set(self.spec.all_keys())
-        unknown = sorted(set(self.tensors) - known)
+        unknown = sorted(set(self.tensors) - known - set(self.spec.all_base_keys()))
         if unknown:
             raise MessageError(
                 "an adapter holds tensors that its description does not name", given=unknown[0]
@@ -172,8 +196,35 @@ class AdapterState:
         return self._with({**self.tensors, **partial.tensors})
 
     def factors(self, module: str) -> tuple[Tensor, Tensor]:
-        """``A (r, d_in)`` and ``B (d_out, r)`` of one module."""
-        return self.tensors[a_key(module)], self.tensors[b_key(module)]
+        """``A (r, d_in)`` and ``B (d_out, r)`` of one module; ``B R`` where R is between them."""
+        a, b = self.tensors[a_key(module)], self.tensors[b_key(module)]
+        return (a, b @ self.tensors[r_key(module)]) if self.spec.inner else (a, b)
+
+    def base_change(self, module: str) -> tuple[Tensor, Tensor] | None:
+        """``base_A (n, d_in)`` and ``base_B (d_out, n)`` of one module; None where it has none."""
+        a, b = base_keys(module)
+        return (self.tensors[a], self.tensors[b]) if a in self.tensors else None
+
+    def is_whole(self) -> bool:
+        """Whether nothing is missing that a complete state has, and changes of weights come in
+        pairs."""
+        beyond = set(self.keys) - set(self.spec.all_keys())
+        pairs = all(
+            set(base_keys(m)) <= beyond or not beyond & set(base_keys(m)) for m in self.spec.targets
+        )
+        return pairs and set(self.spec.all_keys()) <= set(self.keys)
+
+    def adapter_part(self) -> AdapterState:
+        """Without any change of the frozen weights."""
+        return self.select(key for key in self.spec.all_keys() if key in self.tensors)
+
+    def has_effect(self) -> bool:
+        """Whether a model with this adapter differs, before its head, from the base alone."""
+        return any(
+            self.base_change(module) is not None
+            or bool(self.tensors[(r_key if self.spec.inner else b_key)(module)].any())
+            for module in self.spec.targets
+        )
 
     def to_bytes(self) -> bytes:
         """Safetensors with the description as JSON metadata; equal states give equal bytes."""

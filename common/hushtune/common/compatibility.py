@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-_ONE_SUM = ("ffa", "fedsvd", "rolora", "fed-sb", "fedsgd", "fedsa", "fedit")
+_ONE_SUM = ("ffa", "fedsvd", "rolora", "fedsb", "fedsgd", "fedsa", "fedit")
 """Rules whose next model is a function of the sum of the updates alone."""
 
 _OF_EACH = {

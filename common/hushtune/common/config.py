@@ -31,9 +31,11 @@ from hushtune.common.config_data import DataConfig
 from hushtune.common.config_federation import (
     AggregationConfig,
     MetricsConfig,
+    PersonalConfig,
     SimulationConfig,
 )
 from hushtune.common.config_privacy import PrivacyConfig, check_together
+from hushtune.common.config_rules import check_rule
 
 __all__ = [
     "DEFAULT_SAMPLING_PROBABILITY",
@@ -43,6 +45,7 @@ __all__ = [
     "DataConfig",
     "MetricsConfig",
     "ModelConfig",
+    "PersonalConfig",
     "PrivacyConfig",
     "RunConfig",
     "SimulationConfig",
@@ -83,6 +86,10 @@ class AdapterConfig(Section):
     """The LoRA adapter: W0 + scale * B A in each target module."""
 
     rank: Count = Field(default=4, description="rank of A and B")
+    ranks: Mapping[Name, Count] = Field(
+        default_factory=dict[str, int],
+        description="sites with another rank: site = rank; for the rules flora, flexlora, hetlora",
+    )
     alpha: Positive = Field(
         default=4.0, description="scale = alpha / rank (alpha / sqrt(rank) in rslora)"
     )
@@ -175,6 +182,14 @@ class TrainConfig(Section):
     weight_decay: Annotated[float, Field(ge=0, le=100)] = Field(
         default=0.0, description="decoupled, as in AdamW"
     )
+    proximal: Annotated[float, Field(ge=0, le=1000)] = Field(
+        default=0.0,
+        description="mu of FedProx (1812.06127): draws local steps to the round's global adapter",
+    )
+    scaffold: bool = Field(
+        default=False,
+        description="control variates against client drift (1910.06378); without privacy only",
+    )
     microbatch: Count = Field(
         default=32, description="rows computed at once; cannot change results"
     )
@@ -234,6 +249,7 @@ class RunConfig(Section):
     privacy: PrivacyConfig = Field(default_factory=PrivacyConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     aggregation: AggregationConfig = Field(default_factory=AggregationConfig)
+    personal: PersonalConfig = Field(default_factory=PersonalConfig)
     metrics: MetricsConfig = Field(default_factory=MetricsConfig)
     simulation: SimulationConfig = Field(default_factory=SimulationConfig)
 
@@ -245,6 +261,15 @@ class RunConfig(Section):
             self.simulation,
             self.metrics,
             rounds=self.train.rounds,
+        )
+        check_rule(
+            self.aggregation,
+            self.privacy,
+            self.personal,
+            ranks=self.adapter.ranks,
+            local_optimizer=self.train.optimizer,
+            proximal=self.train.proximal,
+            scaffold=self.train.scaffold,
         )
         return self
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -20,8 +20,22 @@ from hushtune.common.config_base import (
 class AggregationConfig(Section):
     """How the server makes one adapter of the sites' updates."""
 
-    rule: Literal["ffa", "fedit"] = Field(
-        default="ffa", description="ffa = B and head, A frozen (2403.12313); fedit = A, B and head"
+    rule: Literal[
+        "fedit",
+        "ffa",
+        "fedsvd",
+        "rolora",
+        "fedex",
+        "flora",
+        "flexlora",
+        "hetlora",
+        "fedsa",
+        "fedsb",
+        "fedsgd",
+    ] = Field(
+        default="ffa",
+        description="what sites train and how it becomes one adapter: ffa = B and head, A frozen; "
+        "fedit = A, B and head; docs/aggregation.md has all of them",
     )
     optimizer: Literal["sgd", "adam"] = Field(default="sgd", description="at the server")
     learning_rate: LearningRate = Field(
@@ -34,6 +48,25 @@ class AggregationConfig(Section):
     )
     max_update_norm: Positive = Field(
         default=1e3, description="updates with a larger norm are rejected and reported"
+    )
+
+
+class PersonalConfig(Section):
+    """What each site trains for itself alone, which never leaves it."""
+
+    method: Literal["none", "finetune", "ditto"] = Field(
+        default="none",
+        description="finetune = steps of its own from the final model; ditto = in each round after "
+        "the warm-up, steps of an adapter of its own that is drawn to the global one (2012.04221)",
+    )
+    steps: Count = Field(
+        default=6, description="of finetune; ditto takes train.local_steps a round. Each is charged"
+    )
+    learning_rate: LearningRate | None = Field(
+        default=None, description="left out, train.learning_rate", examples=[0.005]
+    )
+    proximal: Annotated[float, Field(ge=0, le=1000)] = Field(
+        default=0.1, description="of ditto: how strongly the own adapter is drawn to the global one"
     )
 
 

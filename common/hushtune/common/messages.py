@@ -16,20 +16,28 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from hushtune.common.adapter import AdapterState
 from hushtune.common.errors import HushtuneError, MessageError
+from hushtune.common.lora_rules import RULES, sent_keys
 from hushtune.common.privacy.ledger import LedgerEntry
 from hushtune.common.privacy.plan import PrivacyPlan
+from hushtune.common.wire_values import (
+    is_count,
+    is_number,
+    read_count,
+    read_text,
+    read_truth,
+    refuse_unknown,
+)
 
-_LARGEST = 2**53
-"""Numbers in messages stay below what JSON's numbers hold exactly."""
 _LONGEST_NAME = 200
-METRICS_RUN = "/metrics"
-"""What follows a run's name where a ledger charges its figures; no run's own name ends so."""
+METRICS_RUN, PERSONAL_RUN = "/metrics", "/personal"
+"""What follows a run's name where a ledger charges its figures, or what a site trains for itself
+alone; no run's own name ends so."""
 
 TRAIN_ACTIONS = ("default", "keys", "shares", "masked", "open")
 """What a site can be asked in training: a round, or the four exchanges of a secure sum."""
 
 _BODY, _TEXT = "hushtune", "json"
-_ADAPTER, _STATE, _SAFETENSORS = "adapter", "state", "safetensors"
+_ADAPTER, _STATE, _CONTROL, _SAFETENSORS = "adapter", "state", "control", "safetensors"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,18 +53,21 @@ class LocalTraining:
     microbatch: int
     sampling_probability: float = 1.0
     """Of a record, where the plan is about clients and says nothing of records."""
+    proximal: float = 0.0
+    """mu of FedProx (1812.06127): how strongly steps are drawn to the adapter of the order."""
 
     def __post_init__(self) -> None:
         allowed = {
-            "learning_rate": _is_number(self.learning_rate) and self.learning_rate > 0,
+            "learning_rate": is_number(self.learning_rate) and self.learning_rate > 0,
             "optimizer": self.optimizer in ("adamw", "sgd"),
             "schedule": self.schedule in ("constant", "linear", "cosine"),
-            "weight_decay": _is_number(self.weight_decay) and self.weight_decay >= 0,
-            "first_step": _is_count(self.first_step, 0),
-            "schedule_steps": _is_count(self.schedule_steps, 1),
-            "microbatch": _is_count(self.microbatch, 1),
-            "sampling_probability": _is_number(self.sampling_probability)
+            "weight_decay": is_number(self.weight_decay) and self.weight_decay >= 0,
+            "first_step": is_count(self.first_step, 0),
+            "schedule_steps": is_count(self.schedule_steps, 1),
+            "microbatch": is_count(self.microbatch, 1),
+            "sampling_probability": is_number(self.sampling_probability)
             and 0 < self.sampling_probability <= 1,
+            "proximal": is_number(self.proximal) and self.proximal >= 0,
         }
         for name, good in allowed.items():
             if not good:
@@ -68,9 +79,11 @@ class LocalTraining:
 class RoundOrder:
     """What the server asks of one site in one round.
 
-    ``adapter`` is the complete global state, ``trainable`` the tensors to train and to send back,
-    ``rule`` the aggregation that it is for, ``plan`` the site's plan over the whole run, of which
-    this round takes ``local_steps`` steps.
+    ``adapter`` is the complete global state, ``trainable`` the tensors to train, ``rule`` the
+    aggregation that it is for, ``plan`` the site's plan over the whole run, of which this round
+    takes ``local_steps`` steps. ``personal``: what is trained stays at the site, whole, and begins
+    where the site's own adapter was. ``control``: SCAFFOLD's server variate (1910.06378), over
+    ``trainable``.
     """
 
     run: str
@@ -83,11 +96,25 @@ class RoundOrder:
     local_steps: int
     num_examples: int
     training: LocalTraining
+    personal: bool = False
+    control: AdapterState | None = None
+
+    @property
+    def sent(self) -> tuple[str, ...]:
+        """Keys of the tensors that the site sends back, sorted."""
+        return (
+            () if self.personal else sent_keys(RULES[self.rule], self.adapter.spec, self.trainable)
+        )
+
+    @property
+    def charged_run(self) -> str:
+        """The name that the site's ledger charges this order under."""
+        return f"{self.run}{PERSONAL_RUN}" if self.personal else self.run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientUpdate:
-    """One site's answer: the change of the tensors that it trained."""
+    """One site's answer: the change of the tensors that it trained and sends."""
 
     run: str
     round: int
@@ -109,20 +136,29 @@ class Refusal:
     reason: str
 
 
-def pack(body: Mapping[str, Any], adapter: AdapterState | None) -> RecordDict:
-    """A JSON body, and an adapter where there is one, as Flower records."""
+def pack(
+    body: Mapping[str, Any], adapter: AdapterState | None, control: AdapterState | None = None
+) -> RecordDict:
+    """A JSON body, and adapters where there are any, as Flower records."""
     record = RecordDict({_BODY: ConfigRecord({_TEXT: json.dumps(body, sort_keys=True)})})
-    if adapter is not None:
-        data = adapter.to_bytes()
-        array = Array(dtype="uint8", shape=(len(data),), stype=_SAFETENSORS, data=data)
-        record[_ADAPTER] = ArrayRecord({_STATE: array})
+    states = {_STATE: adapter, _CONTROL: control}
+    arrays = {name: _array(state) for name, state in states.items() if state is not None}
+    if arrays:
+        record[_ADAPTER] = ArrayRecord(arrays)
     return record
+
+
+def _array(state: AdapterState) -> Array:
+    data = state.to_bytes()
+    return Array(dtype="uint8", shape=(len(data),), stype=_SAFETENSORS, data=data)
 
 
 def name_of_order(content: RecordDict) -> str:
     """SHA-256, in hexadecimal, of all that an order says: equal for equal orders."""
     digest = hashlib.sha256(str(content.config_records[_BODY][_TEXT]).encode())
-    digest.update(content.array_records[_ADAPTER][_STATE].data)
+    arrays = content.array_records[_ADAPTER]
+    for name in sorted(arrays):
+        digest.update(arrays[name].data)
     return digest.hexdigest()
 
 
@@ -137,10 +173,10 @@ def unpack_body(content: RecordDict) -> dict[str, Any]:
     return body
 
 
-def unpack_adapter(content: RecordDict) -> AdapterState:
+def unpack_adapter(content: RecordDict, name: str = _STATE) -> AdapterState:
     """The adapter that a message carries; raises MessageError."""
     try:
-        array = content.array_records[_ADAPTER][_STATE]
+        array = content.array_records[_ADAPTER][name]
     except KeyError as error:
         raise MessageError("a message carries no adapter", given=str(error)) from error
     if array.stype != _SAFETENSORS:
@@ -168,8 +204,10 @@ def encode_order(order: RoundOrder, **also: Mapping[str, Any]) -> RecordDict:
         "local_steps": order.local_steps,
         "num_examples": order.num_examples,
         "training": asdict(order.training),
+        "personal": order.personal,
+        "control": order.control is not None,
     }
-    return pack(body, order.adapter)
+    return pack(body, order.adapter, order.control)
 
 
 def decode_order(content: RecordDict) -> RoundOrder:
@@ -189,19 +227,33 @@ def decode_order(content: RecordDict) -> RoundOrder:
             local_steps=read_count(body, "local_steps"),
             num_examples=read_count(body, "num_examples"),
             training=LocalTraining(**body["training"]),
+            personal=read_truth(body, "personal"),
+            control=unpack_adapter(content, _CONTROL) if read_truth(body, "control") else None,
         )
     except HushtuneError:
         raise
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise MessageError("an order is damaged", given=str(error)) from error
+    _check_whole(order)
+    return order
+
+
+def _check_whole(order: RoundOrder) -> None:
+    adapter = order.adapter
     missing = [key for key in adapter.spec.all_keys() if key not in adapter.tensors]
     unknown = [key for key in order.trainable if key not in adapter.tensors]
-    if missing or unknown or not order.trainable:
+    if missing or unknown or not order.trainable or not adapter.is_whole():
         raise MessageError(
             "an order does not carry the adapter that it speaks of",
-            given=", ".join(missing + unknown) or "nothing to train",
+            given=", ".join(missing + unknown) or "nothing to train, or half a change of weights",
         )
-    return order
+    control = order.control
+    if control is not None and (
+        control.spec != adapter.spec
+        or control.keys != tuple(sorted(order.trainable))
+        or any(t.shape != adapter.tensors[key].shape for key, t in control.tensors.items())
+    ):
+        raise MessageError("an order's control variate is not over what it trains")
 
 
 def encode_update(update: ClientUpdate) -> RecordDict:
@@ -255,30 +307,19 @@ def decode_reply(content: RecordDict) -> ClientUpdate | Refusal:
 
 
 _ORDER_KEYS = frozenset(
-    ["run", "round", "site", "trainable", "rule", "plan", "local_steps", "num_examples", "training"]
+    (
+        *("run", "round", "site", "trainable", "rule", "plan", "local_steps", "num_examples"),
+        *("training", "personal", "control"),
+    )
 )
-
-
-def refuse_unknown(body: Mapping[str, Any], known: frozenset[str]) -> None:
-    """What a site does not know it cannot agree to."""
-    unknown = sorted(set(body) - known)
-    if unknown:
-        raise MessageError("an order asks for what is not known here", given=unknown[0][:100])
-
-
-def read_text(body: Mapping[str, Any], key: str) -> str:
-    """A text of a message's body; MessageError for anything that is none."""
-    value = body[key]
-    if not isinstance(value, str) or any("\ud800" <= mark <= "\udfff" for mark in value):
-        raise MessageError(f"{key} of a message must be a text", given=ascii(value)[:100])
-    return value
 
 
 def read_run(body: Mapping[str, Any]) -> str:
     """The name of an order's run, which must not be taken for that of another run's figures."""
     run = read_text(body, "run")
-    if run.endswith(METRICS_RUN):
-        raise MessageError(f"a run's name must not end in {METRICS_RUN}", given=ascii(run)[:100])
+    for ending in (METRICS_RUN, PERSONAL_RUN):
+        if run.endswith(ending):
+            raise MessageError(f"a run's name must not end in {ending}", given=ascii(run)[:100])
     if len(run) > _LONGEST_NAME or not run.isprintable():
         raise MessageError(
             "a run's name is too long, or cannot be printed",
@@ -286,45 +327,3 @@ def read_run(body: Mapping[str, Any]) -> str:
             expected=f"at most {_LONGEST_NAME} printable characters",
         )
     return run
-
-
-def _is_number(value: object) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    return abs(value) < _LARGEST  # NaN is not below anything
-
-
-def _is_count(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value < _LARGEST
-
-
-def read_count(body: Mapping[str, Any], key: str) -> int:
-    """A count of a message's body; MessageError for anything that is none."""
-    value = body[key]
-    if not isinstance(value, int) or not _is_count(value, 0):
-        raise MessageError(f"{key} of a message must be a count", given=repr(value)[:100])
-    return value
-
-
-def encode_hello() -> RecordDict:
-    """The question with which a server learns which site a node is."""
-    return pack({"ask": "site"}, None)
-
-
-def decode_hello(content: RecordDict) -> None:
-    """Check that a question is the one of ``encode_hello``."""
-    if unpack_body(content).get("ask") != "site":
-        raise MessageError("a site was asked something that it does not answer")
-
-
-def encode_site(site: str) -> RecordDict:
-    """A site's answer to ``encode_hello``."""
-    return pack({"site": site}, None)
-
-
-def decode_site(content: RecordDict) -> str:
-    """Inverse of ``encode_site``."""
-    body = unpack_body(content)
-    if "site" not in body:
-        raise MessageError("a node did not say which site it is")
-    return read_text(body, "site")

@@ -12,15 +12,13 @@ from hushtune.common.messages import (
     Refusal,
     decode_refusal,
     pack,
-    read_count,
     read_run,
-    read_text,
-    refuse_unknown,
     unpack_adapter,
     unpack_body,
 )
 from hushtune.common.privacy.ledger import LedgerEntry
 from hushtune.common.privacy.plan import MOST_NOISE_MULTIPLIER, Relation, Unit
+from hushtune.common.wire_values import read_count, read_text, refuse_unknown
 
 _ORDER_KEYS = frozenset(["run", "round", "site", "noise_multiplier", "unit", "relation"])
 MOST_TOLD_LOSS = 1e6
@@ -90,7 +88,7 @@ def decode_metrics_order(content: RecordDict) -> MetricsOrder:
         raise
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise MessageError("an order for metrics is damaged", given=str(error)) from error
-    if adapter.keys != adapter.spec.all_keys():
+    if not adapter.is_whole():
         raise MessageError("an order for metrics does not carry the whole adapter")
     return order
 

@@ -73,6 +73,7 @@ class AdaptedModel(nn.Module):
         self.feature_scale = feature_scale
         self.precision = precision
         self.fingerprint = fingerprint
+        self.base_change: dict[str, tuple[Tensor, Tensor]] = {}  # by module: (n, d_in), (d_out, n)
         self._blocks = [blocks]  # in a list, so that it is not registered a second time
 
     @property

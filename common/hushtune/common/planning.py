@@ -79,7 +79,7 @@ def _plan(config: RunConfig, public_size: int, *, of_clients: bool = False) -> P
         public_size=public_size,
         batch_size=None if of_clients else train.batch_size,
         sampling_probability=privacy.client_sampling_probability if of_clients else rate,
-        steps=steps if of_clients else train.rounds * train.local_steps,
+        steps=steps if of_clients else train.rounds * train.local_steps + personal_steps(config),
         clip_norm=privacy.clip_norm,
         unit=Unit(privacy.unit),
         relation=Relation(privacy.relation),
@@ -87,6 +87,24 @@ def _plan(config: RunConfig, public_size: int, *, of_clients: bool = False) -> P
         also=metrics_events(config),
     )
     return plan if every is None else replace(plan, denominator=public_size / every)
+
+
+def personal_steps(config: RunConfig) -> int:
+    """Steps over the whole run that a site takes for itself alone."""
+    train, personal = config.train, config.personal
+    if personal.method == "ditto":
+        return (train.rounds - train.warmup_rounds) * train.local_steps
+    return personal.steps if personal.method == "finetune" else 0
+
+
+def site_rank(config: RunConfig, site: str) -> int:
+    """The rank of a site's adapter."""
+    return config.adapter.ranks.get(site, config.adapter.rank)
+
+
+def global_rank(config: RunConfig) -> int:
+    """The rank of the global adapter: the highest that a site has, or may have."""
+    return max(config.adapter.rank, *config.adapter.ranks.values(), 1)
 
 
 def local_rate(config: RunConfig, site: str) -> float:

@@ -12,18 +12,16 @@ import numpy as np
 from hushtune.common import seeds
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
-from hushtune.common.lora_rules import RULES, trainable_keys
+from hushtune.common.lora_rules import RULES
 from hushtune.common.messages import ClientUpdate, RoundOrder
 from hushtune.common.privacy import correlated
 from hushtune.common.privacy.ledger_entry import GENESIS, LedgerEntry
 from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import PrivacyPlan, Unit
-from hushtune.server.aggregation.aggregator import make_optimizer
 from hushtune.server.aggregation.central_dp import Mechanism, Memory, private_mean
 from hushtune.server.aggregation.optimizers import AggState
 from hushtune.server.checkpoint import Checkpoint, Row
 from hushtune.server.joined import Joined
-from hushtune.server.orders import is_warmup
 from hushtune.server.replies import Replies
 from hushtune.server.spending import appended
 
@@ -92,19 +90,21 @@ def release(
 ) -> tuple[AggState, AdapterState, Memory]:
     """The next state from a round's updates, none of which has an influence beyond the noise."""
     assert now.central is not None
-    number, keys = now.round + 1, RULES[config.aggregation.rule]
-    trained = trainable_keys(keys, now.state.spec, warmup=is_warmup(config, number))
+    number, spec = now.round + 1, now.state.spec
+    name = config.aggregation.rule
+    sent = sent_keys(RULES[name], spec, trainable_of(config, spec, round=number))
     mean, memory = private_mean(
         updates,
-        like=now.state.select(trained),
+        like=now.state.select(sent),
         memory=now.central,
         mechanism=mechanism(config, plan),
         noise=noise,
     )
     if number == config.train.rounds:  # no later round takes any of it back
         memory = Memory(clip_norm=memory.clip_norm)
-    agg, state = make_optimizer(config.aggregation).apply(now.agg, now.state, mean)
-    return agg, state, memory
+    optimizer = round_optimizer(config, round=number)
+    agg, state = optimizer.apply(now.agg, now.state, mean)
+    return agg, SERVER_RULES[name].finish(state), memory
 
 
 def charged(

@@ -177,7 +177,7 @@ def _from_parts(body: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Check
         return AdapterState(spec, chosen)
 
     state = part(_STATE)
-    if state.keys != spec.all_keys() or not state.is_finite():
+    if not state.is_whole() or not state.is_finite():
         raise CheckpointError("the adapter in it is not whole")
     charges = _rows_by_site(body["charges"])
     for rows in charges.values():

@@ -20,10 +20,7 @@ from hushtune.common.config import RunConfig
 from hushtune.common.messages import RoundOrder
 from hushtune.common.planning import cohort_of
 from hushtune.common.privacy.plan import PrivacyPlan, Unit
-from hushtune.common.schedules import learning_rate
 from hushtune.common.secagg.ring import Ring, from_ring
-from hushtune.server.aggregation.aggregator import make_optimizer
-from hushtune.server.aggregation.optimizers import ServerOptimizer, gradient_step
 from hushtune.server.checkpoint import Checkpoint
 from hushtune.server.joined import Joined
 from hushtune.server.orders import make_orders
@@ -35,15 +32,6 @@ from hushtune.server.spending import appended, appended_charges
 def steps_of_round(config: RunConfig) -> int:
     """Secure sums in a round."""
     return 1 if config.privacy.unit == Unit.CLIENT else config.train.local_steps
-
-
-def optimizer_of(config: RunConfig, order: RoundOrder, step: int) -> ServerOptimizer:
-    """What the server does with the mean of a step of a round, counted from 0."""
-    how = order.training
-    if order.plan.unit is Unit.CLIENT:
-        return make_optimizer(config.aggregation)
-    rate = learning_rate(how.learning_rate, how.schedule, how.first_step + step, how.schedule_steps)
-    return gradient_step(how.optimizer, rate, weight_decay=how.weight_decay)
 
 
 def exchange(
@@ -87,16 +75,18 @@ def exchange(
         orders = make_orders(
             state, run=run, round=now.round + 1, config=config, plans=plans, sizes=sizes
         )
-        per_step = order_of_step if plan.unit is not Unit.CLIENT else order_of_round
-        orders = {site: per_step(order, number) for site, order in orders.items()}
+        if plan.unit is not Unit.CLIENT:
+            orders = {site: step_of_round(order, config, place) for site, order in orders.items()}
         opened = session.step(orders)
         adding = time.perf_counter()
         order = next(iter(orders.values()))
         mean = mean_of(opened.values, order)
         delta = mean if plan.unit is Unit.CLIENT else -1.0 * mean
-        agg, state = optimizer_of(config, order, place).apply(agg, state, delta)
+        optimizer = round_optimizer(config, round=now.round + 1, step=place)
+        agg, state = optimizer.apply(agg, state, delta)
         aggregation += time.perf_counter() - adding
         noise |= {site: opened.noise[site][:200] for site in opened.survivors}
+    state = SERVER_RULES[config.aggregation.rule].finish(state)
     traffic = session.traffic
     charges = now.charges
     for site, entry in traffic.charges:
@@ -133,20 +123,10 @@ def _lost(now: Checkpoint, plans: Mapping[str, PrivacyPlan]) -> Joined:
     )
 
 
-def order_of_step(order: RoundOrder, number: int) -> RoundOrder:
-    """A round's order as one for a single gradient."""
-    return replace(order, round=number, local_steps=1)
-
-
-def order_of_round(order: RoundOrder, number: int) -> RoundOrder:
-    """A round's order under the number of its one sum."""
-    return replace(order, round=number)
-
-
 def mean_of(total: Ring, order: RoundOrder) -> AdapterState:
     """The sum over the plan's public denominator, over the tensors that are trained."""
     values = from_ring(total, clip_norm=order.plan.clip_norm) / order.plan.denominator
-    keys = sorted(order.trainable)
+    keys = order.sent
     like = order.adapter.select(keys).tensors
     ends = np.cumsum([like[key].numel() for key in keys])
     parts = np.split(values, ends[:-1])

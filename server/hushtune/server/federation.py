@@ -57,7 +57,7 @@ class Federation:
 
     def fresh(self, initial: AdapterState) -> Checkpoint:
         """The checkpoint before the first round; FederationError unless ``initial`` is whole."""
-        if initial.keys != initial.spec.all_keys():
+        if not initial.is_whole():
             raise FederationError("a federation starts from a complete adapter")
         return Checkpoint(
             run=self.run,
@@ -140,7 +140,8 @@ class Federation:
             "phase": "warmup" if is_warmup(self.config, number) else "adapter",
             "accepted": list(joined.accepted),
             "rejected": dict(joined.rejected),
-            "update_norm": (state - now.state).norm(),
+            "update_norm": (state.adapter_part() - now.state.adapter_part()).norm(),
+            **({} if joined.bias is None else {"aggregation_bias": dict(joined.bias)}),
             "bytes_down": joined.bytes_down,
             "bytes_up": joined.bytes_up,
             "exchanges": joined.exchanges,
@@ -189,103 +190,17 @@ class Federation:
                 timeout=timeout,
                 save=save,
             )
-        began = time.perf_counter()
-        number = now.round + 1
-        orders = make_orders(
-            now.state,
+        return plain.exchange(
+            now,
+            grid,
+            roll,
             run=self.run,
-            round=number,
             config=self.config,
             plans=self.plans,
             sizes=self.sizes,
+            aggregator=self.aggregator,
+            timeout=timeout,
         )
-        if self.at_server:
-            orders = central.drawn(orders, self.config, round=number)
-        messages = [
-            Message(
-                encode_order(order),
-                dst_node_id=roll.nodes[site],
-                message_type="train",
-                group_id=str(number),
-            )
-            for site, order in orders.items()
-            if site in roll.nodes
-        ]
-        answers = list(grid.send_and_receive(messages, timeout=timeout)) if messages else []
-        trained = time.perf_counter()
-        replies = read_replies(
-            answers,
-            orders=orders,
-            nodes=roll.nodes,
-            max_norm=self.config.aggregation.max_update_norm,
-        )
-        told = {site: roll.missing.get(site, why) for site, why in replies.rejected.items()}
-        if self.at_server:
-            self._require_answers(number, len(orders), len(replies.accepted), told)
-            return central.joined(
-                now,
-                replies,
-                told,
-                run=self.run,
-                config=self.config,
-                plan=next(iter(self.plans.values())),
-                bytes_down=sum(content_bytes(message.content) for message in messages),
-                training=trained - began,
-            )
-        self._require_quorum(number, len(replies.accepted), told, replies.refusals)
-        for site, reason in told.items():
-            log.warning("round %d goes on without %s: %s", number, site, reason)
-        memory, state = self.aggregator.apply(now.agg, now.state, replies.accepted)
-        return Joined(
-            state=state,
-            agg=memory,
-            rejected=told,
-            noise={update.site: update.noise[:200] for update in replies.accepted},
-            charges=appended_charges(now.charges, replies.charges),
-            refusals=appended(now.refusals, replies.refusals),
-            bytes_down=sum(content_bytes(message.content) for message in messages),
-            bytes_up=replies.num_bytes,
-            seconds={"training": trained - began, "aggregation": time.perf_counter() - trained},
-            accepted=tuple(update.site for update in replies.accepted),
-        )
-
-    def _require_answers(
-        self, number: int, asked: int, accepted: int, reasons: Mapping[str, str]
-    ) -> None:
-        """The quorum where clients are drawn: as many as that must not be known to fail.
-
-        Nobody drawn is a round like any other: that it is skipped would tell.
-        """
-        failing = asked - accepted
-        self._require_quorum(
-            number, 0 if 0 < asked == failing else len(self.plans) - failing, reasons
-        )
-
-    def _require_quorum(
-        self,
-        number: int,
-        accepted: int,
-        reasons: Mapping[str, str],
-        refusals: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
-    ) -> None:
-        quorum = self.config.simulation.quorum
-        if accepted >= quorum:
-            return
-        spent = any(row["code"] == BudgetExceededError.code for row in refusals.values())
-        error = QuorumError(
-            f"too few usable updates in round {number}\n"
-            + "\n".join(f"  {site}: {reason}" for site, reason in reasons.items()),
-            given=f"{accepted} usable",
-            expected=f"at least {quorum} (simulation.quorum)",
-            remedy="--resume goes on only once the sites' policies allow more; else begin anew "
-            + (f"with train.rounds = {number - 1} or " if number > 1 else "")
-            + "with less to spend, in another folder: what was spent is spent"
-            if spent
-            else "mend the sites and run again with --resume; where the settings are at fault, "
-            "change them and begin anew, with --overwrite or in another folder",
-        )
-        error.refusals = refusals
-        raise error
 
 
 def check_sites(

@@ -19,7 +19,8 @@ class Joined:
     ``accepted`` are the sites that are in the new ``state``, ``rejected`` says why others are not
     (both empty where who was drawn is a secret).
     ``noise`` says of each who added noise where it came from. ``exchanges``: messages that a site
-    was sent. ``seconds``: of training and of aggregation. With the noise at the server, ``central``
+    was sent. ``bias``: how far the rule's average is from that of the sites' models, by module;
+    None where that is not known. ``seconds``: of training and of aggregation. With the noise at the server, ``central``
     is what it remembers, and ``ledger`` its own charges.
     """
 
@@ -34,5 +35,6 @@ class Joined:
     seconds: Mapping[str, float]
     accepted: tuple[str, ...]
     exchanges: int = 1
+    bias: Mapping[str, float] | None = None
     central: Memory | None = None
     ledger: tuple[Row, ...] = ()

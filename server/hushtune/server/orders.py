@@ -6,18 +6,29 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from hushtune.common import seeds
-from hushtune.common.adapter import AdapterState
+from hushtune.common.adapter import AdapterSpec, AdapterState
 from hushtune.common.config import RunConfig
 from hushtune.common.lora_rules import RULES, trainable_keys
 from hushtune.common.messages import LocalTraining, RoundOrder
-from hushtune.common.planning import local_rate
+from hushtune.common.planning import local_rate, site_rank
 from hushtune.common.privacy.correlated import turn
 from hushtune.common.privacy.plan import PrivacyPlan, Trust, Unit
+from hushtune.server.aggregation.lora_rules import SERVER_RULES
 
 
 def is_warmup(config: RunConfig, round: int) -> bool:
     """Whether round ``round`` (from 1) trains the head only."""
     return round <= config.train.warmup_rounds
+
+
+def turn_of(config: RunConfig, round: int) -> int | None:
+    """The number of a round among those after the warm-up, from 0; None in the warm-up."""
+    return None if is_warmup(config, round) else round - 1 - config.train.warmup_rounds
+
+
+def trainable_of(config: RunConfig, spec: AdapterSpec, *, round: int) -> tuple[str, ...]:
+    """Keys of what sites train in a round."""
+    return trainable_keys(RULES[config.aggregation.rule], spec, turn=turn_of(config, round))
 
 
 def chosen_sites(config: RunConfig, sites: Collection[str], *, round: int) -> tuple[str, ...]:
@@ -53,6 +64,7 @@ def local_training(config: RunConfig, *, round: int) -> LocalTraining:
         first_step=(round - 1 - before) * train.local_steps,
         schedule_steps=phase_rounds * train.local_steps,
         microbatch=train.microbatch,
+        proximal=train.proximal,
     )
 
 
@@ -71,23 +83,32 @@ def make_orders(
     config: RunConfig,
     plans: Mapping[str, PrivacyPlan],
     sizes: Mapping[str, int],
+    control: AdapterState | None = None,
 ) -> dict[str, RoundOrder]:
-    """The order for each site of a round, by name, sorted."""
-    rule = RULES[config.aggregation.rule]
-    trainable = trainable_keys(rule, state.spec, warmup=is_warmup(config, round))
+    """The order for each site of a round, by name, sorted; ``control``: of SCAFFOLD."""
+    rule = config.aggregation.rule
+    trainable = trainable_of(config, state.spec, round=round)
     training = local_training(config, round=round)
+    give = SERVER_RULES[rule].give
     return {
         site: RoundOrder(
             run=run,
             round=round,
             site=site,
-            adapter=state,
+            adapter=give(state, site_rank(config, site)),
             trainable=trainable,
-            rule=rule.name,
+            rule=rule,
             plan=plans[site],
             local_steps=config.train.local_steps,
             num_examples=sizes[site],
             training=_at_site(training, config, site),
+            control=control,
         )
         for site in chosen_sites(config, plans, round=round)
     }
+
+
+def step_of_round(order: RoundOrder, config: RunConfig, step: int) -> RoundOrder:
+    """A round's order as one for a single gradient, numbered through the run."""
+    number = (order.round - 1) * config.train.local_steps + step + 1
+    return replace(order, round=number, local_steps=1)

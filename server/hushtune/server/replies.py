@@ -119,7 +119,7 @@ def countable(charge: LedgerEntry, order: RoundOrder) -> bool:
     """
     return (
         order.plan.trust.charges_sites
-        and charge.run == order.run
+        and charge.run == order.charged_run
         and charge.event.noise_multiplier >= LEAST_NOISE_MULTIPLIER
         and charge.event.steps <= order.plan.steps
     )

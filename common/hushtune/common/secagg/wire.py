@@ -14,7 +14,7 @@ from typing import Any
 from flwr.app import RecordDict
 
 from hushtune.common.errors import MessageError
-from hushtune.common.messages import pack, read_count, read_run, read_text, refuse_unknown
+from hushtune.common.messages import pack, read_run
 from hushtune.common.privacy.plan import PrivacyPlan
 from hushtune.common.secagg.cohort import Cohort
 from hushtune.common.secagg.keys import KEY_BYTES
@@ -26,6 +26,7 @@ from hushtune.common.secagg.wire_parts import (
     read_table,
     unhexed,
 )
+from hushtune.common.wire_values import read_count, read_text, refuse_unknown
 
 MOST_STEPS = 10_000
 """Steps that one session has keys for."""

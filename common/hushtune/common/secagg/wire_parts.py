@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 from flwr.app import RecordDict
 
 from hushtune.common.errors import HushtuneError, MessageError
-from hushtune.common.messages import read_text, unpack_body
+from hushtune.common.messages import unpack_body
+from hushtune.common.wire_values import read_text
 
 _HEX = re.compile(r"(?:[0-9a-f]{2})*")
 _SESSION = re.compile(r"[0-9a-f]{32}")

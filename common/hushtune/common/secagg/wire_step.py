@@ -15,10 +15,7 @@ from hushtune.common.messages import (
     decode_order,
     encode_order,
     pack,
-    read_count,
     read_run,
-    read_text,
-    refuse_unknown,
     with_body,
 )
 from hushtune.common.privacy.ledger_entry import LedgerEntry
@@ -31,6 +28,7 @@ from hushtune.common.secagg.wire_parts import (
     read_table,
     unhexed,
 )
+from hushtune.common.wire_values import read_count, read_text, refuse_unknown
 
 _VALUES, _MASKED, _RAW = "values", "masked", "uint64"
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from hushtune.common import lora
-from hushtune.common.adapter import AdapterState, b_key
+from hushtune.common.adapter import AdapterState
 from hushtune.common.errors import ConfigError
 from hushtune.common.model import AdaptedModel, Level
 from hushtune.common.tasks.activations import Activations, TokenRows, in_pieces
@@ -73,15 +73,13 @@ class TextClassification:
         return self._tokens
 
     def level(self, state: AdapterState, trainable: tuple[str, ...] = ()) -> Level:
-        """See ``Task.level``: features need every B to be zero, and to stay so.
+        """See ``Task.level``: features need an adapter without effect, that stays so.
 
         It follows from adapter and order alone. If it depended on what there is room for, and so on
         how many rows there are, one record could change how all others are computed.
         """
         self._activations()
-        still = all(key.startswith("head.") for key in trainable) and not any(
-            bool(state.tensors[b_key(module)].any()) for module in state.spec.targets
-        )
+        still = all(key.startswith("head.") for key in trainable) and not state.has_effect()
         return Level.FEATURES if still and self._model.head is not None else Level.HIDDEN
 
     def microbatches(self, units: Units, size: int) -> list[Piece]:

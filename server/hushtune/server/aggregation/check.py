@@ -51,8 +51,8 @@ def _tensors(update: ClientUpdate, order: RoundOrder, max_norm: float) -> None:
     delta = update.delta
     if delta.spec != order.adapter.spec:
         _reject(order, "keys", given="another adapter's description", expected="the order's")
-    if delta.keys != tuple(sorted(order.trainable)):
-        odd = ", ".join(sorted(set(delta.keys) ^ set(order.trainable)))
+    if delta.keys != order.sent:
+        odd = ", ".join(sorted(set(delta.keys) ^ set(order.sent)))
         _reject(order, "keys", given=f"missing or not asked for: {odd}", expected="what was asked")
     for key, tensor in delta.tensors.items():
         asked = order.adapter.tensors[key]
@@ -83,9 +83,10 @@ def check_charge(charge: LedgerEntry | None, order: RoundOrder, event: DpSgdEven
         _reject(order, "charge", given="none", expected=event.to_dict())
     elif charge.event != event:
         _reject(order, "charge", given=charge.event.to_dict(), expected=event.to_dict())
-    elif (charge.run, charge.round) != (order.run, order.round):
+    elif (charge.run, charge.round) != (order.charged_run, order.round):
         given = f"of run {charge.run}, round {charge.round}"
-        _reject(order, "charge", given=given, expected=f"run {order.run}, round {order.round}")
+        expected = f"run {order.charged_run}, round {order.round}"
+        _reject(order, "charge", given=given, expected=expected)
 
 
 def _reject(order: RoundOrder, reason: str, *, given: object, expected: object) -> None:

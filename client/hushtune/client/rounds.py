@@ -1,0 +1,124 @@
+"""A site's part in a round: what it starts from, what it trains, what it keeps, what it sends."""
+
+from __future__ import annotations
+
+from hushtune.client.charging import charged
+from hushtune.client.memory import Purpose
+from hushtune.client.site import Site
+from hushtune.client.train import descent, sum_of_rates, train_locally
+from hushtune.common.adapter import AdapterState
+from hushtune.common.errors import SecureSumError
+from hushtune.common.lora_rules import RULES, kept_keys
+from hushtune.common.messages import ClientUpdate, RoundOrder
+from hushtune.common.privacy.ledger import Ledger, LedgerEntry
+from hushtune.common.privacy.plan import Trust, Unit
+
+
+def updated(order: RoundOrder, site: Site, *, asked: str) -> ClientUpdate:
+    """The answer to an order, charged where the site has a ledger; raises what refuses it.
+
+    ``asked``: the order's name.
+    """
+    site.policy.check(order)
+    if site.ledger is None:
+        return _update(order, site, trained(order, site, sequence=0))
+    return _charged(order, site, site.ledger, asked=asked)
+
+
+def _charged(order: RoundOrder, site: Site, ledger: Ledger, *, asked: str) -> ClientUpdate:
+    if order.plan.trust is not Trust.SITE or order.plan.unit is Unit.CLIENT:
+        # Its noise is a share of what protects a sum, or none: alone it protects nothing.
+        raise SecureSumError(
+            "an update that only a sum protects was asked for alone",
+            given=f"trust {order.plan.trust}, unit {order.plan.unit}",
+            expected="an order for a step of a secure sum",
+        )
+    num_charges = len(ledger.entries(site.dataset))
+    told, entry = charged(
+        order.plan.event(order.local_steps),
+        lambda: trained(order, site, sequence=num_charges).to_bytes(),
+        run=order.charged_run,
+        round=order.round,
+        asked=asked,
+        site=site,
+        ledger=ledger,
+    )
+    return _update(order, site, AdapterState.from_bytes(told), charge=entry)
+
+
+def trained(order: RoundOrder, site: Site, *, sequence: int) -> AdapterState:
+    """Train as an order says, keep what is the site's own, and return what is sent.
+
+    ``sequence``: the number of charges before this one; see ``Site.batch_randomness``.
+    """
+    how = {"task": site.task, "units": site.units, "noise": site.noise}
+    random = site.batch_randomness(order.charged_run, order.round, sequence)
+    rule = RULES[order.rule]
+    if rule.gradient and not order.personal:
+        return descent(order, **how, random=random)
+    start = _start(order, site)
+    control = _correction(order, site)
+    delta = train_locally(order, **how, random=random, start=start, control=control)
+    if control is not None:
+        _keep_control(order, site, delta)
+    kept = kept_keys(rule, order.adapter.spec) & set(delta.keys)
+    own = delta.keys if order.personal else tuple(sorted(kept))
+    if own:
+        purpose = Purpose.ADAPTER if order.personal else Purpose.FACTORS
+        now = start.select(own) + delta.select(own)
+        site.memory.keep(purpose, now, run=order.run, round=order.round)
+    return delta.select(order.sent)
+
+
+def own_model(adapter: AdapterState, site: Site, *, run: str) -> AdapterState:
+    """The global adapter with what the site keeps for itself in place of its own factors."""
+    kept = site.memory.newest(Purpose.FACTORS, run=run)
+    return adapter if kept is None else adapter.merge(kept)
+
+
+def _start(order: RoundOrder, site: Site) -> AdapterState:
+    """The order's adapter, with what is the site's own as it was when the round began."""
+    purpose = Purpose.ADAPTER if order.personal else Purpose.FACTORS
+    if not order.personal and not RULES[order.rule].kept:
+        return order.adapter
+    kept = site.memory.before(purpose, run=order.run, round=order.round)
+    return order.adapter if kept is None else order.adapter.merge(kept)
+
+
+def _correction(order: RoundOrder, site: Site) -> AdapterState | None:
+    """SCAFFOLD's ``c - c_k``; None where the order has no control variate."""
+    if order.control is None:
+        return None
+    return order.control - _control_of(order, site)
+
+
+def _control_of(order: RoundOrder, site: Site) -> AdapterState:
+    """``c_k``, zero over what the site did not train before."""
+    assert order.control is not None
+    zero = 0.0 * order.control
+    kept = site.memory.before(Purpose.CONTROL, run=order.run, round=order.round)
+    if kept is None:
+        return zero
+    return zero.merge(kept.select(key for key in zero.keys if key in kept.tensors))
+
+
+def _keep_control(order: RoundOrder, site: Site, delta: AdapterState) -> None:
+    """``c_k <- c_k - c + (x - y_k) / sum of the learning rates`` (option II of the paper)."""
+    assert order.control is not None
+    moved = (1.0 / sum_of_rates(order)) * delta
+    now = _control_of(order, site) - order.control - moved
+    site.memory.keep(Purpose.CONTROL, now, run=order.run, round=order.round)
+
+
+def _update(
+    order: RoundOrder, site: Site, delta: AdapterState, charge: LedgerEntry | None = None
+) -> ClientUpdate:
+    return ClientUpdate(
+        run=order.run,
+        round=order.round,
+        site=site.name,
+        delta=delta,
+        num_examples=site.public_size,
+        charge=charge,
+        noise=site.noise.description if site.ledger is not None else "none",
+    )

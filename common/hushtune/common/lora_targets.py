@@ -1,0 +1,168 @@
+"""Which modules of a base are adapted, and what a base must be to be adapted at all."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from hushtune.common.config import AdapterConfig
+from hushtune.common.errors import TargetModuleError, UnsupportedModelError
+
+# Value and output projections gain more than query and value at equal privacy. Where a family
+# fuses query, key and value, the fused projection stands in.
+FAMILY_TARGETS: Mapping[str, tuple[str, ...]] = {
+    "bert": ("attention.self.value", "attention.output.dense"),
+    "roberta": ("attention.self.value", "attention.output.dense"),
+    "xlm-roberta": ("attention.self.value", "attention.output.dense"),
+    "electra": ("attention.self.value", "attention.output.dense"),
+    "distilbert": ("attention.v_lin", "attention.out_lin"),
+    "mpnet": ("attention.attn.v", "attention.attn.o"),
+    "gpt2": ("attn.c_attn", "attn.c_proj"),
+    "llama": ("self_attn.v_proj", "self_attn.o_proj"),
+    "mistral": ("self_attn.v_proj", "self_attn.o_proj"),
+    "qwen2": ("self_attn.v_proj", "self_attn.o_proj"),
+    "qwen3": ("self_attn.v_proj", "self_attn.o_proj"),
+    "vit": ("attention.v_proj", "attention.o_proj"),
+    "dinov2": ("attention.v_proj", "attention.o_proj"),
+}
+
+
+def transformer_blocks(base: PreTrainedModel) -> nn.ModuleList:
+    """The list of the base's blocks: the one ModuleList as long as the model is deep."""
+    depth = getattr(base.config, "num_hidden_layers", None)
+    lists = [m for m in base.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    if not lists:
+        raise UnsupportedModelError(
+            "no stack of transformer blocks was found in the model",
+            given=type(base).__name__,
+            expected="one ModuleList of config.num_hidden_layers blocks",
+            remedy="use an encoder or decoder of the BERT, GPT-2, Llama, Qwen or ViT kind",
+        )
+    return lists[0]
+
+
+def keep_first_blocks(base: PreTrainedModel, layer: int | None) -> None:
+    """Drop the blocks above ``layer``, so that the head reads that layer's output."""
+    blocks = transformer_blocks(base)
+    if layer is None or layer == len(blocks):
+        return
+    if layer > len(blocks):
+        raise UnsupportedModelError(
+            "model.layer is deeper than the model", given=layer, expected=f"1 to {len(blocks)}"
+        )
+    del blocks[layer:]
+    base.config.num_hidden_layers = layer
+    if getattr(base.config, "layer_types", None):
+        base.config.layer_types = base.config.layer_types[:layer]
+
+
+def fingerprint(base: nn.Module, *, without: Iterable[str] = ()) -> str:
+    """sha256 over the names and values of a model's weights, but for the named children."""
+    skipped = tuple(f"{name}." for name in without)
+    digest = hashlib.sha256()
+    for name, tensor in sorted(base.state_dict().items()):
+        if not name.startswith(skipped) or not skipped:
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def refuse_unfit(base: PreTrainedModel, own: Sequence[str] = ()) -> None:
+    """Refuse models in which one example's output depends on the others of its batch, while the
+    children named in ``own`` (the head) are trained."""
+    for name, module in base.named_modules():
+        trains = module.training or name.split(".")[0] in own
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and trains:  # pyright: ignore[reportPrivateUsage]
+            raise UnsupportedModelError(
+                "BatchNorm in training mode mixes the examples of a batch, so that no example's "
+                "influence can be bounded",
+                given=name,
+                expected="GroupNorm or LayerNorm, or BatchNorm in evaluation mode",
+                remedy="call model.eval() on the frozen base; in the model's own head replace the "
+                'layer, or set model.head = "mean"',
+            )
+
+
+def find_targets(base: PreTrainedModel, config: AdapterConfig) -> tuple[str, ...]:
+    """Full names of the modules to adapt: the config's, or the family's, in the top blocks."""
+    family = str(base.config.model_type)
+    wanted = config.targets or FAMILY_TARGETS.get(family, ())
+    if not wanted:
+        raise TargetModuleError(
+            "no default targets are known for this family of models",
+            given=family,
+            expected=", ".join(sorted(FAMILY_TARGETS)),
+            remedy="name the modules in adapter.targets",
+        )
+    blocks = transformer_blocks(base)
+    if config.layers > len(blocks):
+        raise UnsupportedModelError(
+            "adapter.layers is more than the model has blocks",
+            given=config.layers,
+            expected=f"1 to {len(blocks)}, or 0 for all",
+            remedy="set adapter.layers = 0",
+        )
+    lowest = len(blocks) - config.layers if config.layers else 0
+    prefix = name_of(base, blocks)
+    linear = [
+        (name, int(name[len(prefix) + 1 :].split(".")[0]))
+        for name, module in base.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and name.startswith(prefix + ".")
+    ]
+    found: list[str] = []
+    for target in wanted:
+        ends = [name for name, _ in linear if name == target or name.endswith("." + target)]
+        if not ends:
+            short = sorted({".".join(name[len(prefix) + 1 :].split(".")[1:]) for name, _ in linear})
+            near = difflib.get_close_matches(target, short, n=3, cutoff=0.3) or short
+            raise TargetModuleError(
+                f"the model has no module {target!r} to adapt",
+                given=target,
+                expected=", ".join(short),
+                remedy=f"set adapter.targets, perhaps to {near[0]!r}",
+            )
+        high = [name for name, index in linear if name in ends and index >= lowest]
+        if not high:
+            raise TargetModuleError(
+                f"no adapted block has a module {target!r}",
+                given=f"adapter.layers = {config.layers}, {ends[-1]}",
+                expected=f"a module of the top {config.layers} of {len(blocks)} blocks",
+                remedy="raise adapter.layers, or take the name out of adapter.targets",
+            )
+        found += high
+    return tuple(sorted(set(found)))
+
+
+def check_rank(base: PreTrainedModel, targets: Iterable[str], rank: int) -> None:
+    """Refuse a rank at which a module would not be adapted at low rank."""
+    for name in targets:
+        width = min(cast(Tensor, base.get_submodule(name).weight).shape)
+        if rank > width:
+            raise TargetModuleError(
+                "the rank is larger than a module that it should adapt at low rank",
+                given=f"adapter.rank = {rank}, {name} of {width}",
+                expected=f"1 to {width}",
+                remedy="lower adapter.rank; 1 to 8 is usual",
+            )
+
+
+def head_modules(base: PreTrainedModel) -> tuple[str, ...]:
+    """Names of the family's own head: the children beside the backbone that hold weights."""
+    prefix = base.base_model_prefix
+    return tuple(
+        name
+        for name, child in base.named_children()
+        if name != prefix and any(True for _ in child.parameters())
+    )
+
+
+def name_of(base: nn.Module, wanted: nn.Module) -> str:
+    """The full name of a module of a base."""
+    return next(name for name, module in base.named_modules() if module is wanted)

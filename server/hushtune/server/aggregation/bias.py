@@ -1,0 +1,49 @@
+"""How far a rule's average is from the average of the sites' models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hushtune.common.adapter import AdapterState
+from hushtune.common.low_rank import Product, norm, product, total
+from hushtune.common.messages import ClientUpdate
+from hushtune.server.aggregation.lora_rules import (
+    SERVER_RULES,
+    Trained,
+    scaled_product,
+    trained,
+)
+
+
+def aggregation_bias(
+    rule: str,
+    before: AdapterState,
+    updates: Sequence[ClientUpdate],
+    shares: Sequence[float],
+    after: AdapterState,
+) -> dict[str, float]:
+    """``|| sum_k p_k s_k B_k A_k - s B A ||_F / || sum_k p_k s_k B_k A_k ||_F`` of each module.
+
+    ``updates`` and their ``shares`` p_k sorted by site; ``after`` is what the rule's plain average
+    makes of ``before``, without a server optimiser. ``s B A`` includes what was added to the frozen
+    weights since. Zero where the mean product is zero.
+    """
+    server = SERVER_RULES[rule]
+    sites = Trained(tuple(trained(server, before, u) for u in updates), tuple(shares))
+    found = dict[str, float]()
+    for module in before.spec.targets:
+        target = sites.mean_product(module)
+        whole = norm(target)
+        got = [_negative(scaled_product(after, module)), *_base(before, module)]
+        got += [_negative(change) for change in _base(after, module)]
+        found[module] = norm(total([target, *got])) / whole if whole else 0.0
+    return found
+
+
+def _base(state: AdapterState, module: str) -> list[Product]:
+    change = state.base_change(module)
+    return [] if change is None else [product(change[1], change[0])]
+
+
+def _negative(matrix: Product) -> Product:
+    return Product(-matrix.left, matrix.right)

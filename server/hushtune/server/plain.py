@@ -1,0 +1,206 @@
+"""A round whose updates the server sees one by one: orders, replies, and what they make together.
+
+The sites' noise is in each update, or the server adds its own, or there is none. A rule of
+gradients takes several such exchanges a round, one a step.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from hushtune.common.config import RunConfig
+from hushtune.common.errors import BudgetExceededError, QuorumError
+from hushtune.common.lora_rules import RULES
+from hushtune.common.messages import RoundOrder, encode_order
+from hushtune.common.privacy.plan import PrivacyPlan, Trust
+from hushtune.server import central, scaffold
+from hushtune.server.aggregation.aggregator import Aggregator, make_aggregator
+from hushtune.server.aggregation.bias import measured_bias
+from hushtune.server.checkpoint import Checkpoint
+from hushtune.server.joined import Joined
+from hushtune.server.orders import make_orders, step_of_round
+from hushtune.server.replies import Replies, content_bytes, read_replies
+from hushtune.server.roll_call import RollCall
+from hushtune.server.spending import appended, appended_charges
+from hushtune.server.steps import round_optimizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What came of some orders: ``told`` says of each site why its update is not used."""
+
+    replies: Replies
+    told: Mapping[str, str]
+    bytes_down: int
+    seconds: float
+
+
+def ask(
+    orders: Mapping[str, RoundOrder],
+    grid: Grid,
+    roll: RollCall,
+    *,
+    max_norm: float,
+    timeout: float,
+) -> Asked:
+    """Send orders to those sites that are there, and check what comes back."""
+    began = time.perf_counter()
+    messages = [
+        Message(
+            encode_order(order),
+            dst_node_id=roll.nodes[site],
+            message_type="train",
+            group_id=str(order.round),
+        )
+        for site, order in orders.items()
+        if site in roll.nodes
+    ]
+    answers = list(grid.send_and_receive(messages, timeout=timeout)) if messages else []
+    seconds = time.perf_counter() - began
+    replies = read_replies(answers, orders=orders, nodes=roll.nodes, max_norm=max_norm)
+    told = {site: roll.missing.get(site, why) for site, why in replies.rejected.items()}
+    bytes_down = sum(content_bytes(message.content) for message in messages)
+    return Asked(replies, told, bytes_down, seconds)
+
+
+def exchange(
+    now: Checkpoint,
+    grid: Grid,
+    roll: RollCall,
+    *,
+    run: str,
+    config: RunConfig,
+    plans: Mapping[str, PrivacyPlan],
+    sizes: Mapping[str, int],
+    aggregator: Aggregator,
+    timeout: float,
+) -> Joined:
+    """The round after ``now``; QuorumError where too few sites give a usable update."""
+    number, control = now.round + 1, scaffold.control_of(now, config)
+    kinds = {"run": run, "round": number, "config": config, "plans": plans, "sizes": sizes}
+    limits = {"max_norm": config.aggregation.max_update_norm, "timeout": timeout}
+    if config.privacy.trust == Trust.SERVER:
+        orders = central.drawn(make_orders(now.state, **kinds), config, round=number)
+        asked = ask(orders, grid, roll, **limits)
+        _require_answers(config, number, len(orders), len(plans), asked)
+        return central.joined(
+            now,
+            asked.replies,
+            asked.told,
+            run=run,
+            config=config,
+            plan=next(iter(plans.values())),
+            bytes_down=asked.bytes_down,
+            training=asked.seconds,
+        )
+    by_steps = RULES[config.aggregation.rule].gradient
+    joined = _begun(now)
+    for step in range(config.train.local_steps if by_steps else 1):
+        orders = make_orders(joined.state, **kinds, control=control)
+        if by_steps:
+            orders = {site: step_of_round(order, config, step) for site, order in orders.items()}
+            aggregator = make_aggregator(
+                config.aggregation, optimizer=round_optimizer(config, round=number, step=step)
+            )
+        asked = ask(orders, grid, roll, **limits)
+        joined = _with_step(joined, asked, config, number, aggregator)
+    if control is not None:
+        memory = scaffold.moved(joined.agg, control, asked.replies.accepted, orders, len(plans))
+        joined = replace(joined, agg=memory)
+    return replace(joined, bias=measured_bias(config, now.state, asked.replies.accepted))
+
+
+def _begun(now: Checkpoint) -> Joined:
+    return Joined(
+        state=now.state,
+        agg=now.agg,
+        rejected={},
+        noise={},
+        charges=now.charges,
+        refusals=now.refusals,
+        bytes_down=0,
+        bytes_up=0,
+        seconds={"training": 0.0, "aggregation": 0.0},
+        accepted=(),
+        exchanges=0,
+    )
+
+
+def _with_step(
+    before: Joined, asked: Asked, config: RunConfig, number: int, aggregator: Aggregator
+) -> Joined:
+    """What one exchange makes of the round so far."""
+    began, replies = time.perf_counter(), asked.replies
+    require_quorum(config, number, len(replies.accepted), asked.told, replies.refusals)
+    for site, reason in asked.told.items():
+        log.warning("round %d goes on without %s: %s", number, site, reason)
+    memory, state = aggregator.apply(before.agg, before.state, replies.accepted)
+    noise = {update.site: update.noise[:200] for update in replies.accepted}
+    accepted = sorted({*before.accepted, *noise})
+    told = {**before.rejected, **asked.told}
+    return Joined(
+        state=state,
+        agg=memory,
+        rejected={site: why for site, why in told.items() if site not in accepted},
+        noise={**before.noise, **noise},
+        charges=appended_charges(before.charges, replies.charges),
+        refusals=appended(before.refusals, replies.refusals),
+        bytes_down=before.bytes_down + asked.bytes_down,
+        bytes_up=before.bytes_up + replies.num_bytes,
+        seconds={
+            "training": before.seconds["training"] + asked.seconds,
+            "aggregation": before.seconds["aggregation"] + time.perf_counter() - began,
+        },
+        accepted=tuple(accepted),
+        exchanges=before.exchanges + 1,
+    )
+
+
+def _require_answers(
+    config: RunConfig, number: int, num_asked: int, num_clients: int, asked: Asked
+) -> None:
+    """The quorum where clients are drawn: as many as that must not be known to fail.
+
+    Nobody drawn is a round like any other: that it is skipped would tell.
+    """
+    failing = num_asked - len(asked.replies.accepted)
+    usable = 0 if 0 < num_asked == failing else num_clients - failing
+    require_quorum(config, number, usable, asked.told)
+
+
+def require_quorum(
+    config: RunConfig,
+    number: int,
+    accepted: int,
+    reasons: Mapping[str, str],
+    refusals: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> None:
+    """QuorumError, with each site's reason, where fewer than the quorum gave a usable update."""
+    quorum = config.simulation.quorum
+    if accepted >= quorum:
+        return
+    spent = any(row["code"] == BudgetExceededError.code for row in refusals.values())
+    error = QuorumError(
+        f"too few usable updates in round {number}\n"
+        + "\n".join(f"  {site}: {reason}" for site, reason in reasons.items()),
+        given=f"{accepted} usable",
+        expected=f"at least {quorum} (simulation.quorum)",
+        remedy="--resume goes on only once the sites' policies allow more; else begin anew "
+        + (f"with train.rounds = {number - 1} or " if number > 1 else "")
+        + "with less to spend, in another folder: what was spent is spent"
+        if spent
+        else "mend the sites and run again with --resume; where the settings are at fault, "
+        "change them and begin anew, with --overwrite or in another folder",
+    )
+    error.refusals = refusals
+    raise error

@@ -1,0 +1,33 @@
+"""The optimiser that the server takes a round's step with, or each of its steps."""
+
+from __future__ import annotations
+
+from hushtune.common.config import AggregationConfig, RunConfig
+from hushtune.common.lora_rules import RULES
+from hushtune.common.privacy.plan import Trust, Unit
+from hushtune.common.schedules import learning_rate
+from hushtune.server.aggregation.aggregator import make_optimizer
+from hushtune.server.aggregation.optimizers import ServerOptimizer, gradient_step
+from hushtune.server.orders import local_training
+
+
+def round_optimizer(config: RunConfig, *, round: int, step: int = 0) -> ServerOptimizer:
+    """What the server does with the sites' mean in a step of a round, counted from 0.
+
+    Where that is a gradient, and [aggregation] asks for nothing else, it is the step that [train]
+    would have the sites take.
+    """
+    plain = AggregationConfig()
+    asked = (config.aggregation.optimizer, config.aggregation.learning_rate)
+    if not sends_gradients(config) or asked != (plain.optimizer, plain.learning_rate):
+        return make_optimizer(config.aggregation)
+    how = local_training(config, round=round)
+    rate = learning_rate(how.learning_rate, how.schedule, how.first_step + step, how.schedule_steps)
+    return gradient_step(how.optimizer, rate, weight_decay=how.weight_decay)
+
+
+def sends_gradients(config: RunConfig) -> bool:
+    """Whether sites send gradients, and take no steps of their own."""
+    in_secure_sums = config.privacy.trust == Trust.DISTRIBUTED
+    by_step = in_secure_sums and Unit(config.privacy.unit) is not Unit.CLIENT
+    return by_step or RULES[config.aggregation.rule].gradient
