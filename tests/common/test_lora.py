@@ -14,7 +14,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from hushtune.common import lora
+from hushtune.common import lora, lora_files, lora_targets
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import AdapterConfig, ModelConfig
 from hushtune.common.errors import TargetModuleError, UnsupportedModelError
@@ -55,14 +55,14 @@ def logits(model: Any, family: str) -> torch.Tensor:
 @every_case
 def test_value_and_output_projections_of_the_top_blocks_are_found(family: str, head: str) -> None:
     base = tiny_base(family, head)
-    found = lora.find_targets(base, AdapterConfig(layers=2))
+    found = lora_targets.find_targets(base, AdapterConfig(layers=2))
     assert len(found) == 4
     assert {"0", "1", "2"} & {part for name in found for part in name.split(".")} == {"1", "2"}
-    assert len(lora.find_targets(base, AdapterConfig(layers=0))) == 6
-    assert len(lora.find_targets(base, AdapterConfig(layers=3))) == 6
+    assert len(lora_targets.find_targets(base, AdapterConfig(layers=0))) == 6
+    assert len(lora_targets.find_targets(base, AdapterConfig(layers=3))) == 6
     with pytest.raises(UnsupportedModelError, match=r"(?s)adapter.layers.*99.*1 to 3, or 0"):
-        lora.find_targets(base, AdapterConfig(layers=99))
-    ends = lora.FAMILY_TARGETS[family]
+        lora_targets.find_targets(base, AdapterConfig(layers=99))
+    ends = lora_targets.FAMILY_TARGETS[family]
     assert all(name.endswith(ends) for name in found)
     assert all(isinstance(base.get_submodule(name), nn.Module) for name in found)
 
@@ -86,25 +86,27 @@ def test_twenty_modules_and_more_are_each_named() -> None:
 
 def test_a_target_in_no_adapted_block_is_refused() -> None:
     base = tiny_base("bert")
-    low = lora.find_targets(base, AdapterConfig(layers=0, targets=("query",)))[0]
+    low = lora_targets.find_targets(base, AdapterConfig(layers=0, targets=("query",)))[0]
     with pytest.raises(TargetModuleError, match=r"(?s)no adapted block.*adapter.layers = 1"):
-        lora.find_targets(base, AdapterConfig(layers=1, targets=(low,)))
+        lora_targets.find_targets(base, AdapterConfig(layers=1, targets=(low,)))
 
 
 def test_given_targets_are_taken_in_place_of_the_family_s() -> None:
     base = tiny_base("bert")
-    found = lora.find_targets(base, AdapterConfig(layers=1, targets=("query", "key")))
+    found = lora_targets.find_targets(base, AdapterConfig(layers=1, targets=("query", "key")))
     assert found == (
         "encoder.layer.2.attention.self.key",
         "encoder.layer.2.attention.self.query",
     )
     whole = "encoder.layer.1.attention.self.query"
-    assert lora.find_targets(base, AdapterConfig(layers=0, targets=(whole,))) == (whole,)
+    assert lora_targets.find_targets(base, AdapterConfig(layers=0, targets=(whole,))) == (whole,)
 
 
 def test_a_missing_target_names_the_nearest_one() -> None:
     with pytest.raises(TargetModuleError) as caught:
-        lora.find_targets(tiny_base("bert"), AdapterConfig(targets=("attention.self.valu",)))
+        lora_targets.find_targets(
+            tiny_base("bert"), AdapterConfig(targets=("attention.self.valu",))
+        )
     assert "attention.self.valu" in caught.value.message
     assert "'attention.self.value'" in str(caught.value.remedy)
     assert "intermediate.dense" in str(caught.value.expected)
@@ -114,8 +116,8 @@ def test_a_family_without_default_targets_asks_for_them() -> None:
     base = tiny_base("bert")
     base.config.model_type = "unheard-of"
     with pytest.raises(TargetModuleError, match="no default targets"):
-        lora.find_targets(base, AdapterConfig())
-    assert lora.find_targets(base, AdapterConfig(targets=("query",)))
+        lora_targets.find_targets(base, AdapterConfig())
+    assert lora_targets.find_targets(base, AdapterConfig(targets=("query",)))
 
 
 # --------------------------------------------------------------------------- the base ----
@@ -125,10 +127,10 @@ def test_batchnorm_in_training_mode_is_refused() -> None:
     base = tiny_base("bert")
     base.encoder.layer[1].odd = nn.BatchNorm1d(4)
     base.eval()
-    lora.refuse_unfit(base)
+    lora_targets.refuse_unfit(base)
     base.encoder.layer[1].odd.train()
     with pytest.raises(UnsupportedModelError, match="BatchNorm") as caught:
-        lora.refuse_unfit(base)
+        lora_targets.refuse_unfit(base)
     assert caught.value.given == "encoder.layer.1.odd"
 
 
@@ -137,7 +139,7 @@ def test_batchnorm_in_a_head_that_is_trained_is_refused_at_once() -> None:
     base = tiny_base("bert", "own")
     base.classifier = nn.Sequential(nn.BatchNorm1d(32), nn.Linear(32, NUM_LABELS))
     base.eval()
-    lora.refuse_unfit(base)
+    lora_targets.refuse_unfit(base)
     with pytest.raises(
         UnsupportedModelError, match=r'(?s)BatchNorm.*model\.head = "mean"'
     ) as caught:
@@ -155,33 +157,33 @@ def test_batchnorm_in_a_head_that_is_trained_is_refused_at_once() -> None:
 def test_kept_first_blocks_compute_what_they_did_before(family: str, head: str) -> None:
     base = tiny_base(family, head)
     seen: list[torch.Tensor] = []
-    lora.transformer_blocks(base)[1].register_forward_hook(
+    lora_targets.transformer_blocks(base)[1].register_forward_hook(
         lambda _module, _inputs, output: seen.append(
             output if isinstance(output, torch.Tensor) else output[0]
         )
     )
     with torch.no_grad():
         base(**inputs(family))
-        lora.keep_first_blocks(base, 2)
+        lora_targets.keep_first_blocks(base, 2)
         base(**inputs(family))
-    assert len(lora.transformer_blocks(base)) == base.config.num_hidden_layers == 2
+    assert len(lora_targets.transformer_blocks(base)) == base.config.num_hidden_layers == 2
     torch.testing.assert_close(seen[0], seen[1])
 
 
 def test_blocks_that_are_not_there_cannot_be_kept() -> None:
     base = tiny_base("bert")
-    lora.keep_first_blocks(base, None)
-    lora.keep_first_blocks(base, 3)
-    assert len(lora.transformer_blocks(base)) == 3
+    lora_targets.keep_first_blocks(base, None)
+    lora_targets.keep_first_blocks(base, 3)
+    assert len(lora_targets.transformer_blocks(base)) == 3
     with pytest.raises(UnsupportedModelError, match="deeper"):
-        lora.keep_first_blocks(base, 4)
+        lora_targets.keep_first_blocks(base, 4)
 
 
 def test_a_base_without_blocks_or_without_a_head_is_refused() -> None:
     base = tiny_base("bert")
     base.config.num_hidden_layers = 5
     with pytest.raises(UnsupportedModelError, match="no stack"):
-        lora.transformer_blocks(base)
+        lora_targets.transformer_blocks(base)
     assert not any(parameter.requires_grad for parameter in adapted("bert").parameters())
 
 
@@ -292,18 +294,19 @@ def test_peft_loads_what_was_saved(family: str, head: str, tmp_path: Path) -> No
     expected_base = tiny_base(family, head)
     expected_base.config.save_pretrained(tmp_path / "base")
     folder = tmp_path / "adapter"
-    lora.save_adapter(model, state, folder, base_name=str(tmp_path / "base"))
+    lora_files.save_adapter(model, state, folder, base_name=str(tmp_path / "base"))
     assert not (folder / "README.md").exists()
     loaded = PeftModel.from_pretrained(expected_base, str(folder)).eval()
     with torch.no_grad():
         output = loaded(**inputs(family))
         if head == "mean":
-            weights = safetensors.torch.load_file(folder / lora.HEAD_FILE)
+            weights = safetensors.torch.load_file(folder / lora_files.HEAD_FILE)
             mask = inputs(family).get("attention_mask")
             features = model._pool(output.last_hidden_state, mask)
             found = features @ weights["weight"].T + weights["bias"]
         else:
             found = output.logits
+    lora.install(model, state)
     expected = logits(model, family)
     assert expected.std() > 1e-3
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hushtune.common import lora
+from hushtune.common import lora, lora_targets
 from hushtune.common.errors import UnsupportedModelError
 
 from ..client.families import CASES, IMAGES, adapted, make_task, moved, tiny_base
@@ -74,9 +74,9 @@ def test_blocks_come_back_after_a_pass_that_failed() -> None:
 @every_case
 def test_training_leaves_the_base_s_fingerprint(family: str, head: str) -> None:
     task = make_task(family, head)
-    own = lora.head_modules(tiny_base(family, head)) if head == "own" else ()
-    assert lora.fingerprint(tiny_base(family, head), without=own) == task.model.fingerprint
+    own = lora_targets.head_modules(tiny_base(family, head)) if head == "own" else ()
+    assert lora_targets.fingerprint(tiny_base(family, head), without=own) == task.model.fingerprint
     other = tiny_base(family, head)
     with torch.no_grad():
         next(other.parameters()).add_(1e-3)
-    assert lora.fingerprint(other, without=own) != task.model.fingerprint
+    assert lora_targets.fingerprint(other, without=own) != task.model.fingerprint

@@ -19,13 +19,13 @@ HEAD = ("head.bias", "head.weight")
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_the_warm_up_trains_the_head_alone(rule: LoraRule) -> None:
-    assert trainable_keys(rule, SPEC, warmup=True) == HEAD
+    assert trainable_keys(rule, SPEC, turn=None) == HEAD
 
 
 def test_ffa_trains_b_and_fedit_both() -> None:
-    assert trainable_keys(FFA, SPEC, warmup=False) == (*HEAD, "layer.q.lora_B")
+    assert trainable_keys(FFA, SPEC, turn=0) == (*HEAD, "layer.q.lora_B")
     both = (*HEAD, "layer.q.lora_A", "layer.q.lora_B")
-    assert trainable_keys(FEDIT, SPEC, warmup=False) == both
+    assert trainable_keys(FEDIT, SPEC, turn=0) == both
 
 
 def test_every_configurable_rule_exists() -> None:
@@ -36,9 +36,9 @@ def test_every_configurable_rule_exists() -> None:
 
 def test_a_rule_with_nothing_to_train_says_so() -> None:
     bare = AdapterSpec("", rank=1, alpha=1.0, rslora=False, targets=("q",), head=())
-    assert trainable_keys(FFA, bare, warmup=False) == ("q.lora_B",)
+    assert trainable_keys(FFA, bare, turn=0) == ("q.lora_B",)
     with pytest.raises(FederationError, match="nothing to train"):
-        trainable_keys(FFA, bare, warmup=True)
+        trainable_keys(FFA, bare, turn=None)
 
 
 def product(adapter: AdapterState) -> torch.Tensor:
@@ -49,7 +49,7 @@ def product(adapter: AdapterState) -> torch.Tensor:
 def joined_and_exact(rule: LoraRule, *, same_a: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """B A after one round, and ``sum_k p_k B_k A_k``; weights 3 to 1."""
     start, aggregator = state(0), make_aggregator(AggregationConfig())
-    keys = trainable_keys(rule, SPEC, warmup=False)
+    keys = trainable_keys(rule, SPEC, turn=0)
     deltas = [state(1, keys), state(2, keys)]
     if same_a and "layer.q.lora_A" in keys:
         deltas[1] = deltas[1].merge(deltas[0].select(["layer.q.lora_A"]))

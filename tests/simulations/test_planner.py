@@ -198,7 +198,7 @@ def test_the_trained_values_are_the_demo_s() -> None:
         BertModel(shape), num_labels=2, model=config.model, adapter=config.adapter, seed=0
     )
     state = lora.initial_state(model, seed=0)
-    keys = trainable_keys(RULES[config.aggregation.rule], state.spec, warmup=False)
+    keys = trainable_keys(RULES[config.aggregation.rule], state.spec, turn=0)
     number, source = demo_trained_values()
     assert number == state.select(keys).num_values() == 3842
     assert "770 in the head" in source

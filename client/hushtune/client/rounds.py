@@ -51,14 +51,20 @@ def trained(order: RoundOrder, site: Site, *, sequence: int) -> AdapterState:
 
     ``sequence``: the number of charges before this one; see ``Site.batch_randomness``.
     """
-    how = {"task": site.task, "units": site.units, "noise": site.noise}
     random = site.batch_randomness(order.charged_run, order.round, sequence)
-    rule = RULES[order.rule]
+    rule, task, units, noise = RULES[order.rule], site.task, site.units, site.noise
     if rule.gradient and not order.personal:
-        return descent(order, **how, random=random)
-    start = _start(order, site)
-    control = _correction(order, site)
-    delta = train_locally(order, **how, random=random, start=start, control=control)
+        return descent(order, task=task, units=units, noise=noise, random=random)
+    start, control = _start(order, site), _correction(order, site)
+    delta = train_locally(
+        order,
+        task=task,
+        units=units,
+        noise=noise,
+        random=random,
+        start=start,
+        control=control,
+    )
     if control is not None:
         _keep_control(order, site, delta)
     kept = kept_keys(rule, order.adapter.spec) & set(delta.keys)

@@ -73,13 +73,15 @@ def _plan(config: RunConfig, public_size: int, *, of_clients: bool = False) -> P
             expected=f"at most {public_size}",
         )
     steps = 1 if every is not None else train.rounds
+    alone = sum(steps for _, steps in personal_charges(config))
+    local_steps = train.rounds * train.local_steps + alone
     plan = make_plan(
         epsilon=privacy.epsilon,
         delta=privacy.delta,
         public_size=public_size,
         batch_size=None if of_clients else train.batch_size,
         sampling_probability=privacy.client_sampling_probability if of_clients else rate,
-        steps=steps if of_clients else train.rounds * train.local_steps + personal_steps(config),
+        steps=steps if of_clients else local_steps,
         clip_norm=privacy.clip_norm,
         unit=Unit(privacy.unit),
         relation=Relation(privacy.relation),
@@ -89,12 +91,13 @@ def _plan(config: RunConfig, public_size: int, *, of_clients: bool = False) -> P
     return plan if every is None else replace(plan, denominator=public_size / every)
 
 
-def personal_steps(config: RunConfig) -> int:
-    """Steps over the whole run that a site takes for itself alone."""
+def personal_charges(config: RunConfig) -> list[tuple[int, int]]:
+    """The rounds after which a site trains for itself alone, each with its number of steps."""
     train, personal = config.train, config.personal
     if personal.method == "ditto":
-        return (train.rounds - train.warmup_rounds) * train.local_steps
-    return personal.steps if personal.method == "finetune" else 0
+        after = range(train.warmup_rounds + 1, train.rounds + 1)
+        return [(number, train.local_steps) for number in after]
+    return [(train.rounds, personal.steps)] if personal.method == "finetune" else []
 
 
 def site_rank(config: RunConfig, site: str) -> int:

@@ -10,12 +10,12 @@ from uuid import uuid4
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from hushtune.common import lora
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig, SimulationConfig
 from hushtune.common.config_io import config_hash, dump_toml
 from hushtune.common.errors import OutputExistsError
 from hushtune.common.files import write_text
+from hushtune.common.lora_files import plain_adapter, save_adapter
 from hushtune.common.planning import site_plans
 from hushtune.common.run_context import RunContext, read_run_config
 from hushtune.common.tasks.workspace import check_sizes, open_workspace
@@ -55,7 +55,7 @@ def federate(
         config_hash=identity,
         plans=site_plans(config),
         sizes=config.data.public_sizes,
-        aggregator=make_aggregator(config.aggregation),
+        aggregator=make_aggregator(config.aggregation, seed=config.seed),
         checkpoint_dir=folder,
         on_round=on_round,
     )
@@ -100,6 +100,9 @@ def main(grid: Grid, context: Context) -> None:
     workspace = open_workspace(run.config)
     write_text(run.out / "config.toml", dump_toml(run.config))
     result = federate(run, grid, initial=workspace.initial_state)
-    lora.save_adapter(
-        workspace.task.model, result.state, run.out / "adapter", base_name=workspace.base_name
+    save_adapter(
+        workspace.task.model,
+        plain_adapter(result.state),
+        run.out / "adapter",
+        base_name=workspace.base_name,
     )

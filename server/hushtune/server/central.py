@@ -12,18 +12,21 @@ import numpy as np
 from hushtune.common import seeds
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
-from hushtune.common.lora_rules import RULES
+from hushtune.common.lora_rules import RULES, sent_keys
 from hushtune.common.messages import ClientUpdate, RoundOrder
 from hushtune.common.privacy import correlated
 from hushtune.common.privacy.ledger_entry import GENESIS, LedgerEntry
 from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import PrivacyPlan, Unit
 from hushtune.server.aggregation.central_dp import Mechanism, Memory, private_mean
+from hushtune.server.aggregation.lora_rules import SERVER_RULES
 from hushtune.server.aggregation.optimizers import AggState
 from hushtune.server.checkpoint import Checkpoint, Row
 from hushtune.server.joined import Joined
+from hushtune.server.orders import trainable_of
 from hushtune.server.replies import Replies
 from hushtune.server.spending import appended
+from hushtune.server.steps import round_optimizer
 
 log = logging.getLogger(__name__)
 

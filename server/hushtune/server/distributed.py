@@ -21,17 +21,15 @@ from hushtune.common.messages import RoundOrder
 from hushtune.common.planning import cohort_of
 from hushtune.common.privacy.plan import PrivacyPlan, Unit
 from hushtune.common.secagg.ring import Ring, from_ring
+from hushtune.server.aggregation.aggregator import make_optimizer
+from hushtune.server.aggregation.lora_rules import SERVER_RULES
 from hushtune.server.checkpoint import Checkpoint
 from hushtune.server.joined import Joined
-from hushtune.server.orders import make_orders
+from hushtune.server.orders import make_orders, step_of_round
 from hushtune.server.roll_call import RollCall
 from hushtune.server.secure import SecureSession
 from hushtune.server.spending import appended, appended_charges
-
-
-def steps_of_round(config: RunConfig) -> int:
-    """Secure sums in a round."""
-    return 1 if config.privacy.unit == Unit.CLIENT else config.train.local_steps
+from hushtune.server.steps import round_optimizer, steps_of_round
 
 
 def exchange(
@@ -71,7 +69,7 @@ def exchange(
     session.begin()
     save(replace(now, begun=now.round + 1))
     state, agg, noise = now.state, now.agg, dict[str, str]()
-    for place, number in enumerate(numbers):
+    for place in range(len(numbers)):
         orders = make_orders(
             state, run=run, round=now.round + 1, config=config, plans=plans, sizes=sizes
         )
@@ -86,7 +84,10 @@ def exchange(
         agg, state = optimizer.apply(agg, state, delta)
         aggregation += time.perf_counter() - adding
         noise |= {site: opened.noise[site][:200] for site in opened.survivors}
-    state = SERVER_RULES[config.aggregation.rule].finish(state)
+    rule = SERVER_RULES[config.aggregation.rule]
+    state = rule.finish(state)
+    if rule.new_coordinates:  # what the optimiser remembers is about the old ones
+        agg = make_optimizer(config.aggregation).init(state)
     traffic = session.traffic
     charges = now.charges
     for site, entry in traffic.charges:

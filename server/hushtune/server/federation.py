@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
-from typing import Any
 
-from flwr.app import Message
 from flwr.serverapp import Grid
 
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
 from hushtune.common.errors import (
-    BudgetExceededError,
     CheckpointError,
     ConfigError,
     FederationError,
-    QuorumError,
 )
-from hushtune.common.messages import encode_order
 from hushtune.common.planning import cohort_of, metrics_rounds
 from hushtune.common.privacy.plan import PrivacyPlan, Trust
-from hushtune.server import central, distributed
+from hushtune.server import central, distributed, personal, plain
 from hushtune.server.aggregation.aggregator import Aggregator
 from hushtune.server.aggregation.central_dp import Memory
 from hushtune.server.checkpoint import Checkpoint, Row
 from hushtune.server.joined import Joined
 from hushtune.server.metrics import ask_for_metrics
-from hushtune.server.orders import is_warmup, make_orders
-from hushtune.server.replies import content_bytes, read_replies
+from hushtune.server.orders import is_warmup
 from hushtune.server.roll_call import RollCall
 from hushtune.server.spending import appended, appended_charges, spent
 
@@ -122,6 +114,25 @@ class Federation:
                 remedy="lower the learning rates or aggregation.max_update_norm",
             )
         charges, refusals = joined.charges, joined.refusals
+        kept: Row | None = None
+        if personal.is_due(self.config, number):
+            asked = personal.exchange(
+                state,
+                grid,
+                roll,
+                run=self.run,
+                round=number,
+                config=self.config,
+                plans=self.plans,
+                sizes=self.sizes,
+                timeout=timeout,
+            )
+            charges = appended_charges(charges, asked.replies.charges)
+            refusals = appended(refusals, asked.replies.refusals)
+            kept = {
+                "trained": [update.site for update in asked.replies.accepted],
+                "missing": dict(asked.told),
+            }
         released = None
         if number in metrics_rounds(self.config):
             released = ask_for_metrics(
@@ -145,6 +156,7 @@ class Federation:
             "bytes_down": joined.bytes_down,
             "bytes_up": joined.bytes_up,
             "exchanges": joined.exchanges,
+            **({} if kept is None else {"personal": kept}),
             **({} if released is None else {"released": released.row}),
             "epsilon": central.spent_on_clients(self.plans, joined.ledger)
             if self.at_server

@@ -20,8 +20,8 @@ class Joined:
     (both empty where who was drawn is a secret).
     ``noise`` says of each who added noise where it came from. ``exchanges``: messages that a site
     was sent. ``bias``: how far the rule's average is from that of the sites' models, by module;
-    None where that is not known. ``seconds``: of training and of aggregation. With the noise at the server, ``central``
-    is what it remembers, and ``ledger`` its own charges.
+    None where that is not known. ``seconds``: of training and of aggregation. With the noise at
+    the server, ``central`` is what it remembers, and ``ledger`` its own charges.
     """
 
     state: AdapterState

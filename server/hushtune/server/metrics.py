@@ -19,9 +19,10 @@ from hushtune.common.metrics_messages import (
     decode_report,
     encode_metrics_order,
 )
-from hushtune.common.planning import public_held_out
+from hushtune.common.planning import public_held_out, site_rank
 from hushtune.common.privacy.ledger_entry import LedgerEntry
 from hushtune.common.privacy.plan import Relation, Unit
+from hushtune.server.aggregation.lora_rules import SERVER_RULES
 from hushtune.server.checkpoint import Row
 from hushtune.server.replies import refusal_row, refusal_words, short
 
@@ -52,12 +53,13 @@ def ask_for_metrics(
 ) -> Released:
     """Ask every site how ``state`` does on its held-out rows; those that do not say are named."""
     noised = config.metrics.release == "noised"
+    give = SERVER_RULES[config.aggregation.rule].give
     orders = {
         site: MetricsOrder(
             run=run,
             round=round,
             site=site,
-            adapter=state,
+            adapter=give(state, site_rank(config, site)),
             noise_multiplier=config.metrics.noise_multiplier if noised else None,
             unit=Unit(config.privacy.unit),
             relation=Relation(config.privacy.relation),

@@ -90,6 +90,8 @@ def make_orders(
     trainable = trainable_of(config, state.spec, round=round)
     training = local_training(config, round=round)
     give = SERVER_RULES[rule].give
+    one = RULES[rule].gradient and Unit(config.privacy.unit) is Unit.CLIENT
+    steps = 1 if one else config.train.local_steps
     return {
         site: RoundOrder(
             run=run,
@@ -99,7 +101,7 @@ def make_orders(
             trainable=trainable,
             rule=rule,
             plan=plans[site],
-            local_steps=config.train.local_steps,
+            local_steps=steps,
             num_examples=sizes[site],
             training=_at_site(training, config, site),
             control=control,

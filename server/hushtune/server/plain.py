@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -30,7 +31,7 @@ from hushtune.server.orders import make_orders, step_of_round
 from hushtune.server.replies import Replies, content_bytes, read_replies
 from hushtune.server.roll_call import RollCall
 from hushtune.server.spending import appended, appended_charges
-from hushtune.server.steps import round_optimizer
+from hushtune.server.steps import round_optimizer, steps_of_round
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +48,9 @@ class Asked:
 
 def ask(
     orders: Mapping[str, RoundOrder],
+    *,
     grid: Grid,
     roll: RollCall,
-    *,
     max_norm: float,
     timeout: float,
 ) -> Asked:
@@ -87,11 +88,15 @@ def exchange(
 ) -> Joined:
     """The round after ``now``; QuorumError where too few sites give a usable update."""
     number, control = now.round + 1, scaffold.control_of(now, config)
-    kinds = {"run": run, "round": number, "config": config, "plans": plans, "sizes": sizes}
-    limits = {"max_norm": config.aggregation.max_update_norm, "timeout": timeout}
+    ordered = partial(
+        make_orders, run=run, round=number, config=config, plans=plans, sizes=sizes, control=control
+    )
+    asking = partial(
+        ask, grid=grid, roll=roll, max_norm=config.aggregation.max_update_norm, timeout=timeout
+    )
     if config.privacy.trust == Trust.SERVER:
-        orders = central.drawn(make_orders(now.state, **kinds), config, round=number)
-        asked = ask(orders, grid, roll, **limits)
+        orders = central.drawn(ordered(now.state), config, round=number)
+        asked = asking(orders)
         _require_answers(config, number, len(orders), len(plans), asked)
         return central.joined(
             now,
@@ -103,21 +108,23 @@ def exchange(
             bytes_down=asked.bytes_down,
             training=asked.seconds,
         )
-    by_steps = RULES[config.aggregation.rule].gradient
-    joined = _begun(now)
-    for step in range(config.train.local_steps if by_steps else 1):
-        orders = make_orders(joined.state, **kinds, control=control)
-        if by_steps:
-            orders = {site: step_of_round(order, config, step) for site, order in orders.items()}
-            aggregator = make_aggregator(
-                config.aggregation, optimizer=round_optimizer(config, round=number, step=step)
-            )
-        asked = ask(orders, grid, roll, **limits)
-        joined = _with_step(joined, asked, config, number, aggregator)
+    begun = _begun(now)
+    if RULES[config.aggregation.rule].gradient:
+        for step in range(steps_of_round(config)):
+            optimizer = round_optimizer(config, round=number, step=step)
+            own = make_aggregator(config.aggregation, seed=config.seed, optimizer=optimizer)
+            orders = ordered(begun.state)
+            asked = asking({k: step_of_round(order, config, step) for k, order in orders.items()})
+            begun = _with_step(begun, asked, config, number, own)
+        return begun
+    orders = ordered(now.state)
+    asked = asking(orders)
+    joined = _with_step(begun, asked, config, number, aggregator)
+    accepted = asked.replies.accepted
     if control is not None:
-        memory = scaffold.moved(joined.agg, control, asked.replies.accepted, orders, len(plans))
+        memory = scaffold.moved(joined.agg, control, accepted, orders, len(plans))
         joined = replace(joined, agg=memory)
-    return replace(joined, bias=measured_bias(config, now.state, asked.replies.accepted))
+    return replace(joined, bias=measured_bias(config, now.state, accepted))
 
 
 def _begun(now: Checkpoint) -> Joined:

@@ -31,3 +31,10 @@ def sends_gradients(config: RunConfig) -> bool:
     in_secure_sums = config.privacy.trust == Trust.DISTRIBUTED
     by_step = in_secure_sums and Unit(config.privacy.unit) is not Unit.CLIENT
     return by_step or RULES[config.aggregation.rule].gradient
+
+
+def steps_of_round(config: RunConfig) -> int:
+    """Exchanges of a round that a site charges, one by one, under numbers of their own."""
+    if Unit(config.privacy.unit) is Unit.CLIENT or not sends_gradients(config):
+        return 1
+    return config.train.local_steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +16,14 @@ from hushtune.client.site import agreed_terms, simulated_ledger, simulated_terms
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
 from hushtune.common.errors import HushtuneError, LedgerError, QuorumError, SiteError
-from hushtune.common.messages import METRICS_RUN
+from hushtune.common.messages import METRICS_RUN, PERSONAL_RUN
 from hushtune.common.metrics_messages import MetricsOrder
-from hushtune.common.planning import charged_unit, metrics_rounds
+from hushtune.common.planning import (
+    charged_unit,
+    metrics_rounds,
+    personal_charges,
+    site_rank,
+)
 from hushtune.common.privacy.ledger_entry import GENESIS, LedgerEntry
 from hushtune.common.privacy.ledger_files import head_path
 from hushtune.common.privacy.ledger_limit import Limit
@@ -202,6 +208,10 @@ def _at_site(
     if not plans[site].trust.charges_sites:
         return []
     charges = [(number, _RUN, plans[site].event(config.train.local_steps)) for number in rounds]
+    charges += [
+        (number, _RUN + PERSONAL_RUN, plans[site].event(steps))
+        for number, steps in personal_charges(config)
+    ]
     told = metrics_rounds(config)
     if told:
         noised = config.metrics.release == "noised"
@@ -211,7 +221,7 @@ def _at_site(
                     run=_RUN,
                     round=told[0],
                     site=site,
-                    adapter=state,
+                    adapter=order.adapter,
                     noise_multiplier=config.metrics.noise_multiplier if noised else None,
                     unit=Unit(config.privacy.unit),
                     relation=Relation(config.privacy.relation),
@@ -228,13 +238,16 @@ def _at_site(
     unpaid = _first_unpaid(opened.limit, opened.spent, charges, unit=unit)
     if unpaid is not None:
         (number, charged, _), error = unpaid
-        found.append(_row(site, TRAINING if charged == _RUN else FIGURES, number, error))
+        found.append(
+            _row(site, FIGURES if charged == _RUN + METRICS_RUN else TRAINING, number, error)
+        )
     return found
 
 
 def _opened(run: RunContext, state: AdapterState, site: str) -> OpenedSite:
     """Raises what opening the site would."""
-    policy, limit = agreed_terms(run.config, site, simulated_terms(run.config, site), state.spec)
+    spec = replace(state.spec, rank=site_rank(run.config, site))
+    policy, limit = agreed_terms(run.config, site, simulated_terms(run.config, site), spec)
     ledger = simulated_ledger(run, site)
     begun = policy.trust.charges_sites and (ledger.exists() or head_path(ledger).exists())
     return OpenedSite(policy, limit, read_ledger(ledger).entries if begun else ())

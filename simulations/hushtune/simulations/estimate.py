@@ -10,7 +10,7 @@ from typing import Any
 from hushtune.client import dp
 from hushtune.common import lora
 from hushtune.common.config import RunConfig
-from hushtune.common.lora_rules import RULES, trainable_keys
+from hushtune.common.lora_rules import RULES, sent_keys, trainable_keys
 from hushtune.common.model import Level
 from hushtune.common.planning import POOLED, local_batch, site_plans
 from hushtune.common.privacy.plan import Unit
@@ -41,8 +41,9 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     workspace = open_workspace(config)
     state, train = workspace.initial_state, config.train
     rule = RULES[config.aggregation.rule]
-    head = state.select(trainable_keys(rule, state.spec, warmup=True)).num_values()
-    full = state.select(trainable_keys(rule, state.spec, warmup=False)).num_values()
+    keys = trainable_keys(rule, state.spec, turn=0)
+    head = state.select(trainable_keys(rule, state.spec, turn=None)).num_values()
+    full = state.select(sent_keys(rule, state.spec, keys)).num_values()
     of_clients = Unit(config.privacy.unit) is Unit.CLIENT
     plan = next(iter(plans.values()))
     per_round = config.simulation.sites_per_round or len(plans)
@@ -59,9 +60,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     steps = adapted * train.local_steps
     private_runs = 1 + (len(trained_baselines(config)) - 1 if config.simulation.baselines else 0)
     whole_runs = 4 if config.simulation.baselines else 1  # the sites alone make up one run
-    frozen, stepping = _seconds_a_row(
-        workspace, full_keys=trainable_keys(rule, state.spec, warmup=False)
-    )
+    frozen, stepping = _seconds_a_row(workspace, full_keys=keys)
     used = sum(len(workspace.rows(POOLED, part)) for part in ("train", "validation", "test"))
     judged = len(workspace.rows(POOLED, "test")) * private_runs
     seconds = used * frozen + whole_runs * steps * batch * stepping + judged * stepping / 2

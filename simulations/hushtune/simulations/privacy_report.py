@@ -16,8 +16,8 @@ from hushtune.common.config import RunConfig
 from hushtune.common.errors import HushtuneError
 from hushtune.common.files import write_text
 from hushtune.common.json_text import json_text
-from hushtune.common.lora_rules import RULES, trainable_keys
-from hushtune.common.messages import METRICS_RUN
+from hushtune.common.lora_rules import RULES, sent_keys
+from hushtune.common.messages import METRICS_RUN, PERSONAL_RUN
 from hushtune.common.planning import charged_unit, cohort_of, public_held_out, site_plans
 from hushtune.common.privacy.ledger import Ledger
 from hushtune.common.privacy.ledger_entry import LedgerEntry
@@ -37,9 +37,9 @@ from hushtune.common.privacy.statement_server import server_html, server_markdow
 from hushtune.common.run_context import RunContext
 from hushtune.server.app import checkpoint_folder
 from hushtune.server.checkpoint import exists, load
-from hushtune.server.distributed import steps_of_round
-from hushtune.server.orders import is_warmup
+from hushtune.server.orders import trainable_of
 from hushtune.server.spending import appended
+from hushtune.server.steps import steps_of_round
 from hushtune.server.strategy import FederationResult
 from hushtune.simulations.server_report import server_privacy
 
@@ -70,6 +70,7 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
             num_resent = ledger.num_resent(run=result.run)
             lifetime = _lifetime(ledger, entries, own, unit=charged_unit(config))
         mine = [entry for entry in entries if entry.run == result.run]
+        personal = [entry for entry in entries if entry.run == f"{result.run}{PERSONAL_RUN}"]
         told = [entry for entry in entries if entry.run == f"{result.run}{METRICS_RUN}"]
         if plan.trust.charges_sites:
             # What was charged may have left, whatever the server knows of it.
@@ -79,7 +80,7 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
         noise = _noise(result, site, config)
         sites[site] = SiteStatement(
             plan=plan,
-            spent=[entry.event for entry in mine],
+            spent=[entry.event for entry in (*mine, *personal)],
             told=[entry.event for entry in told],
             lifetime=[entry.event for entry in lifetime],
             own_ledger=path == ledger_path(context.out, site),
@@ -106,9 +107,7 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
 
 
 def _round(entry: LedgerEntry, config: RunConfig) -> int:
-    """The round that a charge for training was made in; secure sums are charged step by step."""
-    if config.privacy.trust != Trust.DISTRIBUTED:
-        return entry.round
+    """The round that a charge for training was made in; gradients are charged step by step."""
     return (entry.round - 1) // steps_of_round(config) + 1
 
 
@@ -243,22 +242,24 @@ def _rounds(result: FederationResult, site: str, *kinds: str) -> set[int]:
 def _released(
     config: RunConfig, state: AdapterState, rounds: Collection[int]
 ) -> tuple[Transfer, ...]:
-    """The updates of the rounds, those of the warm-up apart: they hold the head alone."""
+    """The updates of the rounds, by the tensors that they hold."""
+    by_keys: dict[tuple[str, ...], list[int]] = {}
+    rule, spec, steps = RULES[config.aggregation.rule], state.spec, steps_of_round(config)
+    for number in rounds:
+        keys = sent_keys(rule, spec, trainable_of(config, spec, round=number))
+        by_keys.setdefault(keys, []).append(number)
     transfers: list[Transfer] = []
-    for warmup in (True, False):
-        chosen = [number for number in rounds if is_warmup(config, number) is warmup]
-        if chosen:
-            keys = trainable_keys(RULES[config.aggregation.rule], state.spec, warmup=warmup)
-            sent = _transfer(state.select(keys), chosen)
-            if config.privacy.trust == Trust.DISTRIBUTED:
-                sent = _masked(sent, steps_of_round(config))
-            transfers.append(sent)
+    for keys, chosen in by_keys.items():
+        sent = _transfer(state.select(keys), chosen)
+        if config.privacy.trust == Trust.DISTRIBUTED:
+            sent = _masked(sent)
+        transfers.append(replace(sent, num_bytes=steps * sent.num_bytes))
     return tuple(transfers)
 
 
-def _masked(sent: Transfer, steps: int) -> Transfer:
-    """The same tensors as masked sums: a number of eight bytes for each value and step."""
-    return replace(sent, num_bytes=8 * steps * sum(sent.tensors.values()))
+def _masked(sent: Transfer) -> Transfer:
+    """The same tensors as a masked sum: a number of eight bytes for each value."""
+    return replace(sent, num_bytes=8 * sum(sent.tensors.values()))
 
 
 def _transfer(

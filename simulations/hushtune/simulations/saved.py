@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +28,7 @@ from hushtune.common.errors import (
     OutputExistsError,
 )
 from hushtune.common.files import read_json, read_text, write_errors
+from hushtune.common.lora_files import ADAPTER_FILE, HEAD_FILE, plain_adapter, save_adapter
 from hushtune.common.model import AdaptedModel
 from hushtune.common.tasks.assets import resolve_model
 from hushtune.common.tasks.text_classification import EVALUATION_BATCH, tokenize
@@ -64,17 +65,21 @@ def save(
 ) -> None:
     """Write an adapter in peft's format, its head, tokenizer, model card and description.
 
+    What a rule changed of the frozen weights is in it: see ``lora_files.plain_adapter``.
+
     Written to a temporary folder and moved into place whole. Raises DiskFullError.
     """
+    plain = plain_adapter(state)
+    shape = {"rank": plain.spec.rank, "alpha": plain.spec.alpha, "rslora": plain.spec.rslora}
     description = SavedModel(
         labels=workspace.data.label_names,
         model=model.model_dump(mode="json"),
-        adapter=adapter.model_dump(mode="json"),
+        adapter={**adapter.model_dump(mode="json"), **shape, "ranks": {}},
         fingerprint=workspace.task.model.fingerprint,
     )
     text = json.dumps(asdict(description), indent=2, sort_keys=True)
     with _whole_folder(folder, replace=True) as partial:
-        lora.save_adapter(workspace.task.model, state, partial, base_name=workspace.base_name)
+        save_adapter(workspace.task.model, plain, partial, base_name=workspace.base_name)
         workspace.tokenizer.save_pretrained(str(partial))
         (partial / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
         (partial / "README.md").write_text(card, encoding="utf-8")
@@ -149,7 +154,8 @@ def load(folder: Path | str) -> Predictor:
     model = lora.attach(
         base,
         model=settings,
-        adapter=adapter,
+        # At any rank: an adapter that holds a change of weights may be as wide as they are.
+        adapter=adapter.model_copy(update={"rank": 1}),
         num_labels=len(labels),
         seed=0,
     )
@@ -160,7 +166,7 @@ def load(folder: Path | str) -> Predictor:
             expected=fingerprint,
             remedy=f"get the weights of {settings.name} that were used in training",
         )
-    lora.install(model, _read_state(model, folder))
+    lora.install(model, _read_state(model, folder, rank=adapter.rank))
     model.frozen_mode()
     tokenizer = load_tokenizer(str(folder))
     set_padding(base, cast("int | None", tokenizer.pad_token_id))
@@ -197,9 +203,9 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _read_state(model: AdaptedModel, folder: Path) -> AdapterState:
+def _read_state(model: AdaptedModel, folder: Path, *, rank: int) -> AdapterState:
     """The adapter's tensors from peft's file and the head's."""
-    stored = _tensors(folder / "adapter_model.safetensors")
+    stored = _tensors(folder / ADAPTER_FILE)
     tensors: dict[str, Tensor] = {}
     for name, tensor in stored.items():
         short = name.removeprefix("base_model.model.")
@@ -208,9 +214,9 @@ def _read_state(model: AdaptedModel, folder: Path) -> AdapterState:
         is_factor = short.endswith((".lora_A", ".lora_B"))
         tensors[short if is_factor else head_key(short)] = tensor.float()
     if model.head is not None:
-        head = _tensors(folder / lora.HEAD_FILE)
+        head = _tensors(folder / HEAD_FILE)
         tensors |= {head_key(name): tensor.float() for name, tensor in head.items()}
-    state = AdapterState(lora.spec(model), tensors)
+    state = AdapterState(replace(lora.spec(model), rank=rank), tensors)
     missing = set(state.spec.all_keys()) - set(state.keys)
     if missing or not state.is_finite():
         raise CheckpointError(

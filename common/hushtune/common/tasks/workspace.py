@@ -29,7 +29,9 @@ from hushtune.common.errors import (
     MissingWeightsError,
     UnsupportedModelError,
 )
-from hushtune.common.planning import POOLED
+from hushtune.common.lora_rules import RULES
+from hushtune.common.lora_targets import head_modules
+from hushtune.common.planning import POOLED, global_rank
 from hushtune.common.tasks.assets import public_name, resolve_model
 from hushtune.common.tasks.data import LabelledText, load_data
 from hushtune.common.tasks.text_classification import TextClassification, tokenize, weights_of
@@ -65,9 +67,10 @@ class Workspace:
         model = lora.attach(
             base,
             model=config.model,
-            adapter=config.adapter,
+            adapter=config.adapter.model_copy(update={"rank": global_rank(config)}),
             num_labels=len(data.label_names),
             seed=config.seed,
+            inner=RULES[config.aggregation.rule].inner,
         ).to(device)
         self.initial_state: AdapterState = lora.initial_state(model, seed=config.seed)
         self.task = TextClassification(
@@ -152,7 +155,7 @@ def _check_loaded(
 ) -> None:
     """Refuse a checkpoint that lacks weights which no training makes up for."""
     # The mean head never reads a pooler; the family's own head is trained from new weights.
-    made_anew = ("pooler",) if head == "mean" else lora.head_modules(base)
+    made_anew = ("pooler",) if head == "mean" else head_modules(base)
     absent = {str(key) for key in report["missing_keys"]}
     # A weight of another shape is listed as (key, shape there, shape expected).
     absent |= {str(key[0] if isinstance(key, tuple) else key) for key in report["mismatched_keys"]}
@@ -284,7 +287,8 @@ def _key(config: RunConfig) -> str:
         data=data,
         seed=config.seed,
         model=config.model,
-        adapter=config.adapter,
+        adapter=config.adapter.model_copy(update={"rank": global_rank(config), "ranks": {}}),
         privacy=_unit_alone(config),
     )
-    return f"{config_hash(kept)}-{cache}-{os.getpid()}{_stamps(config)}"
+    inner = "R" if RULES[config.aggregation.rule].inner else ""
+    return f"{config_hash(kept)}{inner}-{cache}-{os.getpid()}{_stamps(config)}"

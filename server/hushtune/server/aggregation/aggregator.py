@@ -1,27 +1,44 @@
 """An aggregator: from the global state and a round's updates to the next global state.
 
-``compose(estimate, optimizer)`` stands in for a class for each combination. Whatever follows the
-sites' noise here is post-processing and costs no privacy.
+``compose(rule, estimate, optimizer)`` stands in for a class for each combination. Whatever follows
+the sites' noise here is post-processing and costs no privacy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from hushtune.common.adapter import AdapterState
+import numpy as np
+
+from hushtune.common.adapter import HEAD_PREFIX, AdapterState
 from hushtune.common.config import AggregationConfig
 from hushtune.common.messages import ClientUpdate
 from hushtune.server.aggregation.estimates import (
     Estimate,
+    Gram,
     Weighting,
+    by_site,
     by_size,
+    euclidean_gram,
+    mean,
     uniform,
     weighted_mean,
 )
+from hushtune.server.aggregation.lora_rules import (
+    SERVER_RULES,
+    ServerRule,
+    Trained,
+    as_sent,
+    gram_of_products,
+    trained,
+    trains_factors,
+)
 from hushtune.server.aggregation.optimizers import AggState, ServerOptimizer, adam, sgd
 
-__all__ = ["AggState", "Aggregator", "compose", "make_aggregator", "make_optimizer", "mean_by"]
+__all__ = ["AggState", "Aggregator", "compose", "make_aggregator", "make_optimizer"]
+
+WEIGHTINGS = {"size": by_size, "uniform": uniform}
 
 
 @dataclass(frozen=True)
@@ -32,26 +49,77 @@ class Aggregator:
     apply: Callable[[AggState, AdapterState, Sequence[ClientUpdate]], tuple[AggState, AdapterState]]
 
 
-def compose(estimate: Estimate, optimizer: ServerOptimizer) -> Aggregator:
-    """Estimate the mean change, then take the server optimiser's step along it."""
+def compose(
+    estimate: Estimate,
+    optimizer: ServerOptimizer,
+    *,
+    rule: ServerRule = SERVER_RULES["ffa"],
+    weighting: Weighting = by_size,
+    seed: int = 0,
+) -> Aggregator:
+    """Estimate the mean change, and take the server optimiser's step along it, as a rule has it.
+
+    Of a rule that aims at the mean of the products the estimate gives the sites' shares, and the
+    optimiser moves the head alone. ``seed``: of what a rule draws anew. FederationError for updates
+    that have no estimate, such as too few.
+    """
 
     def apply(
         memory: AggState, state: AdapterState, updates: Sequence[ClientUpdate]
     ) -> tuple[AggState, AdapterState]:
-        return optimizer.apply(memory, state, estimate(updates))
+        ordered = by_site(updates)
+        weights, gram = weighting(ordered), _gram(estimate, rule, state, ordered)
+        if rule.from_products is None or not trains_factors(ordered[0]):
+            lifted = [rule.lift(state, update) for update in ordered]
+            change = estimate.combine(lifted, weights, gram)
+            memory, state = optimizer.apply(memory, state, change)
+            return memory, rule.finish(state) if trains_factors(ordered[0]) else state
+        assert estimate.shares is not None
+        shares = estimate.shares(ordered, weights, gram)
+        sites = Trained(
+            tuple(trained(rule, state, update) for update in ordered),
+            tuple(shares[update.site] for update in ordered),
+        )
+        factors = rule.from_products(state, sites, ordered[0].round, seed)
+        heads = weighted_mean([_head(state, update) for update in ordered], shares)
+        memory, state = optimizer.apply(memory, state, heads)
+        return memory, state.merge(AdapterState(state.spec, factors))
 
     return Aggregator(optimizer.init, apply)
 
 
-def mean_by(weighting: Weighting) -> Estimate:
-    """The weighted mean, with weights that follow from the updates' public sizes."""
-    return lambda updates: weighted_mean(updates, weighting(updates))
+def _gram(
+    estimate: Estimate, rule: ServerRule, state: AdapterState, updates: Sequence[ClientUpdate]
+) -> Gram:
+    if not estimate.uses_gram:
+        return np.zeros((0, 0))
+    if rule.by_products and trains_factors(updates[0]):
+        return gram_of_products(rule, state, updates)
+    return euclidean_gram([as_sent(state, update) for update in updates])
 
 
-def make_aggregator(config: AggregationConfig) -> Aggregator:
-    """The aggregator that a configuration asks for."""
-    weightings = {"size": by_size, "uniform": uniform}
-    return compose(mean_by(weightings[config.weighting]), make_optimizer(config))
+def _head(state: AdapterState, update: ClientUpdate) -> ClientUpdate:
+    """The change of the head alone."""
+    head = {key: t for key, t in update.delta.tensors.items() if key.startswith(HEAD_PREFIX)}
+    return replace(update, delta=AdapterState(state.spec, head))
+
+
+def make_aggregator(
+    config: AggregationConfig, *, seed: int = 0, optimizer: ServerOptimizer | None = None
+) -> Aggregator:
+    """The aggregator that a configuration asks for; ``optimizer`` in place of its own."""
+    return compose(
+        make_estimate(config),
+        make_optimizer(config) if optimizer is None else optimizer,
+        rule=SERVER_RULES[config.rule],
+        weighting=WEIGHTINGS[config.weighting],
+        seed=seed,
+    )
+
+
+def make_estimate(config: AggregationConfig) -> Estimate:
+    """The estimate alone."""
+    return mean()
 
 
 def make_optimizer(config: AggregationConfig) -> ServerOptimizer:

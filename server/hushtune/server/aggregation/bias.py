@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hushtune.common.adapter import AdapterState
+from hushtune.common.config import AggregationConfig, RunConfig
+from hushtune.common.lora_rules import RULES
 from hushtune.common.low_rank import Product, norm, product, total
 from hushtune.common.messages import ClientUpdate
+from hushtune.common.privacy.plan import Trust
+from hushtune.server.aggregation.aggregator import WEIGHTINGS, make_aggregator
+from hushtune.server.aggregation.estimates import by_site, normalised
 from hushtune.server.aggregation.lora_rules import (
     SERVER_RULES,
     Trained,
     scaled_product,
     trained,
+    trains_factors,
 )
 
 
@@ -38,6 +44,29 @@ def aggregation_bias(
         got += [_negative(change) for change in _base(after, module)]
         found[module] = norm(total([target, *got])) / whole if whole else 0.0
     return found
+
+
+def measured_bias(
+    config: RunConfig, before: AdapterState, updates: Sequence[ClientUpdate]
+) -> dict[str, float] | None:
+    """The bias of a round by module; None where it says nothing, or where the server may not tell.
+
+    What it says is a function of single updates, so it is for those that carry their own noise.
+    Of rules of gradients, and of factors that stay at the sites, there is no mean product.
+    """
+    aggregation, rule = config.aggregation, RULES[config.aggregation.rule]
+    told = config.privacy.trust in (Trust.SITE, Trust.OFF)
+    if not told or rule.gradient or rule.kept or not updates or not trains_factors(updates[0]):
+        return None
+    ordered = by_site(updates)
+    weights = WEIGHTINGS[aggregation.weighting](ordered)
+    shares = normalised(ordered, weights)
+    plain = AggregationConfig(rule=aggregation.rule, weighting=aggregation.weighting)
+    average = make_aggregator(plain, seed=config.seed)
+    _, after = average.apply(average.init(before), before, ordered)
+    return aggregation_bias(
+        aggregation.rule, before, ordered, [shares[u.site] for u in ordered], after
+    )
 
 
 def _base(state: AdapterState, module: str) -> list[Product]:

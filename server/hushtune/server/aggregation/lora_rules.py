@@ -42,7 +42,8 @@ class ServerRule:
     of the global factors that an update amounts to. ``finish(state)``: what follows the server's
     step. ``from_products(state, products, round, seed)``: where the rule aims at the mean of the
     products: the new factors of each module, from each site's share and product.
-    ``by_products``: whether updates are compared by their products.
+    ``by_products``: whether updates are compared by their products. ``new_coordinates``: after each
+    round a number of the factors means something else.
     """
 
     give: Callable[[AdapterState, int], AdapterState]
@@ -50,6 +51,7 @@ class ServerRule:
     finish: Callable[[AdapterState], AdapterState]
     from_products: Callable[[AdapterState, Trained, int, int], Factors] | None = None
     by_products: bool = False
+    new_coordinates: bool = False
 
 
 @dataclass(frozen=True)
@@ -249,7 +251,7 @@ SERVER_RULES: Mapping[str, ServerRule] = MappingProxyType(
     {
         "fedit": replace(_AVERAGE, by_products=True),
         "ffa": _AVERAGE,
-        "fedsvd": replace(_AVERAGE, finish=realigned),
+        "fedsvd": replace(_AVERAGE, finish=realigned, new_coordinates=True),
         "rolora": _AVERAGE,
         "fedex": replace(_AVERAGE, from_products=residual, by_products=True),
         "flora": replace(_AVERAGE, give=cut, from_products=stacked, by_products=True),
