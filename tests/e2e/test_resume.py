@@ -92,6 +92,33 @@ def test_a_resumed_run_is_the_run_bit_for_bit(
         ).read_bytes()
 
 
+def test_a_robust_run_that_averages_is_compared_saved_and_resumed(
+    settings: Any, tmp_path: Path
+) -> None:
+    config = settings.config(
+        train__rounds=4,
+        train__warmup_rounds=1,
+        aggregation__estimate="krum",
+        aggregation__faulty_sites=0,
+        aggregation__optimizer="yogi",
+        aggregation__learning_rate=0.1,
+        aggregation__average=0.8,
+        simulation__baselines=True,
+    )
+    whole = run(config, tmp_path / "whole")  # baselines are of one site, where Krum has no choice
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run(config, out, observer=StopAt(4))
+    summary = run(config, out, resume=True)
+    assert summary["adapter_digest"] == whole["adapter_digest"]
+    kept = checkpoint.load(out / "checkpoint")
+    assert kept.agg.averaged == 3
+    assert kept.shown.digest() == summary["adapter_digest"] != kept.state.digest()
+    before = tree(out)
+    assert run(config, out, resume=True) == summary
+    assert tree(out) == before
+
+
 def test_a_run_can_be_stopped_again_and_again(settings: Any, tmp_path: Path) -> None:
     config = settings.config(train__rounds=4, train__warmup_rounds=1, simulation__sites_per_round=2)
     whole = run(config, tmp_path / "whole")

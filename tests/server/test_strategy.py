@@ -355,7 +355,7 @@ def test_an_unknown_site_is_named() -> None:
 # ----------------------------------------------------------------------------------- resume ----
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "yogi", "adagrad"])
 @pytest.mark.parametrize("stop", [1, 2, 3, 5])
 def test_a_resumed_run_is_the_run_that_was_never_stopped(
     tmp_path: Path, optimizer: str, stop: int
@@ -452,6 +452,56 @@ def test_settings_that_cannot_be() -> None:
         strategy(config(simulation={"sites_per_round": 4}))
     with pytest.raises(ConfigError, match="public size"):
         strategy(sizes={"movie": 1})
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "sites_per_round", "least"),
+    [
+        ({"estimate": "krum", "faulty_sites": 1}, 0, 5),
+        ({"estimate": "multi_krum", "faulty_sites": 1}, 0, 5),
+        ({"estimate": "bulyan", "faulty_sites": 1}, 0, 7),
+        ({"estimate": "trimmed_mean", "faulty_sites": 2}, 0, 5),
+        ({"estimate": "median", "faulty_sites": 2}, 0, 5),
+        ({"estimate": "krum"}, 2, 3),
+    ],
+)
+def test_sites_that_are_too_few_for_the_estimate(
+    aggregation: dict[str, Any], sites_per_round: int, least: int
+) -> None:
+    asked = config(aggregation=aggregation, simulation={"sites_per_round": sites_per_round})
+    with pytest.raises(ConfigError, match=r"too few for aggregation\.estimate") as caught:
+        strategy(asked)
+    assert caught.value.expected == f"at least {least} sites"
+
+
+def test_a_round_that_is_too_small_for_the_estimate_leaves_the_one_before(tmp_path: Path) -> None:
+    def tired(order: RoundOrder) -> RecordDict:
+        return refuses(order) if order.round == 4 else honest(order)
+
+    asked = config(aggregation={"estimate": "krum"})
+    with pytest.raises(FederationError, match="krum needs more updates than came"):
+        run(asked, ("nyt", tired), checkpoint_dir=tmp_path)
+    kept = storage.load(tmp_path)
+    assert kept.round == 3
+    again = strategy(asked).run(grid(), state(0), resume=kept)
+    assert again.state.digest() == run(asked).state.digest()
+
+
+def test_a_faulty_site_does_not_move_a_robust_run() -> None:
+    def wild(order: RoundOrder) -> RecordDict:
+        delta = trained(order).delta
+        return encode_update(replace(trained(order), delta=(500 / delta.norm()) * delta))
+
+    names = ("amazon", "movie", "nyt", "old", "zoo")
+    moved = {}
+    for estimate in ("mean", "median", "geometric_median", "krum"):
+        asked = config(aggregation={"estimate": estimate, "weighting": "uniform"})
+        network = grid(("nyt", wild), names=names)
+        result = strategy(asked, names=names).run(network, state(0))
+        honest_run = strategy(asked, names=names).run(grid(names=names), state(0))
+        moved[estimate] = (result.state - honest_run.state).norm()
+    assert moved.pop("mean") > 10
+    assert max(moved.values()) < 1
 
 
 def test_a_partial_adapter_is_no_start() -> None:

@@ -18,12 +18,13 @@ from hushtune.common.errors import (
 from hushtune.common.planning import cohort_of, metrics_rounds
 from hushtune.common.privacy.plan import PrivacyPlan, Trust
 from hushtune.server import central, distributed, personal, plain
-from hushtune.server.aggregation.aggregator import Aggregator
+from hushtune.server.aggregation import averaging
+from hushtune.server.aggregation.aggregator import Aggregator, check_estimate
 from hushtune.server.aggregation.central_dp import Memory
 from hushtune.server.checkpoint import Checkpoint, Row
 from hushtune.server.joined import Joined
 from hushtune.server.metrics import ask_for_metrics
-from hushtune.server.orders import is_warmup
+from hushtune.server.orders import is_warmup, trainable_of
 from hushtune.server.roll_call import RollCall
 from hushtune.server.spending import appended, appended_charges, spent
 
@@ -113,11 +114,18 @@ class Federation:
                 f"the global adapter is not finite after round {number}",
                 remedy="lower the learning rates or aggregation.max_update_norm",
             )
+        agg = averaging.follow(
+            now.agg,
+            joined.agg,
+            state,
+            trained=trainable_of(self.config, state.spec, round=number),
+            decay=self.config.aggregation.average,
+        )
         charges, refusals = joined.charges, joined.refusals
         kept: Row | None = None
         if personal.is_due(self.config, number):
             asked = personal.exchange(
-                state,
+                averaging.shown(agg, state),
                 grid,
                 roll,
                 run=self.run,
@@ -137,7 +145,7 @@ class Federation:
         if number in metrics_rounds(self.config):
             released = ask_for_metrics(
                 grid,
-                state,
+                averaging.shown(agg, state),
                 run=self.run,
                 round=number,
                 config=self.config,
@@ -172,7 +180,7 @@ class Federation:
             now,
             round=number,
             state=state,
-            agg=joined.agg,
+            agg=agg,
             history=(*now.history, row),
             charges=charges,
             refusals=refusals,
@@ -236,3 +244,4 @@ def check_sites(
                 given=given,
                 expected=f"at most {len(plans)}",
             )
+    check_estimate(config.aggregation, simulation.sites_per_round or len(plans))

@@ -13,7 +13,9 @@ import numpy as np
 
 from hushtune.common.adapter import HEAD_PREFIX, AdapterState
 from hushtune.common.config import AggregationConfig
+from hushtune.common.errors import ConfigError
 from hushtune.common.messages import ClientUpdate
+from hushtune.server.aggregation import optimizers, robust, selection
 from hushtune.server.aggregation.estimates import (
     Estimate,
     Gram,
@@ -34,11 +36,26 @@ from hushtune.server.aggregation.lora_rules import (
     trained,
     trains_factors,
 )
-from hushtune.server.aggregation.optimizers import AggState, ServerOptimizer, adam, sgd
+from hushtune.server.aggregation.optimizers import AggState, ServerOptimizer
 
-__all__ = ["AggState", "Aggregator", "compose", "make_aggregator", "make_optimizer"]
+__all__ = [
+    "AggState",
+    "Aggregator",
+    "compose",
+    "make_aggregator",
+    "make_estimate",
+    "make_optimizer",
+]
 
 WEIGHTINGS = {"size": by_size, "uniform": uniform}
+ROBUST = {
+    "median": robust.coordinate_median,
+    "trimmed_mean": robust.trimmed_mean,
+    "krum": selection.krum,
+    "multi_krum": selection.multi_krum,
+    "bulyan": selection.bulyan,
+    "geometric_median": selection.geometric_median,
+}
 
 
 @dataclass(frozen=True)
@@ -119,10 +136,37 @@ def make_aggregator(
 
 def make_estimate(config: AggregationConfig) -> Estimate:
     """The estimate alone."""
-    return mean()
+    if config.estimate == "mean":
+        return mean()
+    if config.estimate == "norm_clipping":
+        return robust.norm_clipping(faulty=config.faulty_sites, bound=config.norm_bound)
+    return ROBUST[config.estimate](faulty=config.faulty_sites)
+
+
+def check_estimate(config: AggregationConfig, updates: int) -> None:
+    """ConfigError where a round's sites are too few for the estimate, even if all answer."""
+    faulty = config.faulty_sites or 0
+    least = make_estimate(config).least(faulty)
+    if updates < least:
+        raise ConfigError(
+            f"the sites of a round are too few for aggregation.estimate = {config.estimate!r}",
+            given=f"{updates} sites, {faulty} of them assumed to be faulty",
+            expected=f"at least {least} sites",
+            remedy="set a smaller aggregation.faulty_sites, or another aggregation.estimate",
+        )
 
 
 def make_optimizer(config: AggregationConfig) -> ServerOptimizer:
     """The server's optimiser alone, for a mean that is not an ``Estimate`` of updates as such."""
-    optimizers = {"sgd": sgd, "adam": adam}
-    return optimizers[config.optimizer](config.learning_rate)
+    rate = config.learning_rate
+    match config.optimizer:
+        case "sgd":
+            return optimizers.sgd(rate)
+        case "momentum":
+            return optimizers.momentum(rate, beta=config.momentum)
+        case "adam":
+            return optimizers.adam(rate)
+        case "yogi":
+            return optimizers.yogi(rate)
+        case "adagrad":
+            return optimizers.adagrad(rate)
