@@ -11,9 +11,13 @@ METHODS: Mapping[str, str] = {
     "alone_private": "each site alone, private",
     "head_private": "head on frozen features, private",
     "federated": "federated, private",
+    "personal": "federated, each site's own, private",
     "pooled_private": "pooled, private",
     "pooled": "pooled, no privacy",
 }
+
+OURS = ("federated", "personal")
+"""The methods that are the run itself, and no comparison."""
 
 SEEN_BY = "seen by the researcher only: no site sends these figures"
 """Of accuracies, losses and true numbers of rows, which only who holds all sites' rows knows."""

@@ -308,7 +308,7 @@ class SecureSession:
         self._check_name(reply.session, reply.site, order.site)
         if (reply.run, reply.round) != (order.run, order.round):
             raise MessageError("it answers another step", given=reply.round)
-        size = sum(order.adapter.tensors[key].numel() for key in order.trainable)
+        size = sum(order.adapter.tensors[key].numel() for key in order.sent)
         if reply.values.size != size:
             raise MessageError("a masked sum of another size", given=reply.values.size)
         check_charge(reply.charge, order, order.plan.event(1))

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 class RoundResult:
     """A round that is over: its model (``Checkpoint.shown``), and its row of the history so far."""
 
+    run: str
     round: int
     state: AdapterState
     row: Row
@@ -160,7 +161,7 @@ class FederatedStrategy(Strategy):
         if self._on_round is None:
             return now
         row = now.history[-1]
-        extra = self._on_round(RoundResult(round=now.round, state=now.shown, row=row))
+        extra = self._on_round(RoundResult(run=now.run, round=now.round, state=now.shown, row=row))
         return replace(now, history=(*now.history[:-1], {**row, **extra}))
 
     def _save(self, now: Checkpoint) -> float:

@@ -142,11 +142,19 @@ def export(
     merged: Annotated[
         bool, typer.Option("--merged", help="one model that loads without hushtune and peft")
     ] = False,
+    site: Annotated[
+        str | None, typer.Option("--site", metavar="SITE", help="the model of this site alone")
+    ] = None,
 ) -> None:
     """Copy a trained adapter out of a run, or merge it into its base model."""
-    from hushtune.simulations.saved import export as export_model
+    if site is None:
+        from hushtune.simulations.saved import export as export_model
 
-    path = export_model(folder, to, merged=merged)
+        path = export_model(folder, to, merged=merged)
+    else:
+        from hushtune.simulations.own_models import export_own
+
+        path = export_own(folder, site, to, merged=merged)
     Console().print(f"written to {path}", highlight=False)
 
 

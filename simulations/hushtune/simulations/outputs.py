@@ -13,7 +13,7 @@ from hushtune.common.config_io import config_hash
 from hushtune.common.errors import CheckpointError
 from hushtune.common.files import read_json, write_text
 from hushtune.common.json_text import json_text
-from hushtune.common.names import METHODS, SEEN_BY
+from hushtune.common.names import METHODS, OURS, SEEN_BY
 from hushtune.common.planning import POOLED
 from hushtune.common.run_context import RunContext
 from hushtune.common.tasks import partition
@@ -33,6 +33,7 @@ ADAPTER = f"adapter/{saved.DESCRIPTION}"
 SUMMARY_KEYS = frozenset(
     (
         *("metric", "higher_is_better", "value", "macro_f1", "sites", "baselines", "table"),
+        *("personal", "worst_site", "spread", "aggregation_bias"),
         *("rounds", "trust", "refusals", "rejected", "seconds", "seed", "config_hash"),
         *("adapter_digest", "out", "data_notes", "unit", "group", "seen_by"),
     )
@@ -40,6 +41,7 @@ SUMMARY_KEYS = frozenset(
 """What every summary has; ``missing`` comes with them where no picture could be drawn."""
 _RESEARCHER_S = (
     *("value", "macro_f1", "alone_private", "baselines", "table"),
+    *("personal", "worst_site", "spread"),
     *("train_rows", "validation_rows", "test_rows", "data_notes"),
 )
 _MOST_CHANGED = 8
@@ -130,21 +132,27 @@ def summarise(run: FinishedRun, privacy: Mapping[str, Any]) -> dict[str, Any]:
     alone = [row[POOLED] for row in own.values() if row is not None]
     # Every key is there, whatever was run: others read them.
     baselines = {
-        name: table[name][POOLED] if name in table else None
-        for name in METHODS
-        if name != "federated"
+        name: table[name][POOLED] if name in table else None for name in METHODS if name not in OURS
     }
     if alone:
         baselines["alone_private"] = sum(alone) / len(alone)
     test = {name: len(workspace.rows(name, "test")) for name in names}
+    personal = table.get("personal", {})
+    at_sites = {name: (personal or table["federated"])[name] for name in names}
+    worst = min(at_sites, key=lambda name: (at_sites[name], name))
     return {
         "metric": METRIC,
         "higher_is_better": True,
         "value": table["federated"][POOLED],
         "macro_f1": run.final[POOLED]["macro_f1"],
+        "personal": personal.get(POOLED),
+        "worst_site": {"site": worst, "value": at_sites[worst]},
+        "spread": max(at_sites.values()) - at_sites[worst],
+        "aggregation_bias": _bias(result),
         "sites": {
             name: {
                 "value": table["federated"][name],
+                "personal": personal.get(name),
                 "macro_f1": run.final[name]["macro_f1"],
                 "alone_private": None if row is None else row[name],
                 "epsilon": privacy["sites"][name]["epsilon"],
@@ -172,6 +180,12 @@ def summarise(run: FinishedRun, privacy: Mapping[str, Any]) -> dict[str, Any]:
         "out": str(context.out),
         "data_notes": workspace.data.report.lines(),
     }
+
+
+def _bias(result: FederationResult) -> float | None:
+    """The last round's mean aggregation bias over the modules; None where none was measured."""
+    found = [row["aggregation_bias"] for row in result.history if "aggregation_bias" in row]
+    return sum(found[-1].values()) / len(found[-1]) if found else None
 
 
 def _rejected(result: FederationResult) -> dict[str, list[dict[str, Any]]]:

@@ -14,7 +14,6 @@ from flwr.serverapp import Grid
 
 from hushtune.client.app import app as client_app
 from hushtune.client.site import close_sites
-from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import CONFIG, dump_toml, loads_config, replace, stored_config
 from hushtune.common.errors import CheckpointError, ConfigError, HushtuneError, OutputExistsError
@@ -28,16 +27,17 @@ from hushtune.server.federation import check_sites
 from hushtune.server.strategy import FederationResult, RoundResult
 from hushtune.simulations import engine, outputs
 from hushtune.simulations.agreement import check_quorum, check_sites_open, refusals
-from hushtune.simulations.baselines import compare, site_metrics, trained_baselines
+from hushtune.simulations.baselines import compare, trained_baselines
 from hushtune.simulations.ledgers import own_charges
 from hushtune.simulations.observer import Observer, Silent
 from hushtune.simulations.outputs import METRICS
+from hushtune.simulations.own_models import final_figures, global_metrics
 from hushtune.simulations.privacy_report import tell_so_far
 
 DATA = "data.json"
 OWN = frozenset(
     f"{CONFIG} {METRICS} summary.json privacy.json privacy.md privacy.html curve.png sites.png "
-    "adapter checkpoint ledger".split()
+    "adapter checkpoint ledger own".split()
 )
 """All that a run writes into its folder; a folder with anything else is never replaced."""
 _BEGIN_ANEW = "put the file back from a backup, or begin a new run in another folder"
@@ -116,8 +116,8 @@ def run(
         kept=checkpoint_folder(context.out) / "baselines.json",
         observer=observer,
     )
-    final = site_metrics(workspace, config, result.state, "test")
-    table["federated"] = {name: row["accuracy"] for name, row in final.items()}
+    final, ours = final_figures(context, workspace, result)
+    table |= ours
     ended = time.perf_counter()
     of_rounds = [row["seconds"]["training"] for row in result.history]
     before, training = sum(of_rounds[: judge.already]), sum(of_rounds[judge.already :])
@@ -203,7 +203,7 @@ class _Judge:
         rounds, every = self._context.config.train.rounds, self._context.config.simulation
         if outcome.round % every.evaluate_every == 0 or outcome.round == rounds:
             began = time.perf_counter()
-            extra = self._evaluate(outcome.state, outcome.row.get("released"))
+            extra = self._evaluate(outcome)
             self.seconds += time.perf_counter() - began
         row = {**outcome.row, **extra}
         path = self._context.out / METRICS
@@ -212,14 +212,18 @@ class _Judge:
         self._observer.round_done(row)
         return extra
 
-    def _evaluate(self, state: AdapterState, released: Mapping[str, Any] | None) -> dict[str, Any]:
-        figures = site_metrics(self._workspace, self._context.config, state, self._part)
+    def _evaluate(self, outcome: RoundResult) -> dict[str, Any]:
+        figures = dict(
+            global_metrics(
+                self._context, self._workspace, outcome.state, self._part, run=outcome.run
+            )
+        )
         found = {
             **figures.pop(POOLED),
             "sites": {name: dict(row) for name, row in figures.items()},
             "evaluated_on": self._part,
         }
-        return {**found, "seen_by": seen_by(found, released)}
+        return {**found, "seen_by": seen_by(found, outcome.row.get("released"))}
 
 
 def _as_before(config: RunConfig, folder: Path) -> RunConfig:

@@ -60,3 +60,9 @@ class Task(Protocol):
     ) -> dict[str, Metrics]:
         """Figures of an adapter on groups of rows, which may overlap; installs the adapter."""
         ...
+
+    def metrics_of_models(
+        self, models: Mapping[str, tuple[AdapterState, Rows]], *, together: str
+    ) -> dict[str, Metrics]:
+        """Figures of several adapters, each on rows of its own, and of all rows ``together``."""
+        ...

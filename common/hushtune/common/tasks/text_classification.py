@@ -137,6 +137,16 @@ class TextClassification:
             for name, group in groups.items()
         }
 
+    def metrics_of_models(
+        self, models: Mapping[str, tuple[AdapterState, Rows]], *, together: str
+    ) -> dict[str, Metrics]:
+        """See ``Task.metrics_of_models``."""
+        logits = {name: self.logits(state, rows) for name, (state, rows) in models.items()}
+        labels = {name: self._labels[torch.from_numpy(rows)] for name, (_, rows) in models.items()}
+        found = {name: scores(logits[name], labels[name]) for name in models}
+        everything = torch.cat(list(logits.values())), torch.cat(list(labels.values()))
+        return {**found, together: scores(*everything)}
+
     def _device(self) -> torch.device:
         return next(self._model.parameters()).device
 

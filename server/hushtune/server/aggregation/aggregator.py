@@ -7,11 +7,11 @@ the sites' noise here is post-processing and costs no privacy.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from hushtune.common.adapter import HEAD_PREFIX, AdapterState
+from hushtune.common.adapter import AdapterState
 from hushtune.common.config import AggregationConfig
 from hushtune.common.errors import ConfigError
 from hushtune.common.messages import ClientUpdate
@@ -31,7 +31,6 @@ from hushtune.server.aggregation.lora_rules import (
     SERVER_RULES,
     ServerRule,
     Trained,
-    as_sent,
     gram_of_products,
     trained,
     trains_factors,
@@ -84,10 +83,11 @@ def compose(
     def apply(
         memory: AggState, state: AdapterState, updates: Sequence[ClientUpdate]
     ) -> tuple[AggState, AdapterState]:
-        ordered = by_site(updates)
-        weights, gram = weighting(ordered), _gram(estimate, rule, state, ordered)
+        ordered = sorted(updates, key=lambda update: update.site)
+        # Over the same tensors, whatever the sites' ranks; a site that comes twice is refused.
+        lifted = by_site([rule.lift(state, update) for update in ordered])
+        weights, gram = weighting(ordered), _gram(estimate, rule, state, ordered, lifted)
         if rule.from_products is None or not trains_factors(ordered[0]):
-            lifted = [rule.lift(state, update) for update in ordered]
             change = estimate.combine(lifted, weights, gram)
             memory, state = optimizer.apply(memory, state, change)
             return memory, rule.finish(state) if trains_factors(ordered[0]) else state
@@ -98,27 +98,25 @@ def compose(
             tuple(shares[update.site] for update in ordered),
         )
         factors = rule.from_products(state, sites, ordered[0].round, seed)
-        heads = weighted_mean([_head(state, update) for update in ordered], shares)
-        memory, state = optimizer.apply(memory, state, heads)
+        memory, state = optimizer.apply(memory, state, weighted_mean(lifted, shares))
         return memory, state.merge(AdapterState(state.spec, factors))
 
     return Aggregator(optimizer.init, apply)
 
 
 def _gram(
-    estimate: Estimate, rule: ServerRule, state: AdapterState, updates: Sequence[ClientUpdate]
+    estimate: Estimate,
+    rule: ServerRule,
+    state: AdapterState,
+    updates: Sequence[ClientUpdate],
+    lifted: Sequence[ClientUpdate],
 ) -> Gram:
+    """Inner products in the geometry in which the rule's updates are to be compared."""
     if not estimate.uses_gram:
         return np.zeros((0, 0))
     if rule.by_products and trains_factors(updates[0]):
         return gram_of_products(rule, state, updates)
-    return euclidean_gram([as_sent(state, update) for update in updates])
-
-
-def _head(state: AdapterState, update: ClientUpdate) -> ClientUpdate:
-    """The change of the head alone."""
-    head = {key: t for key, t in update.delta.tensors.items() if key.startswith(HEAD_PREFIX)}
-    return replace(update, delta=AdapterState(state.spec, head))
+    return euclidean_gram(lifted)
 
 
 def make_aggregator(

@@ -11,7 +11,7 @@ from hushtune.common.low_rank import Product, norm, product, total
 from hushtune.common.messages import ClientUpdate
 from hushtune.common.privacy.plan import Trust
 from hushtune.server.aggregation.aggregator import WEIGHTINGS, make_aggregator
-from hushtune.server.aggregation.estimates import by_site, normalised
+from hushtune.server.aggregation.estimates import normalised
 from hushtune.server.aggregation.lora_rules import (
     SERVER_RULES,
     Trained,
@@ -58,7 +58,7 @@ def measured_bias(
     told = config.privacy.trust in (Trust.SITE, Trust.OFF)
     if not told or rule.gradient or rule.kept or not updates or not trains_factors(updates[0]):
         return None
-    ordered = by_site(updates)
+    ordered = sorted(updates, key=lambda update: update.site)
     weights = WEIGHTINGS[aggregation.weighting](ordered)
     shares = normalised(ordered, weights)
     plain = AggregationConfig(rule=aggregation.rule, weighting=aggregation.weighting)

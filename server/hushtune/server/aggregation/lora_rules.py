@@ -122,9 +122,13 @@ def cut(state: AdapterState, rank: int) -> AdapterState:
 
 
 def as_sent(state: AdapterState, update: ClientUpdate) -> ClientUpdate:
-    """The change itself; of a site with another rank, that of the head."""
-    if update.delta.spec == state.spec:
-        return update
+    """The change itself."""
+    del state
+    return update
+
+
+def of_head(state: AdapterState, update: ClientUpdate) -> ClientUpdate:
+    """The change of the head, whatever the site's rank."""
     head = {key: t for key, t in update.delta.tensors.items() if key.startswith(HEAD_PREFIX)}
     return replace(update, delta=AdapterState(state.spec, head))
 
@@ -134,12 +138,14 @@ def padded(state: AdapterState, update: ClientUpdate) -> ClientUpdate:
 
     B at the global scale, so that the padded product is the site's.
     """
-    if not trains_factors(update) or update.delta.spec == state.spec:
-        return as_sent(state, update)
+    if not trains_factors(update):
+        return of_head(state, update)
+    if update.delta.spec == state.spec:
+        return update
     site = trained(HETLORA, state, update)
     lacking = state.spec.rank - site.spec.rank
     ratio = site.spec.scale / state.spec.scale
-    tensors = dict(as_sent(state, update).delta.tensors)
+    tensors = dict(of_head(state, update).delta.tensors)
     for module in state.spec.targets:
         (a, b), (global_a, global_b) = site.factors(module), state.factors(module)
         tensors[a_key(module)] = pad(a, (0, 0, 0, lacking)) - global_a
@@ -245,6 +251,7 @@ def sum_of(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
 # ------------------------------------------------------------------------- all the rules ----
 
 _AVERAGE = ServerRule(give=whole, lift=as_sent, finish=as_it_is)
+_PRODUCTS = ServerRule(give=cut, lift=of_head, finish=as_it_is, by_products=True)
 HETLORA = ServerRule(give=cut, lift=padded, finish=as_it_is, by_products=True)
 
 SERVER_RULES: Mapping[str, ServerRule] = MappingProxyType(
@@ -253,9 +260,9 @@ SERVER_RULES: Mapping[str, ServerRule] = MappingProxyType(
         "ffa": _AVERAGE,
         "fedsvd": replace(_AVERAGE, finish=realigned, new_coordinates=True),
         "rolora": _AVERAGE,
-        "fedex": replace(_AVERAGE, from_products=residual, by_products=True),
-        "flora": replace(_AVERAGE, give=cut, from_products=stacked, by_products=True),
-        "flexlora": replace(_AVERAGE, give=cut, from_products=decomposed, by_products=True),
+        "fedex": replace(_PRODUCTS, give=whole, from_products=residual),
+        "flora": replace(_PRODUCTS, from_products=stacked),
+        "flexlora": replace(_PRODUCTS, from_products=decomposed),
         "hetlora": HETLORA,
         "fedsa": _AVERAGE,
         "fedsb": _AVERAGE,

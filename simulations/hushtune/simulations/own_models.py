@@ -1,0 +1,114 @@
+"""What each simulated site ends up with, where that is not the global model alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from hushtune.client.memory import Purpose
+from hushtune.client.site import site_memory
+from hushtune.common.adapter import AdapterState
+from hushtune.common.config import RunConfig
+from hushtune.common.config_io import CONFIG, loads_config
+from hushtune.common.errors import ConfigError, MissingFileError
+from hushtune.common.files import read_text
+from hushtune.common.lora_rules import RULES
+from hushtune.common.planning import POOLED, site_rank
+from hushtune.common.run_context import RunContext
+from hushtune.common.tasks.base import Metrics
+from hushtune.common.tasks.workspace import Workspace, open_workspace
+from hushtune.server.aggregation.lora_rules import SERVER_RULES
+from hushtune.server.app import checkpoint_folder
+from hushtune.server.checkpoint import exists, load
+from hushtune.server.strategy import FederationResult
+from hushtune.simulations import saved
+
+
+def has_own_models(config: RunConfig) -> bool:
+    """Whether sites have models of their own beside the global one."""
+    return config.personal.method != "none" or bool(config.adapter.ranks)
+
+
+def site_states(context: RunContext, state: AdapterState, *, run: str) -> dict[str, AdapterState]:
+    """The adapter of each site, by name: the global one at the site's rank, with what the site
+    keeps for itself. ``run``: the run's name in messages."""
+    config = context.config
+    give = SERVER_RULES[config.aggregation.rule].give
+    personal = config.personal.method != "none"
+    purpose = Purpose.ADAPTER if personal else Purpose.FACTORS
+    found: dict[str, AdapterState] = {}
+    for site in sorted(config.data.public_sizes):
+        given = give(state, site_rank(config, site))
+        kept = None
+        if personal or RULES[config.aggregation.rule].kept:
+            kept = site_memory(context, site).newest(purpose, run=run)
+        found[site] = given if kept is None else given.merge(kept)
+    return found
+
+
+def global_metrics(
+    context: RunContext, workspace: Workspace, state: AdapterState, part: str, *, run: str
+) -> Mapping[str, Metrics]:
+    """Figures of the global model on each site's rows and on all of them.
+
+    Where a rule leaves a part of every model at its site, each site's rows are judged with it.
+    """
+    config = context.config
+    if RULES[config.aggregation.rule].kept:
+        return own_metrics(context, workspace, state, part, run=run)
+    names = [*sorted(config.data.public_sizes), POOLED]
+    rows = {name: workspace.rows(name, part) for name in names}
+    return workspace.task.metrics_by_group(state, {n: r for n, r in rows.items() if len(r)})
+
+
+def own_metrics(
+    context: RunContext, workspace: Workspace, state: AdapterState, part: str, *, run: str
+) -> Mapping[str, Metrics]:
+    """Figures of each site's own model on its own rows, and of all of them together."""
+    states = site_states(context, state, run=run)
+    rows = {site: workspace.rows(site, part) for site in states}
+    models = {site: (states[site], found) for site, found in rows.items() if len(found)}
+    return workspace.task.metrics_of_models(models, together=POOLED)
+
+
+def final_figures(
+    context: RunContext, workspace: Workspace, result: FederationResult
+) -> tuple[Mapping[str, Metrics], dict[str, Mapping[str, float]]]:
+    """The final model's figures on test rows, and the run's own rows of the result table."""
+    final = global_metrics(context, workspace, result.state, "test", run=result.run)
+    table = {"federated": {name: row["accuracy"] for name, row in final.items()}}
+    if has_own_models(context.config):
+        own = own_metrics(context, workspace, result.state, "test", run=result.run)
+        table["personal"] = {name: row["accuracy"] for name, row in own.items()}
+    return final, dict[str, Mapping[str, float]](table)
+
+
+def export_own(folder: Path, site: str, to: Path, *, merged: bool) -> Path:
+    """Write a site's own model from a finished run's folder as ``saved.export`` would."""
+    if not (folder / CONFIG).is_file() or not exists(checkpoint_folder(folder)):
+        raise MissingFileError(
+            "a site's own model is in the folder of a run",
+            given=str(folder),
+            expected="a folder that hushtune simulate --out made",
+        )
+    config = loads_config(read_text(folder / CONFIG, remedy="name the folder of a whole run"))
+    context, names = RunContext(config, folder.resolve()), sorted(config.data.public_sizes)
+    if site not in names:
+        raise ConfigError("the run has no site of this name", given=site, expected=", ".join(names))
+    last = load(checkpoint_folder(folder))
+    workspace = open_workspace(config)
+    state = site_states(context, last.shown, run=last.run)[site]
+    card = (saved.adapter_folder(folder) / "README.md").read_text(encoding="utf-8")
+    note = f"> The model of site {site} alone, as its run left it there.\n\n"
+    front, mark, rest = card.partition("\n---\n")
+    with TemporaryDirectory(prefix="hushtune-") as place:
+        saved.save(
+            workspace,
+            state,
+            Path(place) / "adapter",
+            card=f"{front}{mark}\n{note}{rest}" if mark else note + card,
+            model=config.model,
+            adapter=config.adapter,
+        )
+        return saved.export(Path(place) / "adapter", to, merged=merged)
