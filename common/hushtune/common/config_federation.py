@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -23,18 +23,76 @@ class AggregationConfig(Section):
     rule: Literal["ffa", "fedit"] = Field(
         default="ffa", description="ffa = B and head, A frozen (2403.12313); fedit = A, B and head"
     )
-    optimizer: Literal["sgd", "adam"] = Field(default="sgd", description="at the server")
+    estimate: Literal[
+        "mean",
+        "median",
+        "trimmed_mean",
+        "krum",
+        "multi_krum",
+        "bulyan",
+        "norm_clipping",
+        "geometric_median",
+    ] = Field(
+        default="mean",
+        description="of the sites' change; mean = weighted, and one site can move it at will; the "
+        "others stay bounded while some sites send anything at all",
+    )
+    faulty_sites: CountOrNone | None = Field(
+        default=None,
+        description="for another estimate than mean: how many of a round's updates may be "
+        "anything; left out, as many as the estimate allows",
+        examples=[1],
+    )
+    norm_bound: Positive | None = Field(
+        default=None,
+        description="for estimate = norm_clipping: updates are scaled to this norm at most; left "
+        "out, to the median of the round's norms",
+        examples=[1.0],
+    )
+    optimizer: Literal["sgd", "momentum", "adam", "yogi", "adagrad"] = Field(
+        default="sgd",
+        description="at the server; momentum = FedAvgM (1909.06335), the last three adapt "
+        "(2003.00295)",
+    )
     learning_rate: LearningRate = Field(
         default=1.0, description="at the server; 1 with sgd = plain averaging"
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.9, description="of optimizer = momentum: what stays of the last step"
+    )
+    average: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0,
+        description="decay of an average over the rounds' models, which is evaluated and saved, "
+        "while training goes on from the last one; 0 = none",
     )
     weighting: Literal["size", "uniform"] = Field(
         default="size",
         description="weight of a site: its public size, or the same for all, as it always is where "
-        "clients are what is protected (privacy.unit = client)",
+        "clients are what is protected (privacy.unit = client), and in every estimate but mean, "
+        "norm_clipping and geometric_median",
     )
     max_update_norm: Positive = Field(
         default=1e3, description="updates with a larger norm are rejected and reported"
     )
+
+    @model_validator(mode="after")
+    def _settings_of_the_estimate(self) -> AggregationConfig:
+        if self.faulty_sites and self.estimate == "mean":
+            refuse(
+                "the mean guards against no faulty site",
+                key="faulty_sites",
+                given=f"faulty_sites = {self.faulty_sites}, estimate = 'mean'",
+                expected="another aggregation.estimate, such as median, or no faulty_sites",
+            )
+        if self.norm_bound is not None and self.estimate != "norm_clipping":
+            refuse(
+                "a bound on the updates' norms is for norm clipping",
+                key="norm_bound",
+                given=f"norm_bound = {self.norm_bound:g}, estimate = {self.estimate!r}",
+                expected='estimate = "norm_clipping", or no norm_bound',
+                remedy="to reject larger updates, set aggregation.max_update_norm",
+            )
+        return self
 
 
 class SimulationConfig(Section):

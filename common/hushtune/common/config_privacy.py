@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from hushtune.common.compatibility import why_not
+from hushtune.common.compatibility import refusal
 from hushtune.common.config_base import (
     Count,
     CountOrNone,
@@ -172,14 +172,21 @@ def check_together(
     *,
     rounds: int,
 ) -> None:
-    """Refuse what does not go with a trust model."""
-    reason = why_not(aggregation.rule, privacy.trust)
-    if reason is not None:
+    """Refuse what does not go with a trust model, or with a rule of aggregation."""
+    found = refusal(
+        rule=aggregation.rule,
+        trust=privacy.trust,
+        estimate=aggregation.estimate,
+        optimizer=aggregation.optimizer,
+        learning_rate=aggregation.learning_rate,
+        average=aggregation.average,
+    )
+    if found is not None:
         refuse(
-            f"this rule does not go with privacy.trust = {privacy.trust!r}: {reason}",
-            key="aggregation.rule",
-            given=aggregation.rule,
-            expected="a rule of sums, such as ffa or fedit",
+            f"this {found.key.replace('_', ' ')} does not go with {found.beside}: {found.reason}",
+            key=f"aggregation.{found.key}",
+            given=found.given,
+            expected=found.expected,
         )
     if privacy.trust == "server":
         _check_server(privacy, simulation, metrics, rounds=rounds)

@@ -196,7 +196,12 @@ def head_only(config: RunConfig) -> RunConfig:
 def _with_sizes(config: RunConfig, sizes: Mapping[str, int]) -> RunConfig:
     simulation = config.simulation.model_copy(update={"sites_per_round": 0, "quorum": 1})
     data = config.data.model_copy(update={"public_sizes": dict(sizes)})
-    changed = config.model_copy(update={"data": data, "simulation": simulation})
+    # Of one site every estimate is its update, and none could be wary of it.
+    plain = {"estimate": "mean", "faulty_sites": None, "norm_bound": None}
+    aggregation = config.aggregation.model_copy(update=plain)
+    changed = config.model_copy(
+        update={"data": data, "simulation": simulation, "aggregation": aggregation}
+    )
     return _at_sites(changed)
 
 

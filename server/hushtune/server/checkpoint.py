@@ -21,6 +21,7 @@ from hushtune.common.adapter import AdapterSpec, AdapterState
 from hushtune.common.errors import CheckpointError, HushtuneError
 from hushtune.common.files import write_bytes
 from hushtune.common.privacy.ledger_entry import GENESIS, LedgerEntry
+from hushtune.server.aggregation.averaging import shown
 from hushtune.server.aggregation.central_dp import Memory
 from hushtune.server.aggregation.optimizers import AggState
 
@@ -37,6 +38,7 @@ Row = dict[str, Any]
 class Checkpoint:
     """All that a run needs to go on after ``round`` (0 = nothing done yet).
 
+    ``state`` is what training goes on from, and ``shown`` what is evaluated and handed out.
     ``history`` has one row a round; ``charges`` the ledger entries (``LedgerEntry.to_dict``) that
     each site has shown, ``refusals`` the rounds that each site refused, with code and reason.
     ``begun``: the last round in which steps of a secure sum may have been asked for.
@@ -55,6 +57,11 @@ class Checkpoint:
     begun: int = 0
     central: Memory | None = None
     ledger: tuple[Row, ...] = ()
+
+    @property
+    def shown(self) -> AdapterState:
+        """The average of the rounds' models, where one is kept, else the last one."""
+        return shown(self.agg, self.state)
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -117,6 +124,7 @@ def _to_bytes(checkpoint: Checkpoint) -> bytes:
             "spec": checkpoint.state.spec.to_dict(),
             "step": checkpoint.agg.step,
             "moments": sorted(checkpoint.agg.moments),
+            "averaged": checkpoint.agg.averaged,
             "begun": checkpoint.begun,
             "history": list(checkpoint.history),
             "charges": {site: list(rows) for site, rows in checkpoint.charges.items()},
@@ -191,7 +199,11 @@ def _from_parts(body: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Check
         round=int(body["round"]),
         config_hash=str(body["config_hash"]),
         state=state,
-        agg=AggState(int(body["step"]), {n: part(f"{_MOMENT}/{n}") for n in body["moments"]}),
+        agg=AggState(
+            int(body["step"]),
+            {n: part(f"{_MOMENT}/{n}") for n in body["moments"]},
+            int(body.get("averaged", 0)),
+        ),
         history=history,
         charges=charges,
         refusals=_rows_by_site(body["refusals"]),

@@ -25,12 +25,13 @@ from hushtune.common.messages import encode_order
 from hushtune.common.planning import cohort_of, metrics_rounds
 from hushtune.common.privacy.plan import PrivacyPlan, Trust
 from hushtune.server import central, distributed
-from hushtune.server.aggregation.aggregator import Aggregator
+from hushtune.server.aggregation import averaging
+from hushtune.server.aggregation.aggregator import Aggregator, check_estimate
 from hushtune.server.aggregation.central_dp import Memory
 from hushtune.server.checkpoint import Checkpoint, Row
 from hushtune.server.joined import Joined
 from hushtune.server.metrics import ask_for_metrics
-from hushtune.server.orders import is_warmup, make_orders
+from hushtune.server.orders import is_warmup, make_orders, trained_in
 from hushtune.server.replies import content_bytes, read_replies
 from hushtune.server.roll_call import RollCall
 from hushtune.server.spending import appended, appended_charges, spent
@@ -121,12 +122,19 @@ class Federation:
                 f"the global adapter is not finite after round {number}",
                 remedy="lower the learning rates or aggregation.max_update_norm",
             )
+        agg = averaging.follow(
+            now.agg,
+            joined.agg,
+            state,
+            trained=trained_in(self.config, state, round=number),
+            decay=self.config.aggregation.average,
+        )
         charges, refusals = joined.charges, joined.refusals
         released = None
         if number in metrics_rounds(self.config):
             released = ask_for_metrics(
                 grid,
-                state,
+                averaging.shown(agg, state),
                 run=self.run,
                 round=number,
                 config=self.config,
@@ -159,7 +167,7 @@ class Federation:
             now,
             round=number,
             state=state,
-            agg=joined.agg,
+            agg=agg,
             history=(*now.history, row),
             charges=charges,
             refusals=refusals,
@@ -309,3 +317,4 @@ def check_sites(
                 given=given,
                 expected=f"at most {len(plans)}",
             )
+    check_estimate(config.aggregation, simulation.sites_per_round or len(plans))

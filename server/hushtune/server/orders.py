@@ -20,6 +20,12 @@ def is_warmup(config: RunConfig, round: int) -> bool:
     return round <= config.train.warmup_rounds
 
 
+def trained_in(config: RunConfig, state: AdapterState, *, round: int) -> tuple[str, ...]:
+    """Keys of the tensors that a round trains, sorted."""
+    rule = RULES[config.aggregation.rule]
+    return trainable_keys(rule, state.spec, warmup=is_warmup(config, round))
+
+
 def chosen_sites(config: RunConfig, sites: Collection[str], *, round: int) -> tuple[str, ...]:
     """The sites of a round by name, sorted: all, or a seeded sample without replacement.
 
@@ -74,7 +80,7 @@ def make_orders(
 ) -> dict[str, RoundOrder]:
     """The order for each site of a round, by name, sorted."""
     rule = RULES[config.aggregation.rule]
-    trainable = trainable_keys(rule, state.spec, warmup=is_warmup(config, round))
+    trainable = trained_in(config, state, round=round)
     training = local_training(config, round=round)
     return {
         site: RoundOrder(

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RoundResult:
-    """A round that is over: the new global state, and the round's row of the history so far."""
+    """A round that is over: its model (``Checkpoint.shown``), and its row of the history so far."""
 
     round: int
     state: AdapterState
@@ -44,11 +44,11 @@ class RoundResult:
 class FederationResult:
     """A federation that is over.
 
-    ``run`` is its name in messages and ledgers; ``history`` has a row a round; ``charges`` the
-    ledger entries that each site has shown, those of rejected updates included; ``refusals`` for
-    each site the rounds that it refused, with code and reason (a site is asked again in every
-    round); ``seconds`` the time of this call by activity; ``ledger`` the server's own charges,
-    where the noise is added there.
+    ``run`` is its name in messages and ledgers; ``state`` its model (``Checkpoint.shown``);
+    ``history`` has a row a round; ``charges`` the ledger entries that each site has shown, those
+    of rejected updates included; ``refusals`` for each site the rounds that it refused, with code
+    and reason (a site is asked again in every round); ``seconds`` the time of this call by
+    activity; ``ledger`` the server's own charges, where the noise is added there.
     """
 
     run: str
@@ -147,7 +147,7 @@ class FederatedStrategy(Strategy):
         seconds["total"] = time.perf_counter() - began
         return FederationResult(
             run=now.run,
-            state=now.state,
+            state=now.shown,
             history=now.history,
             charges=now.charges,
             refusals=now.refusals,
@@ -160,7 +160,7 @@ class FederatedStrategy(Strategy):
         if self._on_round is None:
             return now
         row = now.history[-1]
-        extra = self._on_round(RoundResult(round=now.round, state=now.state, row=row))
+        extra = self._on_round(RoundResult(round=now.round, state=now.shown, row=row))
         return replace(now, history=(*now.history[:-1], {**row, **extra}))
 
     def _save(self, now: Checkpoint) -> float:

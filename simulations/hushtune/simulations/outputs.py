@@ -102,7 +102,7 @@ def finished(context: RunContext) -> dict[str, Any] | None:
     lines = (context.out / METRICS).read_bytes()
     if lines != "".join(map(metrics_line, checkpoint.history)).encode():
         return None
-    if summary is None or checkpoint.state.digest() != summary["adapter_digest"]:
+    if summary is None or checkpoint.shown.digest() != summary["adapter_digest"]:
         return None
     return {**summary, "out": str(context.out)}  # the folder may have been moved
 

@@ -128,7 +128,7 @@ def tell_so_far(context: RunContext, ended_by: HushtuneError) -> None:
             context,
             FederationResult(
                 run=last.run,
-                state=last.state,
+                state=last.shown,
                 history=last.history,
                 charges=last.charges,
                 refusals=appended(last.refusals, getattr(ended_by, "refusals", {})),

@@ -9,19 +9,43 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import AggregationConfig
+from hushtune.common.errors import ConfigError
 from hushtune.common.messages import ClientUpdate
+from hushtune.server.aggregation import optimizers, robust, selection
 from hushtune.server.aggregation.estimates import (
     Estimate,
+    GramOf,
     Weighting,
+    by_site,
     by_size,
+    euclidean_gram,
+    mean,
     uniform,
-    weighted_mean,
 )
-from hushtune.server.aggregation.optimizers import AggState, ServerOptimizer, adam, sgd
+from hushtune.server.aggregation.optimizers import AggState, ServerOptimizer
 
-__all__ = ["AggState", "Aggregator", "compose", "make_aggregator", "make_optimizer", "mean_by"]
+__all__ = [
+    "AggState",
+    "Aggregator",
+    "compose",
+    "make_aggregator",
+    "make_estimate",
+    "make_optimizer",
+]
+
+WEIGHTINGS = {"size": by_size, "uniform": uniform}
+ROBUST = {
+    "median": robust.coordinate_median,
+    "trimmed_mean": robust.trimmed_mean,
+    "krum": selection.krum,
+    "multi_krum": selection.multi_krum,
+    "bulyan": selection.bulyan,
+    "geometric_median": selection.geometric_median,
+}
 
 
 @dataclass(frozen=True)
@@ -32,29 +56,72 @@ class Aggregator:
     apply: Callable[[AggState, AdapterState, Sequence[ClientUpdate]], tuple[AggState, AdapterState]]
 
 
-def compose(estimate: Estimate, optimizer: ServerOptimizer) -> Aggregator:
-    """Estimate the mean change, then take the server optimiser's step along it."""
+def compose(
+    estimate: Estimate,
+    optimizer: ServerOptimizer,
+    *,
+    weighting: Weighting = by_size,
+    gram: GramOf = euclidean_gram,
+) -> Aggregator:
+    """Estimate the mean change, then take the server optimiser's step along it.
+
+    ``gram`` says in which geometry updates are compared; it is asked where the estimate needs it.
+    FederationError for updates that have no estimate, such as too few.
+    """
 
     def apply(
         memory: AggState, state: AdapterState, updates: Sequence[ClientUpdate]
     ) -> tuple[AggState, AdapterState]:
-        return optimizer.apply(memory, state, estimate(updates))
+        ordered = by_site(updates)
+        inner = gram(ordered) if estimate.uses_gram else np.zeros((0, 0))
+        return optimizer.apply(memory, state, estimate.combine(ordered, weighting(ordered), inner))
 
     return Aggregator(optimizer.init, apply)
 
 
-def mean_by(weighting: Weighting) -> Estimate:
-    """The weighted mean, with weights that follow from the updates' public sizes."""
-    return lambda updates: weighted_mean(updates, weighting(updates))
-
-
-def make_aggregator(config: AggregationConfig) -> Aggregator:
+def make_aggregator(config: AggregationConfig, *, gram: GramOf = euclidean_gram) -> Aggregator:
     """The aggregator that a configuration asks for."""
-    weightings = {"size": by_size, "uniform": uniform}
-    return compose(mean_by(weightings[config.weighting]), make_optimizer(config))
+    return compose(
+        make_estimate(config),
+        make_optimizer(config),
+        weighting=WEIGHTINGS[config.weighting],
+        gram=gram,
+    )
+
+
+def make_estimate(config: AggregationConfig) -> Estimate:
+    """The estimate alone."""
+    if config.estimate == "mean":
+        return mean()
+    if config.estimate == "norm_clipping":
+        return robust.norm_clipping(faulty=config.faulty_sites, bound=config.norm_bound)
+    return ROBUST[config.estimate](faulty=config.faulty_sites)
+
+
+def check_estimate(config: AggregationConfig, updates: int) -> None:
+    """ConfigError where a round's sites are too few for the estimate, even if all answer."""
+    faulty = config.faulty_sites or 0
+    least = make_estimate(config).least(faulty)
+    if updates < least:
+        raise ConfigError(
+            f"the sites of a round are too few for aggregation.estimate = {config.estimate!r}",
+            given=f"{updates} sites, {faulty} of them assumed to be faulty",
+            expected=f"at least {least} sites",
+            remedy="set a smaller aggregation.faulty_sites, or another aggregation.estimate",
+        )
 
 
 def make_optimizer(config: AggregationConfig) -> ServerOptimizer:
     """The server's optimiser alone, for a mean that is not an ``Estimate`` of updates as such."""
-    optimizers = {"sgd": sgd, "adam": adam}
-    return optimizers[config.optimizer](config.learning_rate)
+    rate = config.learning_rate
+    match config.optimizer:
+        case "sgd":
+            return optimizers.sgd(rate)
+        case "momentum":
+            return optimizers.momentum(rate, beta=config.momentum)
+        case "adam":
+            return optimizers.adam(rate)
+        case "yogi":
+            return optimizers.yogi(rate)
+        case "adagrad":
+            return optimizers.adagrad(rate)

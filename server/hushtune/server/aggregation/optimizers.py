@@ -19,10 +19,14 @@ from hushtune.common.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class AggState:
-    """The server's memory between rounds: rounds joined so far, and moments by name."""
+    """The server's memory between rounds: rounds joined so far, and moments by name.
+
+    ``averaged``: iterates in the average (:mod:`.averaging`), which is one of the moments.
+    """
 
     step: int
     moments: Mapping[str, AdapterState]
+    averaged: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,19 +54,77 @@ def sgd(learning_rate: float) -> ServerOptimizer:
     return ServerOptimizer(init, apply)
 
 
+def momentum(learning_rate: float, *, beta: float = 0.9) -> ServerOptimizer:
+    """FedAvgM (Hsu et al. 1909.06335): ``v <- beta v + delta``, ``x <- x + learning_rate v``."""
+    _require("learning_rate", learning_rate, learning_rate > 0)
+    _require("momentum", beta, 0 <= beta < 1)
+
+    def init(state: AdapterState) -> AggState:
+        return AggState(step=0, moments={"first": state.select(())})
+
+    def apply(
+        memory: AggState, state: AdapterState, delta: AdapterState
+    ) -> tuple[AggState, AdapterState]:
+        old = memory.moments["first"]
+        velocity = beta * _begun(old, delta, start=0.0) + delta
+        moved = state.select(delta.keys) + learning_rate * velocity
+        return AggState(memory.step + 1, {"first": old.merge(velocity)}), state.merge(moved)
+
+    return ServerOptimizer(init, apply)
+
+
 def adam(
     learning_rate: float, *, betas: tuple[float, float] = (0.9, 0.99), epsilon: float = 1e-3
 ) -> ServerOptimizer:
-    """FedAdam, algorithm 2 of 2003.00295; ``epsilon`` is the paper's degree of adaptivity tau.
+    """FedAdam: ``v <- b2 v + (1 - b2) delta^2``."""
+    first, second = betas
 
-    ``m <- b1 m + (1 - b1) delta``, ``v <- b2 v + (1 - b2) delta^2``,
+    def square(old: Tensor, delta: Tensor) -> Tensor:
+        return second * old + (1 - second) * delta.square()
+
+    _require("betas", betas, 0 <= first < 1 and 0 <= second < 1)
+    return _adaptive(learning_rate, square, beta=first, epsilon=epsilon)
+
+
+def yogi(
+    learning_rate: float, *, betas: tuple[float, float] = (0.9, 0.99), epsilon: float = 1e-3
+) -> ServerOptimizer:
+    """FedYogi: ``v <- v - (1 - b2) delta^2 sign(v - delta^2)``."""
+    first, second = betas
+
+    def square(old: Tensor, delta: Tensor) -> Tensor:
+        new = delta.square()
+        return old - (1 - second) * new * (old - new).sign()
+
+    _require("betas", betas, 0 <= first < 1 and 0 <= second < 1)
+    return _adaptive(learning_rate, square, beta=first, epsilon=epsilon)
+
+
+def adagrad(learning_rate: float, *, beta: float = 0.9, epsilon: float = 1e-3) -> ServerOptimizer:
+    """FedAdagrad: ``v <- v + delta^2``."""
+
+    def square(old: Tensor, delta: Tensor) -> Tensor:
+        return old + delta.square()
+
+    _require("beta", beta, 0 <= beta < 1)
+    return _adaptive(learning_rate, square, beta=beta, epsilon=epsilon)
+
+
+def _adaptive(
+    learning_rate: float,
+    square: Callable[[Tensor, Tensor], Tensor],
+    *,
+    beta: float,
+    epsilon: float,
+) -> ServerOptimizer:
+    """Algorithm 2 of 2003.00295; ``epsilon`` is its degree of adaptivity tau.
+
+    ``m <- beta m + (1 - beta) delta``, ``v <- square(v, delta)``,
     ``x <- x + learning_rate * m / (sqrt(v) + epsilon)``, from ``m = 0`` and ``v = epsilon^2``,
     without bias correction, as in the paper.
     """
-    first, second = betas
     _require("learning_rate", learning_rate, learning_rate > 0)
     _require("epsilon", epsilon, epsilon > 0)
-    _require("betas", betas, 0 <= first < 1 and 0 <= second < 1)
 
     def init(state: AdapterState) -> AggState:
         nothing = state.select(())
@@ -71,19 +133,11 @@ def adam(
     def apply(
         memory: AggState, state: AdapterState, delta: AdapterState
     ) -> tuple[AggState, AdapterState]:
-        old_first = _begun(memory.moments["first"], delta, start=0.0)
-        old_second = _begun(memory.moments["second"], delta, start=epsilon**2)
-        new_first = first * old_first + (1 - first) * delta
-        new_second = second * old_second + (1 - second) * delta.map(torch.square)
-
-        def direction(mean: Tensor, square: Tensor) -> Tensor:
-            return mean / (square.sqrt() + epsilon)
-
-        step = learning_rate * new_first.zip_with(new_second, direction)
-        moments = {
-            "first": memory.moments["first"].merge(new_first),
-            "second": memory.moments["second"].merge(new_second),
-        }
+        first, second = memory.moments["first"], memory.moments["second"]
+        mean = beta * _begun(first, delta, start=0.0) + (1 - beta) * delta
+        squares = _begun(second, delta, start=epsilon**2).zip_with(delta, square)
+        step = learning_rate * mean.zip_with(squares, lambda m, v: m / (v.sqrt() + epsilon))
+        moments = {"first": first.merge(mean), "second": second.merge(squares)}
         moved = state.select(delta.keys) + step
         return AggState(memory.step + 1, moments), state.merge(moved)
 
