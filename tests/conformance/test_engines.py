@@ -270,6 +270,25 @@ def test_engines_give_the_same_adapter(settings: Any, tmp_path: Path, head: str)
     assert here["value"] == there["value"]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("kept_actors")
+@pytest.mark.parametrize("kind", ["label_flip", "collude"])
+def test_the_same_sites_attack_in_the_same_way_on_both_engines(
+    kind: str, settings: Any, tmp_path: Path
+) -> None:
+    """One attack on the data and one on the update; ``collude`` needs to know the seed."""
+    honest = run(settings.config(), tmp_path / "honest")
+    changes = {"simulation__attack": kind}
+    here = run(settings.config(**changes), tmp_path / "a")
+    there = run(settings.config(**changes, simulation__engine="flower"), tmp_path / "b")
+    assert here["attack"] == there["attack"]
+    assert here["adapter_digest"] != honest["adapter_digest"]
+    for path in sorted((tmp_path / "a" / "adapter").glob("*.safetensors")):
+        left, right = load_file(path), load_file(tmp_path / "b" / "adapter" / path.name)
+        for key, tensor in left.items():
+            assert (tensor - right[key]).abs().max() <= 1e-6, key
+
+
 def test_flower_still_keeps_the_task_identity_that_the_engine_sets() -> None:
     """The in-process grid sets flwr.supercore.task_identity.TaskIdentity, an internal of Flower's:
     without it no message can be made; with these three names it can."""

@@ -47,6 +47,7 @@ def summary(names: Sequence[str], *, epsilon: float = 2.0, **changes: Any) -> di
         "table": {**baselines, **own},
         "baselines": {"alone_private": 0.5},
         "rejected": {},
+        "attack": None,
         "data_notes": [],
         "out": "runs/x",
         "seconds": {"total": 1.0},
@@ -126,6 +127,7 @@ def test_a_dry_run_s_bytes_add_up_and_its_dropped_rows_are_told() -> None:
         "who_has_what": [
             {"site": "a", "train": 9, "validation": 1, "test": 2, "labels": {"good": 12}}
         ],
+        "attack": None,
         "data_notes": ["3 rows left out: no text (such as a.csv:7)"],
         **{"rounds": 5, "warmup_rounds": 3, "bytes_per_warmup_round": 1000},
         **{"bytes_per_round": 20000, "bytes_total": 43000, "memory_megabytes": 1, "minutes": 0.1},

@@ -154,6 +154,24 @@ class SimulationConfig(Section):
     )
     baselines: bool = Field(default=True, description="also train what the result is compared with")
     evaluate_every: Count = Field(default=1, description="evaluate after every so many rounds")
+    attack: Literal["none", "label_flip", "sign_flip", "scale", "collude", "nan"] = Field(
+        default="none",
+        description="what some of the simulated sites do: label_flip = train on the next label in "
+        "place of each; sign_flip = send minus the update; scale = send it enlarged; collude = all "
+        "push in one direction; nan = send no numbers",
+    )
+    attackers: float = Field(
+        default=0.2,
+        gt=0,
+        lt=0.5,
+        description="share of the sites that attack, rounded down, but at least one; which ones "
+        "follows from the seed",
+    )
+    attack_scale: Positive = Field(
+        default=10.0,
+        description="what sign_flip, scale and collude multiply the update or its norm by; 1 is "
+        "the plain sign flip of the literature",
+    )
 
     @model_validator(mode="after")
     def _one_place_for_ledgers(self) -> SimulationConfig:

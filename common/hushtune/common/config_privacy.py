@@ -192,6 +192,15 @@ def check_together(
         _check_server(privacy, simulation, metrics, rounds=rounds)
     if privacy.trust != "distributed":
         return
+    if simulation.attack not in ("none", "label_flip"):
+        refuse(
+            "under secure aggregation a site sends masked sums, so that a simulated attacker has "
+            "no update to change: what it can poison is its own training data",
+            key="simulation.attack",
+            given=simulation.attack,
+            expected="'none' or 'label_flip'",
+            remedy='attacks on updates need privacy.trust = "site", "server" or "off"',
+        )
     if simulation.sites_per_round:
         refuse(
             "secure aggregation is between all sites of a run: each adds its share of the noise",

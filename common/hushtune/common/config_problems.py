@@ -8,7 +8,7 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -156,7 +156,8 @@ def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str
 
 
 def takes_text(path: Sequence[str]) -> bool:
-    """Whether a setting is free text, so that a column called 2024 needs no quotes in --set.
+    """Whether a setting is text, so that a column called 2024 needs no quotes in --set, and the
+    word nan is no number where it is one of a few words.
 
     >>> takes_text(["data", "text"]), takes_text(["train", "rounds"])
     (True, False)
@@ -170,7 +171,9 @@ def takes_text(path: Sequence[str]) -> bool:
             annotation = next(
                 (get_args(option)[1] for option in _options(annotation) if _is_table(option)), None
             )
-    return any(option in (str, Path) for option in _options(annotation))
+    return any(
+        option in (str, Path) or get_origin(option) is Literal for option in _options(annotation)
+    )
 
 
 def _is_table(annotation: Any) -> bool:

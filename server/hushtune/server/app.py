@@ -13,7 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig, SimulationConfig
 from hushtune.common.config_io import config_hash, dump_toml
-from hushtune.common.errors import OutputExistsError
+from hushtune.common.errors import ConfigError, OutputExistsError
 from hushtune.common.files import write_text
 from hushtune.common.lora_files import plain_adapter, save_adapter
 from hushtune.common.planning import site_plans
@@ -89,6 +89,13 @@ def main(grid: Grid, context: Context) -> None:
     ``hushtune simulate --out DIR --resume`` adds them to the folder of the finished run.
     """
     run = read_run_config(context.run_config)
+    if run.config.simulation.attack != "none":
+        raise ConfigError(
+            "attackers are simulated by hushtune's own command alone: here no site would attack",
+            given=f"simulation.attack = {run.config.simulation.attack!r}",
+            expected="'none'",
+            remedy="run the configuration with hushtune simulate",
+        )
     if run.out.exists() and (not run.out.is_dir() or any(run.out.iterdir())):
         raise OutputExistsError(
             "the output folder is not empty",

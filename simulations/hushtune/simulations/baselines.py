@@ -28,8 +28,8 @@ Federate = Callable[[RunContext], AdapterState]
 
 def trained_baselines(config: RunConfig) -> dict[str, RunConfig]:
     """The runs to compare with, by name; the privacy of each is the federated run's."""
-    # The sites' real budgets and policies are about the run itself.
-    own = config.simulation.model_copy(update={"policies": None, "ledgers": None})
+    # The sites' real budgets and policies are about the run itself, and so is an attack on it.
+    own = config.simulation.model_copy(update={"policies": None, "ledgers": None, "attack": "none"})
     config = config.model_copy(update={"simulation": own})
     sites = sorted(config.data.public_sizes)
     if Unit(config.privacy.unit) is Unit.CLIENT:

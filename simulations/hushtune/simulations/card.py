@@ -13,6 +13,7 @@ from hushtune.common.planning import POOLED
 from hushtune.common.privacy.figures import at_most, upwards
 from hushtune.common.privacy.statement_markdown import plain
 from hushtune.common.tasks.workspace import Workspace
+from hushtune.simulations.attacks import told as told_attack
 
 _LOAD_MEAN = """\
 ```python
@@ -143,6 +144,8 @@ def model_card(
     tags = ["lora", "federated-learning"]
     tags += ["differential-privacy"] if privacy["guarantee"] else []
     first = "" if privacy["guarantee"] else f"> {promise}\n\n"
+    if summary["attack"] is not None:
+        first = f"> **Attacked.** {plain(told_attack(summary['attack']))}.\n\n{first}"
     return f"""---
 library_name: peft
 pipeline_tag: text-classification

@@ -100,7 +100,6 @@ def _quiet_flower() -> Generator[None]:
 
 def with_run_config(client_app: ClientApp, run_config: Mapping[str, str]) -> ClientApp:
     """The same app for nodes whose Flower run has no configuration of its own."""
-    wrapped = ClientApp()
 
     def configured(context: Context) -> Context:
         # A new one: Flower refuses a context whose configuration was changed.
@@ -112,21 +111,27 @@ def with_run_config(client_app: ClientApp, run_config: Mapping[str, str]) -> Cli
             run_config=dict(run_config),
         )
 
+    return around(lambda message, context: client_app(message, configured(context)))
+
+
+def around(call: Callable[[Message, Context], Message]) -> ClientApp:
+    """An app whose every answer ``call`` gives; what it holds is shipped to Ray's workers."""
+    app = ClientApp()
     for action in TRAIN_ACTIONS:
 
-        @wrapped.train(action)
+        @app.train(action)
         def train(message: Message, context: Context) -> Message:  # pyright: ignore[reportUnusedFunction]
-            return client_app(message, configured(context))
+            return call(message, context)
 
-    @wrapped.evaluate()
+    @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:  # pyright: ignore[reportUnusedFunction]
-        return client_app(message, configured(context))
+        return call(message, context)
 
-    @wrapped.query()
+    @app.query()
     def query(message: Message, context: Context) -> Message:  # pyright: ignore[reportUnusedFunction]
-        return client_app(message, configured(context))
+        return call(message, context)
 
-    return wrapped
+    return app
 
 
 class InProcessGrid(Grid):

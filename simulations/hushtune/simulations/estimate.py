@@ -20,6 +20,7 @@ from hushtune.common.tasks.units import Rows, Units
 from hushtune.common.tasks.workspace import Workspace, check_sizes, open_workspace, resolve
 from hushtune.server.federation import check_sites
 from hushtune.simulations.agreement import refusals
+from hushtune.simulations.attacks import attack_of
 from hushtune.simulations.baselines import trained_baselines
 from hushtune.simulations.planner_clients import client_figures
 
@@ -103,6 +104,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
         "data_notes": workspace.data.report.lines(),
         "quorum": config.simulation.quorum,
         "refusals": refusals(config, plans, state),
+        "attack": attack_of(config),
         "bytes_per_round": per_round * (down + up["adapter" if adapted else "warmup"]),
         "bytes_per_warmup_round": per_round * (down + up["warmup"]),
         "bytes_total": total,

@@ -23,6 +23,7 @@ from hushtune.server.app import checkpoint_folder
 from hushtune.server.checkpoint import Checkpoint, exists, load
 from hushtune.server.strategy import FederationResult
 from hushtune.simulations import saved
+from hushtune.simulations.attacks import attack_of
 from hushtune.simulations.card import model_card
 from hushtune.simulations.privacy_report import privacy_of, write_statement
 
@@ -35,7 +36,7 @@ SUMMARY_KEYS = frozenset(
         *("metric", "higher_is_better", "value", "macro_f1", "sites", "baselines", "table"),
         *("personal", "worst_site", "spread", "aggregation_bias"),
         *("rounds", "trust", "refusals", "rejected", "seconds", "seed", "config_hash"),
-        *("adapter_digest", "out", "data_notes", "unit", "group", "seen_by"),
+        *("adapter_digest", "out", "data_notes", "unit", "group", "seen_by", "attack"),
     )
 )
 """What every summary has; ``missing`` comes with them where no picture could be drawn."""
@@ -173,6 +174,7 @@ def summarise(run: FinishedRun, privacy: Mapping[str, Any]) -> dict[str, Any]:
         "seen_by": dict.fromkeys(_RESEARCHER_S, SEEN_BY),
         "refusals": {site: [dict(r) for r in rows] for site, rows in result.refusals.items()},
         "rejected": _rejected(result),
+        "attack": attack_of(context.config),
         "seconds": dict(run.seconds),
         "seed": context.config.seed,
         "config_hash": config_hash(context.config),

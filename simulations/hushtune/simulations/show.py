@@ -15,6 +15,7 @@ from rich.table import Table
 from hushtune.common.names import METHODS, SEEN_BY, methods
 from hushtune.common.privacy.figures import at_most, upwards
 from hushtune.simulations.agreement import show_refusals
+from hushtune.simulations.attacks import show_attack
 from hushtune.simulations.planner_clients import show_clients
 
 _MOST_LABELS = 8
@@ -153,6 +154,7 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
         console.print(_promised_to_clients(rows), highlight=False)
     else:
         console.print(_spent(rows, summary["group"]) if private else _NOT_PRIVATE)
+    show_attack(console, summary["attack"])
     rejected: Mapping[str, Sequence[Mapping[str, Any]]] = summary["rejected"]
     worst = _first(rejected, lambda site: -len(rejected[site]))
     for site in worst:
@@ -254,6 +256,7 @@ def show_estimate(console: Console, figures: Mapping[str, Any]) -> None:
     _show_notes(console, figures["data_notes"])
     if figures["trust"] == "off":
         console.print(_NOT_PRIVATE)
+    show_attack(console, figures["attack"])
     if "clients" in figures:
         show_clients(console, figures["clients"])
     warmup, adapted = figures["warmup_rounds"], figures["rounds"] - figures["warmup_rounds"]

@@ -25,7 +25,7 @@ from hushtune.common.tasks.workspace import Workspace, check_sizes, open_workspa
 from hushtune.server.app import checkpoint_folder, federate
 from hushtune.server.federation import check_sites
 from hushtune.server.strategy import FederationResult, RoundResult
-from hushtune.simulations import engine, outputs
+from hushtune.simulations import attacks, engine, outputs
 from hushtune.simulations.agreement import check_quorum, check_sites_open, refusals
 from hushtune.simulations.baselines import compare, trained_baselines
 from hushtune.simulations.ledgers import own_charges
@@ -165,9 +165,10 @@ def run_federation(
         if context.config.simulation.engine == "flower"
         else engine.run_in_process
     )
+    attack = context.config.simulation.attack
     start(
         serve,
-        client_app,
+        client_app if attack == attacks.NONE else attacks.attacking(client_app),
         num_sites=len(context.config.data.public_sizes),
         run_config=run_config(context.config, context.out),
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 
 import numpy as np
@@ -81,6 +82,22 @@ class TextClassification:
         self._activations()
         still = all(key.startswith("head.") for key in trainable) and not state.has_effect()
         return Level.FEATURES if still and self._model.head is not None else Level.HIDDEN
+
+    @contextmanager
+    def relabelled(self, rows: Rows, labels: Rows) -> Generator[None]:
+        """Other ``labels (n,)`` for ``rows (n,)`` while the block runs.
+
+        A simulated site that poisons its data trains in it. Activations, which know no labels,
+        stay as they are.
+        """
+        kept = self._labels
+        changed = kept.clone()
+        changed[torch.from_numpy(rows)] = torch.from_numpy(labels)
+        self._labels = changed
+        try:
+            yield
+        finally:
+            self._labels = kept
 
     def microbatches(self, units: Units, size: int) -> list[Piece]:
         """See ``Task.microbatches``."""
