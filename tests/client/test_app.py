@@ -23,7 +23,6 @@ from hushtune.common.messages import (
     Refusal,
     RoundOrder,
     decode_reply,
-    encode_hello,
     encode_order,
 )
 from hushtune.common.planning import site_plans
@@ -32,6 +31,7 @@ from hushtune.common.privacy.ledger import Ledger
 from hushtune.common.privacy.ledger_entry import RECORD
 from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import PrivacyPlan, Relation, Trust
+from hushtune.common.roll_call_messages import encode_hello
 from hushtune.common.tasks.units import Units
 
 from .families import TensorTask, flat, make_order, moved, plan_off, private_plan, tensor_task

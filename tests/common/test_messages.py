@@ -22,18 +22,15 @@ from hushtune.common.messages import (
     LocalTraining,
     Refusal,
     RoundOrder,
-    decode_hello,
     decode_order,
     decode_reply,
-    decode_site,
-    encode_hello,
     encode_order,
     encode_refusal,
-    encode_site,
     encode_update,
 )
 from hushtune.common.privacy.ledger_entry import GENESIS, RECORD, LedgerEntry
 from hushtune.common.privacy.plan import DpSgdEvent, PrivacyPlan, Relation, Trust, Unit
+from hushtune.common.roll_call_messages import decode_hello, decode_site, encode_hello, encode_site
 
 SPEC = AdapterSpec(base="ab" * 32, rank=1, alpha=1.0, rslora=True, targets=("q",), head=("weight",))
 STATE = AdapterState(

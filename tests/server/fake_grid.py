@@ -16,13 +16,12 @@ from hushtune.common.config import RunConfig
 from hushtune.common.messages import (
     ClientUpdate,
     RoundOrder,
-    decode_hello,
     decode_order,
-    encode_site,
     encode_update,
 )
 from hushtune.common.privacy.ledger_entry import GENESIS, RECORD, LedgerEntry
 from hushtune.common.privacy.plan import PrivacyPlan, Relation, Trust, Unit
+from hushtune.common.roll_call_messages import decode_hello, encode_site
 
 SPEC = AdapterSpec(
     base="f" * 64, rank=2, alpha=2.0, rslora=False, targets=("layer.q",), head=("bias", "weight")

@@ -27,10 +27,8 @@ from hushtune.common.messages import (
     ClientUpdate,
     Refusal,
     RoundOrder,
-    decode_hello,
     decode_order,
     encode_refusal,
-    encode_site,
     encode_update,
     name_of_order,
 )
@@ -42,6 +40,7 @@ from hushtune.common.metrics_messages import (
 )
 from hushtune.common.privacy.ledger import Ledger, LedgerEntry
 from hushtune.common.privacy.plan import Trust, Unit
+from hushtune.common.roll_call_messages import decode_hello, encode_site
 from hushtune.common.secagg.wire_step import StepReply, decode_step, encode_step_reply
 
 log = logging.getLogger(__name__)
@@ -296,4 +295,5 @@ def _update(
         num_examples=site.public_size,
         charge=charge,
         noise=site.noise.description if site.ledger is not None else "none",
+        encoding=order.encoding,
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
+from hushtune.common import encoding as encodings
 from hushtune.common.adapter import AdapterState
 from hushtune.common.errors import HushtuneError, MessageError
 from hushtune.common.privacy.ledger import LedgerEntry
@@ -70,7 +71,7 @@ class RoundOrder:
 
     ``adapter`` is the complete global state, ``trainable`` the tensors to train and to send back,
     ``rule`` the aggregation that it is for, ``plan`` the site's plan over the whole run, of which
-    this round takes ``local_steps`` steps.
+    this round takes ``local_steps`` steps. ``encoding`` is that of the update's numbers.
     """
 
     run: str
@@ -83,11 +84,15 @@ class RoundOrder:
     local_steps: int
     num_examples: int
     training: LocalTraining
+    encoding: str = "float32"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientUpdate:
-    """One site's answer: the change of the tensors that it trained."""
+    """One site's answer: the change of the tensors that it trained.
+
+    ``delta`` is float32 whatever the ``encoding`` in which it crosses, or has crossed, the wire.
+    """
 
     run: str
     round: int
@@ -96,6 +101,7 @@ class ClientUpdate:
     num_examples: int
     charge: LedgerEntry | None
     noise: str
+    encoding: str = "float32"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,11 +115,13 @@ class Refusal:
     reason: str
 
 
-def pack(body: Mapping[str, Any], adapter: AdapterState | None) -> RecordDict:
+def pack(
+    body: Mapping[str, Any], adapter: AdapterState | None, *, encoding: str = "float32"
+) -> RecordDict:
     """A JSON body, and an adapter where there is one, as Flower records."""
     record = RecordDict({_BODY: ConfigRecord({_TEXT: json.dumps(body, sort_keys=True)})})
     if adapter is not None:
-        data = adapter.to_bytes()
+        data = encodings.encode(adapter, encoding)
         array = Array(dtype="uint8", shape=(len(data),), stype=_SAFETENSORS, data=data)
         record[_ADAPTER] = ArrayRecord({_STATE: array})
     return record
@@ -138,7 +146,11 @@ def unpack_body(content: RecordDict) -> dict[str, Any]:
 
 
 def unpack_adapter(content: RecordDict) -> AdapterState:
-    """The adapter that a message carries; raises MessageError."""
+    """The float32 adapter that a message carries; raises MessageError."""
+    return AdapterState.from_bytes(_adapter_bytes(content))
+
+
+def _adapter_bytes(content: RecordDict) -> bytes:
     try:
         array = content.array_records[_ADAPTER][_STATE]
     except KeyError as error:
@@ -147,7 +159,7 @@ def unpack_adapter(content: RecordDict) -> AdapterState:
         raise MessageError(
             "an adapter is encoded in an unknown way", given=array.stype, expected=_SAFETENSORS
         )
-    return AdapterState.from_bytes(array.data)
+    return array.data
 
 
 def with_body(content: RecordDict, body: Mapping[str, Any]) -> RecordDict:
@@ -168,6 +180,7 @@ def encode_order(order: RoundOrder, **also: Mapping[str, Any]) -> RecordDict:
         "local_steps": order.local_steps,
         "num_examples": order.num_examples,
         "training": asdict(order.training),
+        "encoding": order.encoding,
     }
     return pack(body, order.adapter)
 
@@ -189,6 +202,7 @@ def decode_order(content: RecordDict) -> RoundOrder:
             local_steps=read_count(body, "local_steps"),
             num_examples=read_count(body, "num_examples"),
             training=LocalTraining(**body["training"]),
+            encoding=encodings.known(read_text(body, "encoding")),
         )
     except HushtuneError:
         raise
@@ -214,7 +228,7 @@ def encode_update(update: ClientUpdate) -> RecordDict:
         "charge": update.charge.to_dict() if update.charge else None,
         "noise": update.noise,
     }
-    return pack(body, update.delta)
+    return pack(body, update.delta, encoding=update.encoding)
 
 
 def encode_refusal(refusal: Refusal) -> RecordDict:
@@ -238,15 +252,16 @@ def decode_reply(content: RecordDict) -> ClientUpdate | Refusal:
     if body.get("refused"):
         return decode_refusal(content)
     try:
-        charge = body["charge"]
+        charge, data = body["charge"], _adapter_bytes(content)
         return ClientUpdate(
             run=read_text(body, "run"),
             round=read_count(body, "round"),
             site=read_text(body, "site"),
-            delta=unpack_adapter(content),
+            delta=encodings.decode(data),
             num_examples=read_count(body, "num_examples"),
             charge=None if charge is None else LedgerEntry.from_dict(charge),
             noise=read_text(body, "noise"),
+            encoding=encodings.encoding_of(data),
         )
     except HushtuneError:
         raise
@@ -255,7 +270,10 @@ def decode_reply(content: RecordDict) -> ClientUpdate | Refusal:
 
 
 _ORDER_KEYS = frozenset(
-    ["run", "round", "site", "trainable", "rule", "plan", "local_steps", "num_examples", "training"]
+    (
+        *("run", "round", "site", "trainable", "rule", "plan", "local_steps", "num_examples"),
+        *("training", "encoding"),
+    )
 )
 
 
@@ -304,27 +322,3 @@ def read_count(body: Mapping[str, Any], key: str) -> int:
     if not isinstance(value, int) or not _is_count(value, 0):
         raise MessageError(f"{key} of a message must be a count", given=repr(value)[:100])
     return value
-
-
-def encode_hello() -> RecordDict:
-    """The question with which a server learns which site a node is."""
-    return pack({"ask": "site"}, None)
-
-
-def decode_hello(content: RecordDict) -> None:
-    """Check that a question is the one of ``encode_hello``."""
-    if unpack_body(content).get("ask") != "site":
-        raise MessageError("a site was asked something that it does not answer")
-
-
-def encode_site(site: str) -> RecordDict:
-    """A site's answer to ``encode_hello``."""
-    return pack({"site": site}, None)
-
-
-def decode_site(content: RecordDict) -> str:
-    """Inverse of ``encode_site``."""
-    body = unpack_body(content)
-    if "site" not in body:
-        raise MessageError("a node did not say which site it is")
-    return read_text(body, "site")

@@ -88,6 +88,7 @@ def make_orders(
             local_steps=config.train.local_steps,
             num_examples=sizes[site],
             training=_at_site(training, config, site),
+            encoding=config.aggregation.encoding,
         )
         for site in chosen_sites(config, plans, round=round)
     }

@@ -13,6 +13,7 @@ from hushtune.client.metrics import SENSITIVITY
 from hushtune.client.site import OwnTerms, ledger_path, simulated_ledger, simulated_terms
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
+from hushtune.common.encoding import encode
 from hushtune.common.errors import HushtuneError
 from hushtune.common.files import write_text
 from hushtune.common.json_text import json_text
@@ -249,7 +250,7 @@ def _released(
         chosen = [number for number in rounds if is_warmup(config, number) is warmup]
         if chosen:
             keys = trainable_keys(RULES[config.aggregation.rule], state.spec, warmup=warmup)
-            sent = _transfer(state.select(keys), chosen)
+            sent = _transfer(state.select(keys), chosen, encoding=config.aggregation.encoding)
             if config.privacy.trust == Trust.DISTRIBUTED:
                 sent = _masked(sent, steps_of_round(config))
             transfers.append(sent)
@@ -262,13 +263,18 @@ def _masked(sent: Transfer, steps: int) -> Transfer:
 
 
 def _transfer(
-    state: AdapterState, rounds: Collection[int], *, purpose: str = "training"
+    state: AdapterState,
+    rounds: Collection[int],
+    *,
+    purpose: str = "training",
+    encoding: str = "float32",
 ) -> Transfer:
-    # A state's size on the wire depends on its tensors' names and shapes only.
+    # A state's size on the wire depends on its encoding, its tensors' names and shapes only.
     return Transfer(
         rounds=sorted(rounds),
         tensors={key: tensor.numel() for key, tensor in state.tensors.items()},
-        num_bytes=len(state.to_bytes()),
+        num_bytes=len(encode(state, encoding)),
+        encoding=encoding,
         purpose=purpose,
     )
 
