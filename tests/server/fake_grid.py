@@ -94,6 +94,7 @@ def trained(order: RoundOrder) -> ClientUpdate:
         num_examples=order.num_examples,
         charge=charge(order),
         noise="none",
+        encoding=order.encoding,
     )
 
 
