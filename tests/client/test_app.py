@@ -17,15 +17,23 @@ from hushtune.client.train import train_locally
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
+from hushtune.common.encoding import encode
 from hushtune.common.errors import BadValueError, DiskFullError, LabelError, PolicyError
-from hushtune.common.hello_messages import encode_hello
-from hushtune.common.messages import ClientUpdate, Refusal, RoundOrder, decode_reply, encode_order
+from hushtune.common.messages import (
+    ClientUpdate,
+    Refusal,
+    RoundOrder,
+    decode_reply,
+    encode_order,
+    name_of_order,
+)
 from hushtune.common.planning import site_plans
 from hushtune.common.privacy import accountant
 from hushtune.common.privacy.ledger import Ledger
 from hushtune.common.privacy.ledger_entry import RECORD
 from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import PrivacyPlan, Relation, Trust
+from hushtune.common.roll_call_messages import encode_hello
 from hushtune.common.tasks.units import Units
 
 from .families import TensorTask, flat, make_order, moved, plan_off, private_plan, tensor_task
@@ -178,6 +186,43 @@ def test_a_round_that_is_asked_for_again_gives_the_same_bytes_uncharged(
     assert site.ledger.num_resent(site.dataset, "run") == 1
 
 
+@pytest.mark.parametrize("encoding", ["bfloat16", "int8"])
+def test_a_rounded_update_is_the_same_bytes_again_and_kept_and_charged_as_it_was(
+    task: TensorTask, state: AdapterState, tmp_path: Path, encoding: str
+) -> None:
+    """Rounding comes after the charge: what is kept is exact, what it costs is the same."""
+    order = encode_order(make_order(state, PLAN, encoding=encoding))
+    site = make_site(task, tmp_path)
+    first = app.answer(order, site)
+    again = app.answer(order, replace(make_site(task, tmp_path), task=Untouchable()))
+    assert raw(again) == raw(first)
+    assert site.ledger is not None
+    (entry,) = site.ledger.entries()
+    kept = site.ledger.resend("run", 0, dataset=site.dataset, asked=name_of_order(order))
+    assert kept is not None
+    assert entry.event == PLAN.event(1)
+    exact = AdapterState.from_bytes(kept.reply)
+    assert raw(first)[1] == encode(exact, encoding)
+    reply = decode_reply(first)
+    assert isinstance(reply, ClientUpdate)
+    assert (reply.encoding, reply.charge) == (encoding, entry)
+    assert (
+        0 < (reply.delta - AdapterState.from_bytes(kept.reply)).norm() < 0.02 * reply.delta.norm()
+    )
+
+
+def test_what_cannot_be_rounded_is_refused_once_it_is_charged(
+    task: TensorTask, state: AdapterState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "train_locally", lambda *_, **__: state * float("inf"))  # type: ignore[misc]
+    site = make_site(task, tmp_path)
+    for _ in range(2):
+        reply = refused(site, make_order(state, PLAN, encoding="int8"))
+        assert (reply.code, "not finite" in reply.reason) == ("HT503", True)
+    assert site.ledger is not None
+    assert len(site.ledger.entries()) == 1
+
+
 def test_a_round_asked_again_with_another_order_is_refused_and_not_answered_with_the_old_update(
     task: TensorTask, state: AdapterState, tmp_path: Path
 ) -> None:
@@ -188,6 +233,7 @@ def test_a_round_asked_again_with_another_order_is_refused_and_not_answered_with
     for other in (
         replace(order, adapter=order.adapter * 2.0),
         replace(order, training=replace(order.training, learning_rate=0.123)),
+        replace(order, encoding="int8"),
     ):
         refusal = refused(replace(site, task=Untouchable()), other)
         assert (refusal.code, "another order" in refusal.reason) == ("HT402", True)

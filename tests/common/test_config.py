@@ -220,6 +220,16 @@ def test_an_unknown_trust_names_those_there_are() -> None:
 # ------------------------------------------------------------- settings that exclude others ----
 
 
+@pytest.mark.parametrize("encoding", ["bfloat16", "int8"])
+def test_masked_sums_are_not_rounded(encoding: str) -> None:
+    rounded = f"aggregation.encoding={encoding}"
+    assert load(rounded, "privacy.trust=site").aggregation.encoding == encoding
+    for unit in ("example", "client"):
+        with pytest.raises(ConfigError, match="numbers of a ring") as caught:
+            load("privacy.trust=distributed", f"privacy.unit={unit}", rounded)
+        assert caught.value.given == encoding
+
+
 @pytest.mark.parametrize(
     "data",
     [

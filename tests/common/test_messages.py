@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hushtune.common.adapter import AdapterSpec, AdapterState
+from hushtune.common.encoding import ENCODINGS, decode, encode
 from hushtune.common.errors import HushtuneError, MessageError, PlanError
-from hushtune.common.hello_messages import decode_hello, decode_site, encode_hello, encode_site
 from hushtune.common.messages import (
     ClientUpdate,
     LocalTraining,
@@ -31,6 +31,7 @@ from hushtune.common.messages import (
 )
 from hushtune.common.privacy.ledger_entry import GENESIS, RECORD, LedgerEntry
 from hushtune.common.privacy.plan import DpSgdEvent, PrivacyPlan, Relation, Trust, Unit
+from hushtune.common.roll_call_messages import decode_hello, decode_site, encode_hello, encode_site
 
 SPEC = AdapterSpec(base="ab" * 32, rank=1, alpha=1.0, rslora=True, targets=("q",), head=("weight",))
 STATE = AdapterState(
@@ -118,6 +119,32 @@ def test_updates_round_trip(charge: LedgerEntry | None) -> None:
     back = decode_reply(wired(encode_update(update)))
     assert isinstance(back, ClientUpdate)
     assert plain(back) == plain(update)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_an_update_crosses_in_the_encoding_that_an_order_names(encoding: str) -> None:
+    asked = decode_order(wired(encode_order(replace(ORDER, encoding=encoding))))
+    assert plain(asked) == plain(replace(ORDER, encoding=encoding))  # its own adapter is exact
+    content = wired(encode_update(replace(UPDATE, encoding=asked.encoding)))
+    back = decode_reply(content)
+    assert isinstance(back, ClientUpdate)
+    assert back.encoding == encoding
+    assert back.delta.to_bytes() == decode(encode(UPDATE.delta, encoding)).to_bytes()
+    assert content.array_records["adapter"]["state"].data == encode(UPDATE.delta, encoding)
+
+
+@pytest.mark.parametrize("encoding", ["int4", "", "FLOAT32", None, 8, ["int8"]])
+def test_an_order_of_an_unknown_encoding_is_a_message_error(encoding: object) -> None:
+    with pytest.raises(MessageError, match="encoding"):
+        decode_order(edited(encode_order(ORDER), lambda body: body.update(encoding=encoding)))
+
+
+@pytest.mark.parametrize("encoding", ["bfloat16", "int8"])
+def test_an_order_s_own_adapter_is_float32(encoding: str) -> None:
+    rounded = replace(UPDATE, delta=STATE, encoding=encoding)
+    content = RecordDict({**encode_order(ORDER), "adapter": encode_update(rounded)["adapter"]})
+    with pytest.raises(MessageError, match="damaged"):
+        decode_order(content)
 
 
 def test_refusals_and_the_roll_call_round_trip() -> None:

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 
 from hushtune.client.site import ledger_path
 from hushtune.common.errors import LedgerError, QuorumError
-from hushtune.common.hello_messages import encode_hello
 from hushtune.common.privacy.ledger import Ledger
+from hushtune.common.roll_call_messages import encode_hello
 from hushtune.simulations import engine, run, study
 from hushtune.simulations.observer import Silent
 

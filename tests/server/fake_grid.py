@@ -13,10 +13,10 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from hushtune.common.adapter import AdapterSpec, AdapterState
 from hushtune.common.config import RunConfig
-from hushtune.common.hello_messages import decode_hello, encode_site
 from hushtune.common.messages import ClientUpdate, RoundOrder, decode_order, encode_update
 from hushtune.common.privacy.ledger_entry import GENESIS, RECORD, LedgerEntry
 from hushtune.common.privacy.plan import PrivacyPlan, Relation, Trust, Unit
+from hushtune.common.roll_call_messages import decode_hello, encode_site
 
 SPEC = AdapterSpec(
     base="f" * 64, rank=2, alpha=2.0, rslora=False, targets=("layer.q",), head=("bias", "weight")
@@ -89,6 +89,7 @@ def trained(order: RoundOrder) -> ClientUpdate:
         num_examples=order.num_examples,
         charge=charge(order),
         noise="none",
+        encoding=order.encoding,
     )
 
 

@@ -54,6 +54,7 @@ FAULTS = {
     "run": [lambda u, o: replace(u, run="another")],
     "round": [lambda u, o: replace(u, round=2)],
     "site": [lambda u, o: replace(u, site="south")],
+    "encoding": [lambda u, o: replace(u, encoding="int8")],
     "keys": [
         lambda u, o: replace(u, delta=u.delta.select(["head.bias"])),
         lambda u, o: replace(u, delta=state(1)),

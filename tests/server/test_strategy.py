@@ -168,6 +168,14 @@ def test_epsilon_adds_up_over_the_rounds() -> None:
     assert [row["round"] for row in result.charges["nyt"]] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("encoding", ["bfloat16", "int8"])
+def test_an_encoding_that_was_ordered_is_taken_and_float32_then_is_not(encoding: str) -> None:
+    asked = config(aggregation={"encoding": encoding}, train={"rounds": 1})
+    (row,) = run(asked, ("nyt", altered(encoding="float32"))).history
+    assert row["accepted"] == ["amazon", "movie"]
+    assert row["rejected"] == {"nyt": "rejected, encoding: float32"}
+
+
 def test_the_charge_of_a_rejected_update_counts() -> None:
     result = run(None, ("nyt", altered(num_examples=7)), private=True)
     row = result.history[-1]
@@ -251,6 +259,7 @@ BAD: list[tuple[Train, str]] = [
     (altered(round=9), "rejected, round: 9"),
     (altered(run="other"), "rejected, run: other"),
     (altered(site="movie"), "rejected, site: movie"),
+    (altered(encoding="int8"), "rejected, encoding: int8"),
     (lambda order: RecordDict(), "rejected, message: "),
     (lambda order: RecordDict({"hushtune": ConfigRecord({"json": "[1"})}), "rejected, message: "),
 ]

@@ -21,7 +21,6 @@ from hushtune.common.errors import (
     MissingFileError,
     SecureSumError,
 )
-from hushtune.common.hello_messages import decode_hello, encode_site
 from hushtune.common.messages import (
     METRICS_RUN,
     Refusal,
@@ -38,6 +37,7 @@ from hushtune.common.metrics_messages import (
     encode_report,
 )
 from hushtune.common.privacy.ledger import LedgerEntry
+from hushtune.common.roll_call_messages import decode_hello, encode_site
 from hushtune.common.secagg.wire_step import StepReply, decode_step, encode_step_reply
 
 log = logging.getLogger(__name__)

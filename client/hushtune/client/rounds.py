@@ -127,4 +127,5 @@ def _update(
         num_examples=site.public_size,
         charge=charge,
         noise=site.noise.description if site.ledger is not None else "none",
+        encoding=order.encoding,
     )

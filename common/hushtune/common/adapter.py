@@ -247,7 +247,7 @@ class AdapterState:
             ValueError,
             KeyError,
             TypeError,
-            RecursionError,
+            RuntimeError,  # of a shape that torch does not take, or a nesting that json does not
             safetensors.SafetensorError,
         ) as error:
             raise MessageError("an adapter's bytes are damaged", given=str(error)[:200]) from error

@@ -88,6 +88,11 @@ class AggregationConfig(Section):
     max_update_norm: Positive = Field(
         default=1e3, description="updates with a larger norm are rejected and reported"
     )
+    encoding: Literal["float32", "bfloat16", "int8"] = Field(
+        default="float32",
+        description="of updates on their way to the server: 4, 2 or 1 bytes a number. What is "
+        "released is rounded, after its noise, so that it costs no privacy",
+    )
 
     @model_validator(mode="after")
     def _settings_of_the_estimate(self) -> AggregationConfig:

@@ -208,6 +208,14 @@ def check_together(
             given=simulation.sites_per_round,
             expected="0",
         )
+    if aggregation.encoding != "float32":
+        refuse(
+            "with trust = distributed sites send masked numbers of a ring, which have a form of "
+            "their own and cannot be rounded",
+            key="aggregation.encoding",
+            given=aggregation.encoding,
+            expected='"float32"',
+        )
     if privacy.unit == "client":
         if metrics.release != "none":
             refuse(

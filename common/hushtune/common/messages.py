@@ -14,6 +14,7 @@ from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
+from hushtune.common import encoding as encodings
 from hushtune.common.adapter import AdapterState
 from hushtune.common.errors import HushtuneError, MessageError
 from hushtune.common.lora_rules import RULES, sent_keys
@@ -83,7 +84,7 @@ class RoundOrder:
     aggregation that it is for, ``plan`` the site's plan over the whole run, of which this round
     takes ``local_steps`` steps. ``personal``: what is trained stays at the site, whole, and begins
     where the site's own adapter was. ``control``: SCAFFOLD's server variate (1910.06378), over
-    ``trainable``.
+    ``trainable``. ``encoding`` is that of the update's numbers.
     """
 
     run: str
@@ -98,6 +99,7 @@ class RoundOrder:
     training: LocalTraining
     personal: bool = False
     control: AdapterState | None = None
+    encoding: str = "float32"
 
     @property
     def sent(self) -> tuple[str, ...]:
@@ -114,7 +116,10 @@ class RoundOrder:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientUpdate:
-    """One site's answer: the change of the tensors that it trained and sends."""
+    """One site's answer: the change of the tensors that it trained and sends.
+
+    ``delta`` is float32 whatever the ``encoding`` in which it crosses, or has crossed, the wire.
+    """
 
     run: str
     round: int
@@ -123,6 +128,7 @@ class ClientUpdate:
     num_examples: int
     charge: LedgerEntry | None
     noise: str
+    encoding: str = "float32"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,19 +143,23 @@ class Refusal:
 
 
 def pack(
-    body: Mapping[str, Any], adapter: AdapterState | None, control: AdapterState | None = None
+    body: Mapping[str, Any],
+    adapter: AdapterState | None,
+    control: AdapterState | None = None,
+    *,
+    encoding: str = "float32",
 ) -> RecordDict:
     """A JSON body, and adapters where there are any, as Flower records."""
     record = RecordDict({_BODY: ConfigRecord({_TEXT: json.dumps(body, sort_keys=True)})})
     states = {_STATE: adapter, _CONTROL: control}
-    arrays = {name: _array(state) for name, state in states.items() if state is not None}
+    arrays = {name: _array(state, encoding) for name, state in states.items() if state is not None}
     if arrays:
         record[_ADAPTER] = ArrayRecord(arrays)
     return record
 
 
-def _array(state: AdapterState) -> Array:
-    data = state.to_bytes()
+def _array(state: AdapterState, encoding: str) -> Array:
+    data = encodings.encode(state, encoding)
     return Array(dtype="uint8", shape=(len(data),), stype=_SAFETENSORS, data=data)
 
 
@@ -174,7 +184,11 @@ def unpack_body(content: RecordDict) -> dict[str, Any]:
 
 
 def unpack_adapter(content: RecordDict, name: str = _STATE) -> AdapterState:
-    """The adapter that a message carries; raises MessageError."""
+    """The float32 adapter that a message carries; raises MessageError."""
+    return AdapterState.from_bytes(_adapter_bytes(content, name))
+
+
+def _adapter_bytes(content: RecordDict, name: str = _STATE) -> bytes:
     try:
         array = content.array_records[_ADAPTER][name]
     except KeyError as error:
@@ -183,7 +197,7 @@ def unpack_adapter(content: RecordDict, name: str = _STATE) -> AdapterState:
         raise MessageError(
             "an adapter is encoded in an unknown way", given=array.stype, expected=_SAFETENSORS
         )
-    return AdapterState.from_bytes(array.data)
+    return array.data
 
 
 def with_body(content: RecordDict, body: Mapping[str, Any]) -> RecordDict:
@@ -206,6 +220,7 @@ def encode_order(order: RoundOrder, **also: Mapping[str, Any]) -> RecordDict:
         "training": asdict(order.training),
         "personal": order.personal,
         "control": order.control is not None,
+        "encoding": order.encoding,
     }
     return pack(body, order.adapter, order.control)
 
@@ -229,6 +244,7 @@ def decode_order(content: RecordDict) -> RoundOrder:
             training=LocalTraining(**body["training"]),
             personal=read_truth(body, "personal"),
             control=unpack_adapter(content, _CONTROL) if read_truth(body, "control") else None,
+            encoding=encodings.known(read_text(body, "encoding")),
         )
     except HushtuneError:
         raise
@@ -266,7 +282,7 @@ def encode_update(update: ClientUpdate) -> RecordDict:
         "charge": update.charge.to_dict() if update.charge else None,
         "noise": update.noise,
     }
-    return pack(body, update.delta)
+    return pack(body, update.delta, encoding=update.encoding)
 
 
 def encode_refusal(refusal: Refusal) -> RecordDict:
@@ -290,15 +306,16 @@ def decode_reply(content: RecordDict) -> ClientUpdate | Refusal:
     if body.get("refused"):
         return decode_refusal(content)
     try:
-        charge = body["charge"]
+        charge, data = body["charge"], _adapter_bytes(content)
         return ClientUpdate(
             run=read_text(body, "run"),
             round=read_count(body, "round"),
             site=read_text(body, "site"),
-            delta=unpack_adapter(content),
+            delta=encodings.decode(data),
             num_examples=read_count(body, "num_examples"),
             charge=None if charge is None else LedgerEntry.from_dict(charge),
             noise=read_text(body, "noise"),
+            encoding=encodings.encoding_of(data),
         )
     except HushtuneError:
         raise
@@ -309,7 +326,7 @@ def decode_reply(content: RecordDict) -> ClientUpdate | Refusal:
 _ORDER_KEYS = frozenset(
     (
         *("run", "round", "site", "trainable", "rule", "plan", "local_steps", "num_examples"),
-        *("training", "personal", "control"),
+        *("training", "personal", "control", "encoding"),
     )
 )
 

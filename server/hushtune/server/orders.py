@@ -105,6 +105,7 @@ def make_orders(
             num_examples=sizes[site],
             training=_at_site(training, config, site),
             control=control,
+            encoding=config.aggregation.encoding,
         )
         for site in chosen_sites(config, plans, round=round)
     }

@@ -11,7 +11,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from hushtune.common.errors import FederationError, MessageError, QuorumError
-from hushtune.common.hello_messages import decode_site, encode_hello
+from hushtune.common.roll_call_messages import decode_site, encode_hello
 
 _POLL_SECONDS = 0.5
 log = logging.getLogger(__name__)

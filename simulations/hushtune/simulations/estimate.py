@@ -10,6 +10,7 @@ from typing import Any
 from hushtune.client import dp
 from hushtune.common import lora
 from hushtune.common.config import RunConfig
+from hushtune.common.encoding import encode
 from hushtune.common.lora_rules import RULES, sent_keys, trainable_keys
 from hushtune.common.model import Level
 from hushtune.common.planning import POOLED, local_batch, site_plans
@@ -25,7 +26,8 @@ from hushtune.simulations.baselines import trained_baselines
 from hushtune.simulations.planner_clients import client_figures
 
 _TIMED_ROWS = 64
-_HEADER_BYTES = 2048
+_TEXT_BYTES = 1024
+"""About, of what a message says beside the adapter that it carries."""
 
 
 def estimate(config: RunConfig) -> dict[str, Any]:
@@ -43,16 +45,19 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     state, train = workspace.initial_state, config.train
     rule = RULES[config.aggregation.rule]
     keys = trainable_keys(rule, state.spec, turn=0)
-    head = state.select(trainable_keys(rule, state.spec, turn=None)).num_values()
-    full = state.select(sent_keys(rule, state.spec, keys)).num_values()
+    head = state.select(trainable_keys(rule, state.spec, turn=None))
+    full = state.select(sent_keys(rule, state.spec, keys))
     of_clients = Unit(config.privacy.unit) is Unit.CLIENT
     plan = next(iter(plans.values()))
     per_round = config.simulation.sites_per_round or len(plans)
     if of_clients:  # as many as are expected
         per_round = max(1, round(plan.denominator))
     share = per_round / len(plans)
-    down = 4 * state.num_values() + _HEADER_BYTES
-    up = {"warmup": 4 * head + _HEADER_BYTES, "adapter": 4 * full + _HEADER_BYTES}
+    down = len(state.to_bytes()) + _TEXT_BYTES
+    up = {
+        phase: len(encode(sent, config.aggregation.encoding)) + _TEXT_BYTES
+        for phase, sent in (("warmup", head), ("adapter", full))
+    }
     adapted = train.rounds - train.warmup_rounds
     total = per_round * (
         train.rounds * down + train.warmup_rounds * up["warmup"] + adapted * up["adapter"]
@@ -80,7 +85,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
                     len(plans),
                     rounds=train.rounds,
                     turns=config.privacy.client_turns,
-                    trained_values=full if adapted else head,
+                    trained_values=(full if adapted else head).num_values(),
                 )
             }
             if of_clients and plan.is_private

@@ -13,6 +13,7 @@ from hushtune.client.metrics import SENSITIVITY
 from hushtune.client.site import OwnTerms, ledger_path, simulated_ledger, simulated_terms
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
+from hushtune.common.encoding import encode
 from hushtune.common.errors import HushtuneError
 from hushtune.common.files import write_text
 from hushtune.common.json_text import json_text
@@ -250,7 +251,7 @@ def _released(
         by_keys.setdefault(keys, []).append(number)
     transfers: list[Transfer] = []
     for keys, chosen in by_keys.items():
-        sent = _transfer(state.select(keys), chosen)
+        sent = _transfer(state.select(keys), chosen, encoding=config.aggregation.encoding)
         if config.privacy.trust == Trust.DISTRIBUTED:
             sent = _masked(sent)
         transfers.append(replace(sent, num_bytes=steps * sent.num_bytes))
@@ -263,13 +264,18 @@ def _masked(sent: Transfer) -> Transfer:
 
 
 def _transfer(
-    state: AdapterState, rounds: Collection[int], *, purpose: str = "training"
+    state: AdapterState,
+    rounds: Collection[int],
+    *,
+    purpose: str = "training",
+    encoding: str = "float32",
 ) -> Transfer:
-    # A state's size on the wire depends on its tensors' names and shapes only.
+    # A state's size on the wire depends on its encoding, its tensors' names and shapes only.
     return Transfer(
         rounds=sorted(rounds),
         tensors={key: tensor.numel() for key, tensor in state.tensors.items()},
-        num_bytes=len(state.to_bytes()),
+        num_bytes=len(encode(state, encoding)),
+        encoding=encoding,
         purpose=purpose,
     )
 

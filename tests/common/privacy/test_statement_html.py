@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from typing import Any
@@ -18,7 +19,7 @@ from hushtune.common.privacy.statement import statement
 from hushtune.common.privacy.statement_html import render_html
 from hushtune.common.privacy.statement_markdown import render_markdown
 
-from .statements import full_site, plan, private_content, site
+from .statements import UPDATES, full_site, plan, private_content, site
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 VOID = {"meta", "link", "rect", "line", "polyline", "circle"}
@@ -320,3 +321,14 @@ def test_one_bad_site_takes_the_page_s_promise_away() -> None:
     assert "Federation" not in text
     assert "What is covered" not in text
     assert text.count(")-DP, ") == 1  # what north's own records were promised stays true
+
+
+@pytest.mark.parametrize("encoding", ["float32", "int8"])
+def test_the_page_says_what_updates_were_rounded_to(encoding: str) -> None:
+    released = [replace(moved, encoding=encoding) for moved in UPDATES]
+    content = statement(run="run", sites={"north": full_site(plan(), released=released)})
+    sites = content["sites"]["north"]["released"]["updates"]
+    assert {moved["encoding"] for moved in sites} == {encoding}
+    text = Parsed(render_html(content)).text
+    assert ("updates rounded to int8, else float32" in text) is (encoding == "int8")
+    assert ("float32, four bytes a value" in text) is (encoding == "float32")

@@ -49,6 +49,7 @@ def render_html(content: Mapping[str, Any]) -> str:
         spent={name: _share(site["lifetime"]) for name, site in told},
         two_sites=_two_sites([site for _, site in told]) if content["guarantee"] else None,
         tensors=_tensors(content["sites"]),
+        widths=_widths(content["sites"]),
         verify=statement_verify,
         commands=statement_verify.commands(content),
         # What is the same at all sites, as a rule, is told once.
@@ -102,6 +103,15 @@ def _tensors(sites: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, int]]:
         for moved in (*site["released"]["updates"], *site["received"]):
             sizes |= moved["tensors"]
     return sorted(sizes.items())
+
+
+def _widths(sites: Mapping[str, Mapping[str, Any]]) -> str:
+    """As what the values of the tensors crossed the border."""
+    updates = [moved for site in sites.values() for moved in site["released"]["updates"]]
+    rounded = sorted({moved["encoding"] for moved in updates} - {"float32"})
+    if not rounded:
+        return "float32, four bytes a value"
+    return f"updates rounded to {', '.join(rounded)}, else float32"
 
 
 @dataclass(frozen=True)

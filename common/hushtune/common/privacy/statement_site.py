@@ -19,14 +19,16 @@ MOST_NOISE_SHARE = 0.5
 class Transfer:
     """Tensors that cross a site's border, in one direction, in each of some rounds.
 
-    `tensors`: number of values by name, float32 each. `num_bytes`: of one round's tensors as sent,
-    with their names and shapes. `purpose`: "training", or "evaluation" for figures.
+    `tensors`: number of values by name. `encoding`: what they were rounded to on the way.
+    `num_bytes`: of one round's tensors as sent, with their names and shapes. `purpose`: "training",
+    or "evaluation" for figures.
     """
 
     rounds: Sequence[int]
     tensors: Mapping[str, int]
     num_bytes: int
     purpose: str = "training"
+    encoding: str = "float32"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -36,6 +38,7 @@ class Transfer:
             "tensors": dict(self.tensors),
             "num_values": sum(self.tensors.values()),
             "num_bytes": self.num_bytes,
+            "encoding": self.encoding,
         }
 
 

@@ -13,6 +13,7 @@ REASONS = (
     "run",
     "round",
     "site",
+    "encoding",
     "keys",
     "shape",
     "dtype",
@@ -45,6 +46,8 @@ def _identity(update: ClientUpdate, order: RoundOrder) -> None:
         _reject(order, "round", given=update.round, expected=order.round)
     if update.site != order.site:
         _reject(order, "site", given=update.site, expected=order.site)
+    if update.encoding != order.encoding:
+        _reject(order, "encoding", given=update.encoding, expected=order.encoding)
 
 
 def _tensors(update: ClientUpdate, order: RoundOrder, max_norm: float) -> None:

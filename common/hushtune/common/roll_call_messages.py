@@ -1,4 +1,4 @@
-"""The question with which a server learns which site a node is, and the answer."""
+"""The roll call as Flower records: which site a node is."""
 
 from __future__ import annotations
 
