@@ -1,0 +1,173 @@
+"""Every rule of aggregation on the same work, without privacy and at epsilon 3.
+
+    python benchmarks/rules.py [--data demo newsgroups] [--rules ffa fedit ...] [--epsilons off 3]
+        [--seeds 3] [--set KEY=VALUE ...] [--out runs/rules] [--doc docs/aggregation.md]
+
+Accuracy on all sites' test rows after 16 rounds of a head on frozen features and 4 rounds of
+adapters (rank 4 on the value and output projections of the top block), 3 steps a round at a
+sampling rate of 0.13. The demo's rows, at most 2,500 a site; 20 Newsgroups, 9,000 rows of at most
+64 tokens, dealt to six sites (Dirichlet 0.5 over the labels). With `off` the learning rates are
+those for training without noise. Each result is a line of ``results.jsonl``; what is there is not
+run again. With ``--doc`` the table replaces what stands between its two markers there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from newsgroups import newsgroups
+
+from hushtune.common.config import RunConfig
+from hushtune.common.config_io import load_config
+from hushtune.common.files import write_text
+from hushtune.common.lora_rules import RULES
+from hushtune.common.planning import POOLED
+from hushtune.common.presets import PRESETS
+from hushtune.common.run_context import RunContext
+from hushtune.common.tasks.workspace import open_workspace, resolve
+from hushtune.common.version import source_commit
+from hushtune.simulations.own_models import global_metrics
+from hushtune.simulations.study import run_federation
+
+BEGIN, END = "<!-- rules:begin -->", "<!-- rules:end -->"
+DATA = {"demo": "rated sentences, 4 sites", "newsgroups": "20 Newsgroups, 6 sites"}
+HEAD = "head alone"
+"""In place of a rule: the same steps, all of them of the head on frozen features."""
+WORK = {
+    "demo": ["data.max_rows_per_site=2500"],
+    "newsgroups": [
+        "data.partition=dirichlet",
+        "data.sites=6",
+        "data.max_rows_per_site=1500",
+        "data.validation_fraction=0.05",
+        "data.test_fraction=0.3",
+        "model.max_tokens=64",
+    ],
+}
+RATES = {
+    "off": ["privacy.trust=off", "train.warmup_learning_rate=0.003", "train.learning_rate=0.003"],
+    "3": ["privacy.epsilon=3", "train.warmup_learning_rate=0.015", "train.learning_rate=0.01"],
+}
+
+
+def main() -> None:
+    """Run what is not there yet and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA))
+    parser.add_argument("--rules", nargs="+", choices=[HEAD, *RULES], default=[HEAD, *RULES])
+    parser.add_argument("--epsilons", nargs="+", choices=RATES, default=list(RATES))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--out", type=Path, default=Path("runs/rules"))
+    parser.add_argument("--doc", type=Path)
+    options = parser.parse_args()
+    results = options.out / "results.jsonl"
+    done = (
+        [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    )
+    for seed in range(options.seeds):
+        for data in options.data:
+            for epsilon in options.epsilons:
+                for rule in options.rules:
+                    key = {"data": data, "seed": seed, "epsilon": epsilon, "rule": rule}
+                    if not any(key.items() <= row.items() for row in done):
+                        done.append(measured(key, options))
+                        results.parent.mkdir(parents=True, exist_ok=True)
+                        write_text(results, "".join(json.dumps(row) + "\n" for row in done))
+    table = as_markdown(done)
+    print(table)
+    if options.doc is not None:
+        text = options.doc.read_text(encoding="utf-8")
+        head, _, rest = text.partition(BEGIN)
+        _, _, tail = rest.partition(END)
+        write_text(options.doc, f"{head}{BEGIN}\n{table}\n{END}{tail}")
+
+
+def configured(key: Mapping[str, Any], options: argparse.Namespace) -> RunConfig:
+    """The settings of one run."""
+    alone = key["rule"] == HEAD
+    own = [f"seed={key['seed']}", "simulation.baselines=false", "train.rounds=20"]
+    own += [f"simulation.evaluate_every={10**6}", "train.local_steps=3"]
+    own += [f"train.warmup_rounds={20 if alone else 16}"]
+    own += WORK[key["data"]] + RATES[key["epsilon"]]
+    own += [f"aggregation.rule={'ffa' if alone else key['rule']}"]
+    if key["data"] == "newsgroups":
+        own.append(f"data.file={newsgroups(options.out)}")
+    preset = "demo" if key["data"] == "demo" else None
+    return resolve(load_config(preset=preset, presets=PRESETS, overrides=[*own, *options.set]))
+
+
+def measured(key: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """One run, and its accuracy on all sites' test rows."""
+    config = configured(key, options)
+    workspace = open_workspace(config)
+    workspace.warm()
+    began, processor = time.perf_counter(), time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        context = RunContext(config, Path(folder))
+        result = run_federation(context, workspace)
+        figures = global_metrics(context, workspace, result.state, "test", run=result.run)
+    sites = {site: row["accuracy"] for site, row in figures.items() if site != POOLED}
+    bias = [row["aggregation_bias"] for row in result.history if row.get("aggregation_bias")]
+    found = {
+        **key,
+        "accuracy": figures[POOLED]["accuracy"],
+        "worst_site": min(sites.values()),
+        "bias": max(max(row.values()) for row in bias) if bias else None,
+        "bytes_up": sum(row["bytes_up"] for row in result.history if row["phase"] == "adapter"),
+        "bytes_down": sum(row["bytes_down"] for row in result.history if row["phase"] == "adapter"),
+        "seconds": round(time.perf_counter() - began, 1),
+        "cpu_seconds": round(time.process_time() - processor, 1),
+        "source_commit": source_commit(),
+    }
+    print(json.dumps(found), flush=True)
+    return found
+
+
+def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A row for each rule: mean and standard deviation over the seeds, bias, bytes a round."""
+    columns = [(data, epsilon) for data in DATA for epsilon in RATES]
+    names = [
+        f"{DATA[data]}; " + ("no privacy" if epsilon == "off" else f"epsilon {epsilon}")
+        for data, epsilon in columns
+    ]
+    lines = [
+        "| rule | " + " | ".join(names) + " | largest bias | KB up a round | KB down a round |",
+        "|---|" + "---|" * (len(names) + 3),
+    ]
+    for rule in (HEAD, *RULES):
+        mine = [row for row in rows if row["rule"] == rule]
+        if not mine:
+            continue
+        cells = [
+            _cell([r["accuracy"] for r in mine if (r["data"], r["epsilon"]) == column])
+            for column in columns
+        ]
+        bias = [row["bias"] for row in mine if row["bias"] is not None]
+        cells.append(f"{max(bias):.2g}" if bias else "-")
+        demo = [row for row in mine if row["data"] == "demo" and rule != HEAD]
+        for way in ("bytes_up", "bytes_down"):
+            sizes = [row[way] / 4 / 1000 for row in demo]
+            cells.append(f"{statistics.mean(sizes):.0f}" if sizes else "-")
+        lines.append(f"| {rule if rule == HEAD else f'`{rule}`'} | " + " | ".join(cells) + " |")
+    commits = sorted({str(row["source_commit"]) for row in rows})
+    seeds = len({row["seed"] for row in rows})
+    return "\n".join([*lines, "", f"{seeds} seeds. Source commit: {'; '.join(commits)}."])
+
+
+def _cell(found: Sequence[float]) -> str:
+    if not found:
+        return "-"
+    spread = statistics.stdev(found) if len(found) > 1 else 0.0
+    return f"{statistics.mean(found):.3f} ± {spread:.3f}"
+
+
+if __name__ == "__main__":
+    main()
