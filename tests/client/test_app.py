@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from hushtune.client import app
+from hushtune.client.memory import SiteMemory
 from hushtune.client.policy import SitePolicy
 from hushtune.client.site import Site
 from hushtune.client.terms import Terms
@@ -85,6 +86,7 @@ def make_site(
         "ledger": Ledger(path / "north.sqlite") if path else None,
         "noise": NoiseSource(),
         "batch_key": b"11",
+        "memory": SiteMemory((path or Path("nowhere")) / "own", "north"),
     }
     return Site(**{**usual, **others})
 

@@ -59,7 +59,8 @@ def config(**sections: Mapping[str, object]) -> RunConfig:
     """A run of six rounds, two of them warm-up, unless ``sections`` say otherwise."""
     train = {"rounds": 6, "local_steps": 2} | dict(sections.pop("train", {}))
     train = {"warmup_rounds": 2 if train["rounds"] != 1 else 0} | train
-    return RunConfig.model_validate({"data": {"source": "demo"}, "train": train, **sections})
+    usual = {"data": {"source": "demo"}, "adapter": {"rank": SPEC.rank}, "train": train}
+    return RunConfig.model_validate({**usual, **sections})
 
 
 def charge(order: RoundOrder) -> LedgerEntry | None:
@@ -85,7 +86,7 @@ def trained(order: RoundOrder) -> ClientUpdate:
         run=order.run,
         round=order.round,
         site=order.site,
-        delta=delta.select(order.trainable),
+        delta=delta.select(order.sent),
         num_examples=order.num_examples,
         charge=charge(order),
         noise="none",

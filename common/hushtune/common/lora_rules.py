@@ -10,9 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-from hushtune.common.adapter import AdapterSpec, a_key, b_key, head_key, r_key
 from hushtune.common.errors import FederationError
+from hushtune.common.tensor_keys import a_key, b_key, head_key, r_key
+
+if TYPE_CHECKING:
+    from hushtune.common.adapter import AdapterSpec
 
 _B, _AB = frozenset("B"), frozenset("AB")
 
@@ -134,6 +138,7 @@ def trainable_keys(rule: LoraRule, spec: AdapterSpec, *, turn: int | None) -> tu
     ``turn`` counts the rounds after the warm-up from 0; in the warm-up, None, the head alone is
     trained, on frozen features. Raises FederationError where that leaves nothing.
 
+    >>> from hushtune.common.adapter import AdapterSpec
     >>> spec = AdapterSpec("", rank=1, alpha=1.0, rslora=False, targets=("q",), head=("weight",))
     >>> trainable_keys(FFA, spec, turn=0)
     ('head.weight', 'q.lora_B')
