@@ -49,6 +49,16 @@ def norm(matrix: Product) -> float:
     return math.sqrt(max(0.0, inner(matrix, matrix)))
 
 
+def rough_norm(matrix: Product, *, probes: int = 16) -> float:
+    """About the Frobenius norm, in time linear in n: from ``|| X w ||`` of random vectors w, since
+    ``E || X w ||^2 = || X ||_F^2`` (Hutchinson 1990). The same vectors for all matrices as wide.
+    """
+    random = torch.Generator().manual_seed(0)
+    width = matrix.right.shape[1]
+    seen = torch.randn(width, probes, generator=random, dtype=torch.float64)
+    return float((matrix.left @ (matrix.right @ seen)).norm()) / math.sqrt(probes)
+
+
 def svd(matrix: Product, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """``U (d_out, k)``, ``S (k)`` and ``V^T (k, d_in)`` of the ``k = min(rank, n)`` largest values.
 

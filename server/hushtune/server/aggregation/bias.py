@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import AggregationConfig, RunConfig
 from hushtune.common.lora_rules import RULES
-from hushtune.common.low_rank import Product, norm, product, total
+from hushtune.common.low_rank import Product, norm, product, rough_norm, total
 from hushtune.common.messages import ClientUpdate
 from hushtune.common.privacy.plan import Trust
 from hushtune.server.aggregation.aggregator import WEIGHTINGS, make_aggregator
@@ -19,6 +19,9 @@ from hushtune.server.aggregation.lora_rules import (
     trained,
     trains_factors,
 )
+
+_MOST_EXACT = 512
+"""The exact norm takes time in the square of the ranks' sum."""
 
 
 def aggregation_bias(
@@ -32,17 +35,19 @@ def aggregation_bias(
 
     ``updates`` and their ``shares`` p_k sorted by site; ``after`` is what the rule's plain average
     makes of ``before``, without a server optimiser. ``s B A`` includes what was added to the frozen
-    weights since. Zero where the mean product is zero.
+    weights since. Zero where the mean product is zero. Where the sites' ranks add up to more than
+    512, both norms are rough.
     """
     server = SERVER_RULES[rule]
     sites = Trained(tuple(trained(server, before, u) for u in updates), tuple(shares))
     found = dict[str, float]()
     for module in before.spec.targets:
         target = sites.mean_product(module)
-        whole = norm(target)
+        measure = norm if target.rank <= _MOST_EXACT else rough_norm
+        whole = measure(target)
         got = [_negative(scaled_product(after, module)), *_base(before, module)]
         got += [_negative(change) for change in _base(after, module)]
-        found[module] = norm(total([target, *got])) / whole if whole else 0.0
+        found[module] = measure(total([target, *got])) / whole if whole else 0.0
     return found
 
 
