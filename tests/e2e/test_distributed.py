@@ -179,7 +179,7 @@ def test_too_few_survivors_refuse_the_round_and_reveal_nothing(
 ) -> None:
     config = distributed(settings)
     opened: list[str] = []
-    original_open, original_step = client.secure.answer_open, client.answer_step
+    original_open, original_step = client.opening.answer_open, client.answer_step
 
     def failing(content: Any, site: Any, state: Any) -> Any:
         if site.name == "north" and len(Ledger(site.ledger.path).entries()) >= 2:
@@ -191,7 +191,7 @@ def test_too_few_survivors_refuse_the_round_and_reveal_nothing(
         return original_open(content, site, state)
 
     monkeypatch.setattr(client, "answer_step", failing)
-    monkeypatch.setattr(client.secure, "answer_open", noted)
+    monkeypatch.setattr(client.opening, "answer_open", noted)
     with pytest.raises(QuorumError, match="north"):
         run(config, tmp_path)
     assert len(opened) == 2 * len(SITES)

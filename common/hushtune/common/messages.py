@@ -25,8 +25,8 @@ _LONGEST_NAME = 200
 METRICS_RUN = "/metrics"
 """What follows a run's name where a ledger charges its figures; no run's own name ends so."""
 
-TRAIN_ACTIONS = ("default", "keys", "shares", "masked", "open")
-"""What a site can be asked in training: a round, or the four exchanges of a secure sum."""
+TRAIN_ACTIONS = ("default", "keys", "shares", "received", "masked", "confirm", "open")
+"""What a site can be asked in training: a round, or the exchanges of a secure sum."""
 
 _BODY, _TEXT = "hushtune", "json"
 _ADAPTER, _STATE, _SAFETENSORS = "adapter", "state", "safetensors"

@@ -49,8 +49,8 @@ class Cohort:
             )
         if not (least == number or 2 * least > number + false + 1) or least > number:
             raise PlanError(
-                "min_survivors does not fit the sites: a server that told half of them of one set "
-                "of survivors and half of another could open a single site's sum",
+                "min_survivors does not fit the sites: two sets of so many could have only false "
+                "sites in common, and a server could have each of them open another sum",
                 given=f"min_survivors = {least}, {number} sites, colluding_sites = {false}",
                 expected=f"{(number + false + 1) // 2 + 1} to {number}",
                 remedy="set privacy.min_survivors, or lower privacy.colluding_sites",
@@ -64,6 +64,14 @@ class Cohort:
     def share_std(self, noise_multiplier: float, num_values: int) -> float:
         """The noise that each site adds, in steps of the grid: any m - t shares make the whole."""
         return noise_multiplier * sensitivity(num_values) / math.sqrt(self.noise_shares)
+
+    @property
+    def needs_agreement(self) -> bool:
+        """Whether sites have to make sure that all were told the same (see ``agreement``).
+
+        Not where all must stay: each refuses any list but that of all sites by itself.
+        """
+        return self.min_survivors < len(self.sites)
 
     @property
     def is_complete(self) -> bool:
