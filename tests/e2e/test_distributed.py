@@ -260,8 +260,9 @@ def test_a_client_s_change_is_clipped_before_it_is_summed(
     norms: list[float] = []
     original = secure._clipped  # pyright: ignore[reportPrivateUsage]
 
-    def noted(*args: Any, **kwargs: Any) -> AdapterState:
-        norms.append((found := original(*args, **kwargs)).norm())
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        found = original(*args, **kwargs)
+        norms.append(float(np.linalg.norm(secure.one_vector(found))))
         return found
 
     monkeypatch.setattr(secure, "_clipped", noted)

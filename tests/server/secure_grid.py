@@ -200,9 +200,9 @@ def vector_state(values: np.ndarray) -> AdapterState:
 def sum_vectors(grid: Sites, patch: pytest.MonkeyPatch) -> None:
     """The sites of a grid sum their own vectors in place of gradients."""
 
-    def clipped(order: RoundOrder, site: Any, *, sequence: int) -> AdapterState:
+    def clipped(order: RoundOrder, site: Any, *, sequence: int) -> Mapping[str, torch.Tensor]:
         del order, sequence
-        return vector_state(grid.vectors[site.name])
+        return vector_state(grid.vectors[site.name]).tensors
 
     patch.setattr(secure, "_clipped", clipped)
 

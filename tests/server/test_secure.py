@@ -208,7 +208,7 @@ def test_a_masked_message_is_uniform_and_independent_of_its_content(
             digit = ((values >> np.uint64(shift)) & np.uint64(15)).astype(int)
             assert stats.chisquare(np.bincount(digit, minlength=16)).pvalue > 1e-6
     table = [np.bincount((d >> np.uint64(60)).astype(int), minlength=16) for d in drawn.values()]
-    assert stats.chi2_contingency(np.array(table)).pvalue > 1e-6
+    assert stats.chi2_contingency(np.array(table))[1] > 1e-6
 
 
 def test_each_mask_alone_hides_a_message(grid: Sites, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,6 @@ from flwr.app import RecordDict
 from hushtune.client.session import OWN, PAIR, Session, begun, current, load, save
 from hushtune.client.site import Site
 from hushtune.client.train import gradient_sum, train_locally
-from hushtune.common.adapter import AdapterState
 from hushtune.common.errors import MessageError, SecureSumError
 from hushtune.common.messages import RoundOrder
 from hushtune.common.privacy.discrete import discrete_gaussian
@@ -196,8 +195,7 @@ def masked(order: StepOrder, site: Site, state: RecordDict) -> Callable[[RoundOr
         save(state, session)
 
     def compute(order: RoundOrder, sequence: int) -> bytes:
-        update = _clipped(order, site, sequence=sequence)
-        values = torch_to_numpy(update)
+        values = one_vector(_clipped(order, site, sequence=sequence))
         std = session.cohort.share_std(order.plan.noise_multiplier, values.size)
         total = to_ring(values, clip_norm=order.plan.clip_norm)
         total += discrete_gaussian(site.noise, values.size, std=std).view(np.uint64)
@@ -230,23 +228,24 @@ def _mask_seeds(session: Session, place: int) -> list[tuple[int, bytes]]:
     return found
 
 
-def _clipped(order: RoundOrder, site: Site, *, sequence: int) -> AdapterState:
+def _clipped(order: RoundOrder, site: Site, *, sequence: int) -> Mapping[str, torch.Tensor]:
     """The site's vector: a sum of clipped gradients, or the clipped change of a client."""
     random = site.batch_randomness(order.run, order.round, sequence)
     if order.plan.unit is not Unit.CLIENT:
         return gradient_sum(order, task=site.task, units=site.units, random=random)
     if not len(site.units):  # a client without records is one that is not there
-        return order.adapter.select(order.trainable).map(torch.zeros_like)
+        return order.adapter.select(order.trainable).map(torch.zeros_like).tensors
     change = train_locally(order, task=site.task, units=site.units, noise=site.noise, random=random)
     norm = change.norm()
     if not math.isfinite(norm):
-        return change.map(lambda tensor: tensor * 0.0).map(lambda tensor: tensor.nan_to_num(0.0))
-    return change * min(1.0, order.plan.clip_norm / max(norm, 1e-300))
+        return change.map(torch.zeros_like).tensors
+    factor = min(1.0, order.plan.clip_norm / max(norm, 1e-300))
+    return {key: factor * tensor.double() for key, tensor in change.tensors.items()}
 
 
-def torch_to_numpy(state: AdapterState) -> np.ndarray:
-    """All values of a state in the order of its keys, float64."""
-    return np.concatenate([t.double().numpy().reshape(-1) for t in state.tensors.values()])
+def one_vector(tensors: Mapping[str, torch.Tensor]) -> np.ndarray:
+    """All values in the order of their keys, float64."""
+    return np.concatenate([tensors[key].double().numpy().reshape(-1) for key in sorted(tensors)])
 
 
 def _digest(content: RecordDict) -> str:
