@@ -22,6 +22,7 @@ from hushtune.common.messages import (
     unpack_body,
     with_body,
 )
+from hushtune.common.privacy.discrete import MOST_STD
 from hushtune.common.privacy.plan import Trust, Unit
 from hushtune.common.secagg import keys as crypto
 from hushtune.common.secagg.ring import GRID, from_ring, sensitivity
@@ -479,6 +480,48 @@ def test_a_site_that_relies_on_itself_alone_takes_part_in_no_secure_sum(grid: Si
         )
     )
     assert refused(grid.answer("keys", "east", content)).code == "HT404"
+
+
+def test_a_site_adds_up_with_the_sites_of_the_run_alone_and_with_its_peers(grid: Sites) -> None:
+    from dataclasses import replace
+
+    east = grid.sites["east"]
+    sound = east.policy
+
+    def reason() -> str | None:
+        session = grid.session(least=4)
+        session.begin()
+        return session.traffic.lost.get("east")
+
+    east.policy = replace(sound, run_sites=(*NAMES, "zoo"))
+    assert "not between the sites of this run" in str(reason())
+    east.policy = replace(sound, run_sites=NAMES)
+    assert reason() is None
+    for peers, known in ((NAMES, True), (NAMES[1:], True), (NAMES[2:], False)):
+        terms = sound.terms.model_copy(update={"peers": peers})
+        east.policy = replace(sound, terms=terms)
+        assert (reason() is None) is known
+    assert "does not know" in str(reason())
+
+
+def test_noise_whose_shares_cannot_be_drawn_is_refused_before_anything_is_charged(
+    grid: Sites,
+) -> None:
+    cohort = grid.session().cohort
+    for noise, fits in ((8e4, True), (8.1e4, False), (1e6, False)):
+        asked = KeysOrder(
+            run=RUN,
+            session="cd" * 16,
+            site="east",
+            cohort=cohort,
+            plan=plan(noise=noise),
+            steps=(1,),
+        )
+        answer = unpack_body(grid.answer("keys", "east", encode_keys_order(asked)))
+        assert ("refused" not in answer) is fits
+        if fits:  # at any size
+            assert cohort.share_std(noise, 2**60) <= MOST_STD
+        grid.memory["east"] = RecordDict()
 
 
 def test_a_plain_order_gets_no_update_that_only_a_sum_protects(grid: Sites) -> None:

@@ -17,6 +17,9 @@ import numpy as np
 from hushtune.common.errors import PlanError
 from hushtune.common.secagg.ring import sensitivity
 
+MOST_SHARE = 2.0**15
+"""Clip norms that a share of the noise has at most: a share of any number of values, which is less
+than twice that by ``ring.sensitivity``, can then be drawn (``discrete.MOST_STD``)."""
 _SECURITY_BITS = 40
 """A sparse graph fails to hide somebody with a chance of at most 2^-40."""
 
@@ -60,6 +63,18 @@ class Cohort:
     def noise_shares(self) -> int:
         """The shares of noise that are sure to be in a sum and unknown to the server: m - t."""
         return self.min_survivors - self.colluding
+
+    def check_noise(self, noise_multiplier: float) -> None:
+        """PlanError for noise whose shares could not be drawn, however many values it is for."""
+        share = noise_multiplier / math.sqrt(self.noise_shares)
+        if share > MOST_SHARE:
+            raise PlanError(
+                "a share of so much noise cannot be drawn in whole numbers",
+                given=f"noise multiplier {noise_multiplier:g}, {self.noise_shares} shares",
+                expected=f"{MOST_SHARE * math.sqrt(self.noise_shares):g} or less",
+                remedy="raise privacy.epsilon or privacy.delta: under so much noise nothing is "
+                "learnt",
+            )
 
     def share_std(self, noise_multiplier: float, num_values: int) -> float:
         """The noise that each site adds, in steps of the grid: any m - t shares make the whole."""
