@@ -40,8 +40,8 @@ from .families import (
 
 every_case = pytest.mark.parametrize(("family", "head"), CASES)
 every_text = pytest.mark.parametrize(("family", "head"), TEXT_CASES)
-ROUNDING = 1e-10
-"""Norms and sums are float64, over nine examples of a few thousand values."""
+ROUNDING = 1e-6
+"""Gradients are float32, whose last bits may differ in a batch of another size (of images, here)."""
 
 
 def median_norm(task: Any, state: AdapterState) -> float:
