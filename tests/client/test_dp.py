@@ -41,7 +41,7 @@ from .families import (
 every_case = pytest.mark.parametrize(("family", "head"), CASES)
 every_text = pytest.mark.parametrize(("family", "head"), TEXT_CASES)
 ROUNDING = 1e-6
-"""Gradients are float32, whose last bits may differ in a batch of another size (of images, here)."""
+"""Gradients are float32: in a batch of another size the last bits of an image's may differ."""
 
 
 def median_norm(task: Any, state: AdapterState) -> float:

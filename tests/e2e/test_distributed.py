@@ -16,7 +16,7 @@ from hushtune.client import dp, secure
 from hushtune.client.site import ledger_path
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState
-from hushtune.common.errors import ConfigError, QuorumError
+from hushtune.common.errors import ConfigError, PlanError, QuorumError
 from hushtune.common.planning import site_plans
 from hushtune.common.privacy import accountant
 from hushtune.common.privacy.ledger import Ledger
@@ -175,6 +175,19 @@ def test_a_site_adds_less_noise_than_if_it_stood_alone(settings: Settings) -> No
     alone = site_plans(distributed(settings, privacy__trust="site"))["east"]
     assert shared.noise_multiplier == pytest.approx(alone.noise_multiplier, rel=0.05)
     assert shared.denominator > 3 * alone.denominator
+
+
+def test_noise_whose_shares_cannot_be_drawn_is_refused_when_it_is_planned(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert site_plans(distributed(settings))
+    monkeypatch.setattr("hushtune.common.secagg.cohort.MOST_SHARE", 0.1)
+    for changes in (
+        {},
+        {"privacy__unit": "client", "privacy__epsilon": 50.0, "privacy__delta": 0.05},
+    ):
+        with pytest.raises(PlanError, match="cannot be drawn in whole numbers"):
+            site_plans(distributed(settings, **changes))
 
 
 def test_too_few_survivors_refuse_the_round_and_reveal_nothing(
