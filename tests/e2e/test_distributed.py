@@ -16,7 +16,7 @@ from hushtune.client import dp, secure
 from hushtune.client.site import ledger_path
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState
-from hushtune.common.errors import ConfigError, QuorumError
+from hushtune.common.errors import ConfigError, PlanError, QuorumError
 from hushtune.common.planning import site_plans
 from hushtune.common.privacy import accountant
 from hushtune.common.privacy.ledger import Ledger
@@ -149,6 +149,8 @@ def test_each_step_is_charged_once_at_each_site_for_the_pooled_mechanism(
     config = distributed(settings)
     summary = run(config, tmp_path)
     steps = config.train.rounds * config.train.local_steps
+    told = json.loads((tmp_path / "privacy.json").read_text())
+    extra = told["secure_sum"]["epsilon_of_whole_numbers"]
     for site in SITES:
         entries = Ledger(ledger_path(tmp_path, site)).entries()
         assert [entry.round for entry in entries] == list(range(1, steps + 1))
@@ -157,7 +159,8 @@ def test_each_step_is_charged_once_at_each_site_for_the_pooled_mechanism(
             delta=1e-3,
             relation=Relation.ADD_OR_REMOVE_ONE,
         )
-        assert spent == summary["sites"][site]["epsilon"]
+        assert 0 < extra < 1e-6
+        assert spent + extra == summary["sites"][site]["epsilon"]
         assert 2.9 < spent <= 3.0
     plans = set(map(str, site_plans(config).values()))
     assert len(plans) == 1
@@ -174,12 +177,25 @@ def test_a_site_adds_less_noise_than_if_it_stood_alone(settings: Settings) -> No
     assert shared.denominator > 3 * alone.denominator
 
 
+def test_noise_whose_shares_cannot_be_drawn_is_refused_when_it_is_planned(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert site_plans(distributed(settings))
+    monkeypatch.setattr("hushtune.common.secagg.cohort.MOST_SHARE", 0.1)
+    for changes in (
+        {},
+        {"privacy__unit": "client", "privacy__epsilon": 50.0, "privacy__delta": 0.05},
+    ):
+        with pytest.raises(PlanError, match="cannot be drawn in whole numbers"):
+            site_plans(distributed(settings, **changes))
+
+
 def test_too_few_survivors_refuse_the_round_and_reveal_nothing(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = distributed(settings)
     opened: list[str] = []
-    original_open, original_step = client.secure.answer_open, client.answer_step
+    original_open, original_step = client.opening.answer_open, client.answer_step
 
     def failing(content: Any, site: Any, state: Any) -> Any:
         if site.name == "north" and len(Ledger(site.ledger.path).entries()) >= 2:
@@ -191,7 +207,7 @@ def test_too_few_survivors_refuse_the_round_and_reveal_nothing(
         return original_open(content, site, state)
 
     monkeypatch.setattr(client, "answer_step", failing)
-    monkeypatch.setattr(client.secure, "answer_open", noted)
+    monkeypatch.setattr(client.opening, "answer_open", noted)
     with pytest.raises(QuorumError, match="north"):
         run(config, tmp_path)
     assert len(opened) == 2 * len(SITES)
@@ -260,8 +276,9 @@ def test_a_client_s_change_is_clipped_before_it_is_summed(
     norms: list[float] = []
     original = secure._clipped  # pyright: ignore[reportPrivateUsage]
 
-    def noted(*args: Any, **kwargs: Any) -> AdapterState:
-        norms.append((found := original(*args, **kwargs)).norm())
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        found = original(*args, **kwargs)
+        norms.append(float(np.linalg.norm(secure.one_vector(found))))
         return found
 
     monkeypatch.setattr(secure, "_clipped", noted)

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from hushtune.client import app, secure
+from hushtune.client import app, opening, secure
 from hushtune.client.policy import SitePolicy
 from hushtune.client.terms import Terms
 from hushtune.common.adapter import AdapterState
@@ -124,8 +124,10 @@ class Sites(Grid):
         do: Mapping[str, Any] = {
             "keys": secure.answer_keys,
             "shares": secure.answer_shares,
+            "received": secure.answer_received,
             "masked": app.answer_step,
-            "open": secure.answer_open,
+            "confirm": opening.answer_confirm,
+            "open": opening.answer_open,
         }
         return app._reply(  # pyright: ignore[reportPrivateUsage]
             content, one, lambda same: same, lambda it: do[action](it, one, self.memory[site])
@@ -198,9 +200,9 @@ def vector_state(values: np.ndarray) -> AdapterState:
 def sum_vectors(grid: Sites, patch: pytest.MonkeyPatch) -> None:
     """The sites of a grid sum their own vectors in place of gradients."""
 
-    def clipped(order: RoundOrder, site: Any, *, sequence: int) -> AdapterState:
+    def clipped(order: RoundOrder, site: Any, *, sequence: int) -> Mapping[str, torch.Tensor]:
         del order, sequence
-        return vector_state(grid.vectors[site.name])
+        return vector_state(grid.vectors[site.name]).tensors
 
     patch.setattr(secure, "_clipped", clipped)
 

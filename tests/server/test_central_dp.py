@@ -12,16 +12,17 @@ import torch
 from scipy.stats import kstest
 
 from hushtune.common.adapter import AdapterState
-from hushtune.common.errors import FederationError
+from hushtune.common.errors import FederationError, PrivacyError
 from hushtune.common.messages import ClientUpdate
 from hushtune.common.privacy import correlated
-from hushtune.common.privacy.noise import NoiseSource
+from hushtune.common.privacy.noise import NoiseSource, on_grid
 from hushtune.server.aggregation.central_dp import (
     Mechanism,
     Memory,
     adapted,
     clipped_sum,
     private_mean,
+    scaled_for_rounding,
     split,
 )
 
@@ -239,7 +240,7 @@ def test_correlated_noise_is_the_inverse_of_the_factors_times_independent_noise(
         coefficients=tuple(correlated.coefficients(band).tolist()),
         sensitivity=correlated.sensitivity(band, rounds=rounds, every=4),
     )
-    std = 2.0 * 0.5 * mechanism.sensitivity
+    std = scaled_for_rounding(2.0 * 0.5 * mechanism.sensitivity, mechanism, num_values=18)
     factors = np.zeros((rounds, rounds))
     for shift, factor in enumerate(mechanism.coefficients):
         factors += np.diag([factor] * (rounds - shift), -shift)
@@ -267,6 +268,22 @@ def test_correlated_noise_is_the_inverse_of_the_factors_times_independent_noise(
         assert kstest(independent.flatten() / std, "norm").pvalue > 1e-4
         links = np.corrcoef(independent) - np.eye(len(independent))
         assert np.abs(links).max() < 6 / math.sqrt(independent.shape[1]), key
+
+
+def test_where_only_the_sum_is_rounded_its_noise_is_scaled_for_that() -> None:
+    """A sum on the grid's worst places moves by more than the clip norm, and no more than that."""
+    size, grid, z = 100_000, 2.0**-18, 4.0
+    one = torch.full((size,), 829.02 * grid, dtype=torch.float64)
+    clip = float(one.norm())
+    mechanism = Mechanism(noise_multiplier=z, denominator=1.0, coefficients=(1.0, 0.5))
+    scale = scaled_for_rounding(z * clip, mechanism, num_values=size)
+    without = torch.full_like(one, 0.49 * grid)  # rounded down, and with the client up
+    moved = on_grid(without + one, std=scale).double() - on_grid(without, std=scale).double()
+    assert torch.allclose(moved, torch.full_like(one, 830 * grid), rtol=1e-9)
+    assert float(moved.norm()) > clip * (1 + 1e-3)
+    assert z * float(moved.norm()) <= scale
+    with pytest.raises(PrivacyError, match="as much as a client"):
+        scaled_for_rounding(z * clip, mechanism, num_values=10**11)
 
 
 def test_sums_over_rounds_have_less_noise_than_independent_rounds(source: NoiseSource) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from hushtune.client import metrics, secure
+from hushtune.client import metrics, opening, secure
 from hushtune.client.charging import charged, unexpected
 from hushtune.client.rounds import own_model, updated
 from hushtune.client.site import Site, open_site
@@ -83,16 +83,28 @@ def share_secrets(message: Message, context: Context) -> Message:
     return _in_session(message, context, secure.answer_shares)
 
 
+@_app.train("received")
+def receive_shares(message: Message, context: Context) -> Message:
+    """Take in sealed shares, and sign who has shared."""
+    return _in_session(message, context, secure.answer_received)
+
+
 @_app.train("masked")
 def sum_masked(message: Message, context: Context) -> Message:
     """One step: this site's masked sum, charged."""
     return _in_session(message, context, answer_step)
 
 
+@_app.train("confirm")
+def confirm_survivors(message: Message, context: Context) -> Message:
+    """Sign whose sums arrived."""
+    return _in_session(message, context, opening.answer_confirm)
+
+
 @_app.train("open")
 def open_sum(message: Message, context: Context) -> Message:
     """The shares that open the sum of those who answered."""
-    return _in_session(message, context, secure.answer_open)
+    return _in_session(message, context, opening.answer_open)
 
 
 def _in_session(

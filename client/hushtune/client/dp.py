@@ -29,7 +29,7 @@ from hushtune.common.tasks.units import Units
 Gradients = Mapping[str, Tensor]
 
 _MOST_NORM = 1e30
-"""With the least clip norm of a plan, the factor is still a normal float32."""
+"""Far from where squares of float64 overflow, and from what any gradient is."""
 
 
 def poisson_batch(units: Units, probability: float, random: np.random.Generator) -> Units:
@@ -75,9 +75,15 @@ def clipped_sum(
 
     A unit's gradient is the mean over its examples, so that one with many records pulls no harder.
     The same for any ``microbatch`` (examples at a time) but for rounding; zero for no units. Must
-    run inside ``per_example_gradients``. Returns float32 CPU tensors in the shapes of ``trained``.
+    run inside ``per_example_gradients``. Returns float64 CPU tensors in the shapes of ``trained``.
+
+    Norms, factors and the sum are float64: n units make it that of real numbers to within
+    ``2^-52 n^2 clip_norm`` at most, so that one unit moves it by no more than the clip norm and
+    that; a float32 sum of a few thousand would be off by 1e-5 of it.
     """
-    total = {key: torch.zeros_like(parameter) for key, parameter in trained.items()}
+    total = {
+        key: torch.zeros_like(parameter, dtype=torch.float64) for key, parameter in trained.items()
+    }
     for piece in task.microbatches(units, microbatch):
         task.example_losses(task.batch(piece.rows, level)).sum().backward()
         own = len(piece.units.rows)  # the others fill the piece up, and count for nothing
@@ -88,15 +94,15 @@ def clipped_sum(
         # In float64: the square of a small float32 is zero, and what has no norm is not clipped.
         squares = sum(_norms(sample).square() for sample in samples.values())
         norms = torch.sqrt(torch.as_tensor(squares))  # (units,)
-        # A gradient that is not finite, or beyond what a float32 factor scales exactly enough,
-        # counts as zero: an error would tell that there is one.
+        # A gradient that is not finite, or so large that its norm says nothing, counts as zero: an
+        # error would tell that there is one.
         finite = norms <= _MOST_NORM
         factors = (clip_norm / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp(max=1.0)
-        factors = torch.where(finite, factors, 0.0).float()
+        factors = torch.where(finite, factors, 0.0)
         for key, sample in samples.items():
             counted = torch.where(finite.view(-1, *[1] * (sample.dim() - 1)), sample, 0.0)
-            total[key] += torch.einsum("b,b...->...", factors, counted)
-    return {key: tensor.detach().to("cpu", torch.float32) for key, tensor in total.items()}
+            total[key] += torch.einsum("b,b...->...", factors, counted.double())
+    return {key: tensor.detach().cpu() for key, tensor in total.items()}
 
 
 def _norms(sample: Tensor) -> Tensor:
@@ -125,6 +131,6 @@ def noisy_mean(total: Gradients, plan: PrivacyPlan, noise: NoiseSource) -> dict[
     """Add the plan's noise to a clipped sum, once, and divide by the public denominator."""
     std = 0.0 if plan.trust is Trust.OFF else plan.noise_multiplier * plan.clip_norm
     return {
-        key: (noise.noised(tensor, std=std) if std else tensor) / plan.denominator
+        key: (noise.noised(tensor, std=std) if std else tensor.float()) / plan.denominator
         for key, tensor in total.items()
     }

@@ -19,7 +19,8 @@ class SitePolicy:
     """What this site agrees to; whatever an order asks beyond it is refused before compute.
 
     ``public_size`` is the declared number of its units, ``spec`` describes the adapters of the
-    model that it has loaded.
+    model that it has loaded. ``run_sites``: all sites that the run declares, sorted; none where
+    they are not known.
     """
 
     site: str
@@ -27,6 +28,7 @@ class SitePolicy:
     spec: AdapterSpec
     public_size: int
     terms: Terms
+    run_sites: tuple[str, ...] = ()
 
     def check(self, order: RoundOrder) -> None:
         """Raise PolicyError, with what was asked and what is allowed, unless an order is fit."""
@@ -60,6 +62,20 @@ class SitePolicy:
         self._check_plan(order.plan)
         if self.site not in order.cohort.sites:
             raise PolicyError("a secure sum is between others", given=self.site)
+        if self.run_sites and order.cohort.sites != self.run_sites:
+            raise PolicyError(
+                "a secure sum is not between the sites of this run",
+                given=", ".join(order.cohort.sites)[:200],
+                expected=", ".join(self.run_sites)[:200],
+            )
+        strange = sorted(set(order.cohort.sites) - {self.site, *self.terms.peers})
+        if self.terms.peers and strange:
+            raise PolicyError(
+                "a secure sum is with sites that this site does not know",
+                given=strange[0][:100],
+                expected=f"{', '.join(self.terms.peers)[:200]} (peers)",
+            )
+        order.cohort.check_noise(order.plan.noise_multiplier)
         if order.cohort.colluding < self.terms.colluding_sites:
             raise PolicyError(
                 "a secure sum withstands fewer false sites than this site asks for",

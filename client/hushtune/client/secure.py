@@ -1,14 +1,13 @@
-"""A site's part in a secure sum: keys, sealed shares, a masked sum, and what opens the sum.
+"""A site's part in a secure sum: keys, sealed shares, and masked sums; ``opening`` has the rest.
 
 What the site must remember between messages lies in the node's own Flower state: a site that lost
-it has dropped out. It reveals, of another site and step, the seed of its own mask or that of the
-masks it shares, never both: it answers once for each step, to one list of survivors.
+it has dropped out.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import logging
 import math
 from collections.abc import Callable, Mapping
 
@@ -20,29 +19,29 @@ from hushtune.client.rounds import trained
 from hushtune.client.session import OWN, PAIR, Session, begun, current, load, save
 from hushtune.client.site import Site
 from hushtune.client.train import gradient_sum
-from hushtune.common.adapter import AdapterState
-from hushtune.common.errors import SecureSumError
+from hushtune.common.errors import MessageError, SecureSumError
 from hushtune.common.messages import RoundOrder
 from hushtune.common.privacy.discrete import discrete_gaussian
 from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import Unit
+from hushtune.common.secagg import agreement
 from hushtune.common.secagg import keys as crypto
 from hushtune.common.secagg.ring import mask, to_ring
 from hushtune.common.secagg.wire import (
+    Received,
+    ReceivedOrder,
     SharesOrder,
     SiteKeys,
     decode_keys_order,
+    decode_received_order,
     decode_shares_order,
     encode_keys,
+    encode_received,
     encode_shares,
 )
-from hushtune.common.secagg.wire_step import (
-    OpenOrder,
-    OpenReply,
-    StepOrder,
-    decode_open_order,
-    encode_open_reply,
-)
+from hushtune.common.secagg.wire_step import StepOrder
+
+log = logging.getLogger(__name__)
 
 
 def answer_keys(content: RecordDict, site: Site, state: RecordDict) -> RecordDict:
@@ -63,15 +62,12 @@ def answer_shares(content: RecordDict, site: Site, state: RecordDict) -> RecordD
     """Split the seeds of this site's masks among its neighbours, sealed for each."""
     order = decode_shares_order(content)
     session = current(state, site, order.run, order.session)
-    offered = {
-        n: {"seal": k.seal.hex(), "pair": [p.hex() for p in k.pair]} for n, k in order.keys.items()
-    }
     if not session.raw["keys"]:
         _check_keys(order, session)
-        session.raw["keys"] = offered
+        session.keep_keys(order.keys)
         _share(session, order.keys)
         save(state, session)
-    elif session.raw["keys"] != offered:
+    elif session.raw["digest"] != agreement.keys_digest(order.keys):
         raise SecureSumError("the keys of a session were changed while it was going on")
     sealed = {name: bytes.fromhex(text) for name, text in session.raw["sealed"].items()}
     return encode_shares(session.name, site.name, sealed)
@@ -90,7 +86,7 @@ def _check_keys(order: SharesOrder, session: Session) -> None:
         )
     if any(len(own.pair) != number or len(own.own) != number for own in keys.values()):
         raise SecureSumError("a site has not a key for each step of the session")
-    public = [key for own in keys.values() for key in (own.seal, *own.pair)]
+    public = [key for own in keys.values() for key in (own.seal, own.sign, *own.pair)]
     if len(set(public)) != len(public):
         raise SecureSumError("two sites have one key: somebody claims to be two")
 
@@ -113,10 +109,72 @@ def _share(session: Session, keys: Mapping[str, SiteKeys]) -> None:
             shares[name].append([part[name].hex() for part in split])
     mine = session.sealing()
     for name in around:
-        text = json.dumps(shares[name]).encode()
+        text = b"".join(bytes.fromhex(part) for pair in shares[name] for part in pair)
         labels = (session.name, session.site, name)
         session.raw["sealed"][name] = crypto.seal(text, mine, keys[name].seal, *labels).hex()
     session.raw["received"] = {session.site: shares[session.site]}
+
+
+def answer_received(content: RecordDict, site: Site, state: RecordDict) -> RecordDict:
+    """Take in what other sites have sealed for this one, and sign who has shared."""
+    order = decode_received_order(content)
+    session = current(state, site, order.run, order.session)
+    if not session.raw["sharing"]:
+        _check_sharing(order, session)
+        session.raw["sharing"] = list(order.sharing)
+        _receive(session, order.sealed)
+        save(state, session)
+    elif session.raw["sharing"] != list(order.sharing):
+        raise SecureSumError("who has shared secrets was changed after this site had signed it")
+    return encode_received(
+        Received(
+            session=session.name,
+            site=site.name,
+            false=tuple(session.raw["false"]),
+            signature=session.signing().sign(session.shared_text()),
+        )
+    )
+
+
+def _check_sharing(order: ReceivedOrder, session: Session) -> None:
+    names, cohort = order.sharing, session.cohort
+    known = set(session.raw["keys"])
+    if session.site not in names or not set(names) <= known or list(names) != sorted(set(names)):
+        raise SecureSumError("who has shared is not this site and others of the session, each once")
+    around = 1 + sum(name in names for name in session.neighbours())
+    if len(names) < cohort.min_survivors or around < cohort.share_threshold:
+        raise SecureSumError(
+            "too few sites have shared what opens their masks",
+            given=f"{len(names)} sites, {around} of them at this site",
+            expected=f"{cohort.min_survivors} or more, and {cohort.share_threshold} at each",
+        )
+
+
+def _receive(session: Session, sealed: Mapping[str, bytes]) -> None:
+    """Open the shares that other sites have sealed for this one.
+
+    One that cannot be opened is as good as none: this site then has nothing to add where that
+    sender's masks have to come off. It shares masks with the sender all the same.
+    """
+    mine = session.sealing()
+    for name in session.partners():
+        theirs = bytes.fromhex(session.raw["keys"][name]["seal"])
+        labels = (session.name, name, session.site)
+        try:
+            text = crypto.unseal(sealed.get(name, b""), mine, theirs, *labels)
+            session.raw["received"][name] = _read_shares(text, len(session.steps))
+        except (MessageError, SecureSumError) as error:
+            log.warning("site %s has no share from %s: %s", session.site, name, error)
+            session.raw["false"].append(name)
+
+
+def _read_shares(text: bytes, steps: int) -> list[list[str]]:
+    """Of each step a share of the own and of the pair seed, hexadecimal, 16 bytes each."""
+    size = crypto.SEED_BYTES
+    if len(text) != steps * 2 * size:
+        raise SecureSumError("a sealed share does not hold two seeds for each step")
+    parts = [text[place : place + size].hex() for place in range(0, len(text), size)]
+    return [parts[place : place + 2] for place in range(0, len(parts), 2)]
 
 
 def masked(order: StepOrder, site: Site, state: RecordDict) -> Callable[[RoundOrder, int], bytes]:
@@ -126,14 +184,19 @@ def masked(order: StepOrder, site: Site, state: RecordDict) -> Callable[[RoundOr
     place = session.place(asked.round)
     if asked.plan.to_dict() != session.raw["plan"]:
         raise SecureSumError("an order has another plan than its session")
-    if not session.raw["keys"]:
+    if not session.raw["sharing"]:
         raise SecureSumError("a step was ordered before keys and shares were exchanged")
-    _receive(session, order.sealed)
-    save(state, session)
+    if not session.raw["agreed"]:
+        if not session.agree(order.agreed, session.shared_text()):
+            raise SecureSumError(
+                "too few sites have confirmed who has shared secrets: they were told otherwise",
+                expected=f"{session.cohort.min_survivors} or more",
+            )
+        session.raw["agreed"] = True
+        save(state, session)
 
     def compute(order: RoundOrder, sequence: int) -> bytes:
-        update = _clipped(order, site, sequence=sequence)
-        values = torch_to_numpy(update)
+        values = one_vector(_clipped(order, site, sequence=sequence))
         std = session.cohort.share_std(order.plan.noise_multiplier, values.size)
         total = to_ring(values, clip_norm=order.plan.clip_norm)
         total += discrete_gaussian(site.noise, values.size, std=std).view(np.uint64)
@@ -154,112 +217,36 @@ def described(noise: NoiseSource) -> str:
     )
 
 
-def _receive(session: Session, sealed: Mapping[str, bytes]) -> None:
-    """Open the shares that other sites have sealed for this one, once."""
-    around = session.neighbours()
-    if len(session.received()) > 1:
-        return
-    mine = session.sealing()
-    for name in sorted(sealed):
-        if name not in around:
-            raise SecureSumError("shares of a site that is no neighbour", given=name[:100])
-        theirs = bytes.fromhex(session.raw["keys"][name]["seal"])
-        text = crypto.unseal(sealed[name], mine, theirs, session.name, name, session.site)
-        session.raw["received"][name] = _read_shares(text, len(session.steps))
-    least = session.cohort.share_threshold
-    if len(session.received()) < least:
-        raise SecureSumError(
-            "too few sites have shared what opens their masks",
-            given=len(session.received()),
-            expected=f"{least} or more, this one included",
-        )
-
-
-def _read_shares(text: bytes, steps: int) -> list[list[str]]:
-    try:
-        shares = json.loads(text)
-        whole = len(shares) == steps and all(
-            len(pair) == 2 and all(len(bytes.fromhex(part)) == crypto.SEED_BYTES for part in pair)
-            for pair in shares
-        )
-    except (ValueError, TypeError):
-        whole = False
-        shares = []
-    if not whole:
-        raise SecureSumError("a sealed share does not hold two seeds for each step")
-    return shares
-
-
 def _mask_seeds(session: Session, place: int) -> list[tuple[int, bytes]]:
     """The masks of this site in a step: its own, and one for each neighbour, added by one of the
     two and taken away by the other."""
     step, name = session.steps[place], session.name
     mine, keys = session.pairing(place), session.pair_keys()
     found = [(1, crypto.own_seed(session.seed(OWN, place), name, step))]
-    for other in sorted(session.received()):
-        if other != session.site:
-            seed = crypto.pair_seed(mine, keys[other][place], session.site, other, name, step)
-            found.append((1 if session.site < other else -1, seed))
+    for other in session.partners():
+        seed = crypto.pair_seed(mine, keys[other][place], session.site, other, name, step)
+        found.append((1 if session.site < other else -1, seed))
     return found
 
 
-def _clipped(order: RoundOrder, site: Site, *, sequence: int) -> AdapterState:
+def _clipped(order: RoundOrder, site: Site, *, sequence: int) -> Mapping[str, torch.Tensor]:
     """The site's vector: a sum of clipped gradients, or the clipped change of a client."""
     if order.plan.unit is not Unit.CLIENT:
         random = site.batch_randomness(order.run, order.round, sequence)
         return gradient_sum(order, task=site.task, units=site.units, random=random)
     if not len(site.units):  # a client without records is one that is not there
-        return order.adapter.select(order.sent).map(torch.zeros_like)
+        return order.adapter.select(order.sent).map(torch.zeros_like).tensors
     change = trained(order, site, sequence=sequence)
     norm = change.norm()
     if not math.isfinite(norm):
-        return change.map(lambda tensor: tensor * 0.0).map(lambda tensor: tensor.nan_to_num(0.0))
-    return change * min(1.0, order.plan.clip_norm / max(norm, 1e-300))
+        return change.map(torch.zeros_like).tensors
+    factor = min(1.0, order.plan.clip_norm / max(norm, 1e-300))
+    return {key: factor * tensor.double() for key, tensor in change.tensors.items()}
 
 
-def torch_to_numpy(state: AdapterState) -> np.ndarray:
-    """All values of a state in the order of its keys, float64."""
-    return np.concatenate([t.double().numpy().reshape(-1) for t in state.tensors.values()])
-
-
-def answer_open(content: RecordDict, site: Site, state: RecordDict) -> RecordDict:
-    """Give out the shares that open the sum of the survivors of a step; once for each step."""
-    order = decode_open_order(content)
-    session = current(state, site, order.run, order.session)
-    place = session.place(order.step)
-    _check_survivors(order, session)
-    answered = session.raw["opened"].setdefault(str(order.step), list(order.survivors))
-    if answered != list(order.survivors):
-        raise SecureSumError("the survivors of a step were changed after it was answered")
-    save(state, session)
-    shares = {name: held[place] for name, held in session.received().items()}
-    staying = set(order.survivors)
-    return encode_open_reply(
-        OpenReply(
-            session=session.name,
-            site=site.name,
-            step=order.step,
-            own={n: bytes.fromhex(own) for n, (own, _) in shares.items() if n in staying},
-            pair={n: bytes.fromhex(pair) for n, (_, pair) in shares.items() if n not in staying},
-        )
-    )
-
-
-def _check_survivors(order: OpenOrder, session: Session) -> None:
-    least, names = session.cohort.min_survivors, order.survivors
-    known = set(session.raw["keys"])
-    if session.cohort.is_complete:
-        known = set(session.received())  # whose shares this site holds: those it masks with
-    if session.site not in names or not set(names) <= known or list(names) != sorted(set(names)):
-        raise SecureSumError(
-            "the survivors of a step are not this site and others of the session, each once"
-        )
-    if len(names) < least:
-        raise SecureSumError(
-            "too few sites are left: their sum would carry less noise than was promised",
-            given=len(names),
-            expected=f"{least} or more (privacy.min_survivors)",
-        )
+def one_vector(tensors: Mapping[str, torch.Tensor]) -> np.ndarray:
+    """All values in the order of their keys, float64."""
+    return np.concatenate([tensors[key].double().numpy().reshape(-1) for key in sorted(tensors)])
 
 
 def _digest(content: RecordDict) -> str:

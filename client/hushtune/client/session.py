@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ConfigRecord, RecordDict
 
 from hushtune.client.site import Site
 from hushtune.common.errors import SecureSumError
+from hushtune.common.secagg import agreement
 from hushtune.common.secagg import keys as crypto
 from hushtune.common.secagg.cohort import Cohort
 from hushtune.common.secagg.wire import KeysOrder, SiteKeys
@@ -51,6 +54,9 @@ class Session:
     def sealing(self) -> crypto.X25519PrivateKey:
         return crypto.private_key(bytes.fromhex(self.raw["seal"]), "seal", self.name)
 
+    def signing(self) -> Ed25519PrivateKey:
+        return agreement.signing_key(bytes.fromhex(self.raw["seal"]), self.name)
+
     def pairing(self, place: int) -> crypto.X25519PrivateKey:
         return pair_key(self.seed(PAIR, place), self.name, self.steps[place])
 
@@ -58,6 +64,7 @@ class Session:
         places = range(len(self.steps))
         return SiteKeys(
             seal=crypto.public_bytes(self.sealing()),
+            sign=self.signing().public_key().public_bytes_raw(),
             pair=tuple(crypto.public_bytes(self.pairing(place)) for place in places),
             own=tuple(
                 crypto.commitment(self.seed(OWN, place), self.name, self.steps[place])
@@ -65,14 +72,52 @@ class Session:
             ),
         )
 
+    def keep_keys(self, keys: Mapping[str, SiteKeys]) -> None:
+        """Remember what all sites have published; of their commitments the digest will do."""
+        self.raw["digest"] = agreement.keys_digest(keys)
+        self.raw["keys"] = {
+            name: {
+                "seal": own.seal.hex(),
+                "sign": own.sign.hex(),
+                "pair": [key.hex() for key in own.pair],
+            }
+            for name, own in keys.items()
+        }
+
     def pair_keys(self) -> dict[str, list[bytes]]:
         """The public keys for masks of all sites of the session, by name."""
         return {n: [bytes.fromhex(k) for k in own["pair"]] for n, own in self.raw["keys"].items()}
 
+    def signing_keys(self) -> dict[str, bytes]:
+        """The keys that signatures are checked by, of all sites of the session."""
+        return {n: bytes.fromhex(own["sign"]) for n, own in self.raw["keys"].items()}
+
     def neighbours(self) -> tuple[str, ...]:
-        """Those with whom this site shares masks, of the sites whose keys it has."""
+        """Those among whom this site splits its secrets, of the sites whose keys it has."""
         around = self.cohort.neighbours(self.site, session=self.name)
         return tuple(name for name in around if name in self.raw["keys"])
+
+    def partners(self) -> tuple[str, ...]:
+        """Those with whom this site shares masks: neighbours that have shared their secrets."""
+        return tuple(name for name in self.neighbours() if name in self.raw["sharing"])
+
+    def shared_text(self) -> bytes:
+        """What this site signs of who has shared secrets."""
+        return agreement.shared_text(self.name, self.raw["digest"], self.raw["sharing"])
+
+    def arrived_text(self, step: int, survivors: Sequence[str]) -> bytes:
+        """What this site signs of whose sums of a step arrived."""
+        return agreement.arrived_text(
+            self.name, self.raw["digest"], self.raw["sharing"], step=step, survivors=survivors
+        )
+
+    def agree(self, signatures: Mapping[str, bytes], text: bytes) -> bool:
+        """Whether enough sites have signed a text; see ``agreement`` for why none must where all
+        have to stay."""
+        if not self.cohort.needs_agreement:
+            return True
+        signed = agreement.agreeing(signatures, text, keys=self.signing_keys())
+        return len(signed) >= self.cohort.min_survivors
 
     def received(self) -> dict[str, list[list[str]]]:
         """By sender, this site's share of each step's own and pair seed; its own share too."""
@@ -98,10 +143,14 @@ def begun(order: KeysOrder, site: str, digest: str) -> Session:
         "seal": seeds(1)[0],
         PAIR: seeds(len(order.steps)),
         OWN: seeds(len(order.steps)),
+        "digest": "",
         "keys": {},
         "sealed": {},
+        "sharing": [],
         "received": {},
-        "opened": {},
+        "false": [],
+        "agreed": False,
+        "arrived": {},
     }
     return Session(raw, site)
 

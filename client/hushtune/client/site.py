@@ -168,7 +168,14 @@ def agreed_terms(
     trust = Trust(config.privacy.trust)
     if own is not None and trust not in terms.trust:
         trust = Trust.SITE  # orders of a run under another trust are refused, whatever it says
-    agreed = SitePolicy(site=site, trust=trust, spec=spec, public_size=size, terms=terms)
+    agreed = SitePolicy(
+        site=site,
+        trust=trust,
+        spec=spec,
+        public_size=size,
+        terms=terms,
+        run_sites=tuple(sorted(config.data.public_sizes)),
+    )
     return agreed, terms.limit(whole_ledger=own is not None and terms.data_set is None)
 
 

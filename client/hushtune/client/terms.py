@@ -63,6 +63,12 @@ class Terms(Section):
         description="with trust = distributed: the least number of sites siding with the server "
         "that a run must withstand",
     )
+    peers: Names = Field(
+        default=(),
+        description="with trust = distributed: the names of the sites that a secure sum may be "
+        "with; empty = any. Names alone: that a site is who it says it is, the server vouches for",
+        examples=[["east", "north"]],
+    )
     unit: Literal["example", "group", "client"] = Field(
         default="example",
         description="by what: a record, all records of a patient or user, or all of the site's "

@@ -153,8 +153,11 @@ def _checked(
 
 def gradient_sum(
     order: RoundOrder, *, task: Task, units: Units, random: np.random.Generator
-) -> AdapterState:
-    """The sum of clipped gradients of one Poisson batch at ``order.adapter``, without any noise."""
+) -> dp.Gradients:
+    """The sum of clipped gradients of one Poisson batch at ``order.adapter``, without any noise.
+
+    Float64, as rounding to float32 would move it by more than is accounted for.
+    """
     level = task.level(order.adapter, order.trainable)  # may run the model, so it comes first
     lora.install(task.model, order.adapter)
     trained = lora.set_trainable(task.model, order.trainable)
@@ -171,7 +174,7 @@ def gradient_sum(
         )
         _check_coverage(trained, total, order.trainable, task)
     task.model.requires_grad_(False)
-    return AdapterState(order.adapter.spec, total)
+    return total
 
 
 def _without_noise(order: RoundOrder) -> PrivacyPlan:

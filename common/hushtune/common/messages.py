@@ -34,8 +34,8 @@ METRICS_RUN, PERSONAL_RUN = "/metrics", "/personal"
 """What follows a run's name where a ledger charges its figures, or what a site trains for itself
 alone; no run's own name ends so."""
 
-TRAIN_ACTIONS = ("default", "keys", "shares", "masked", "open")
-"""What a site can be asked in training: a round, or the four exchanges of a secure sum."""
+TRAIN_ACTIONS = ("default", "keys", "shares", "received", "masked", "confirm", "open")
+"""What a site can be asked in training: a round, or the exchanges of a secure sum."""
 
 _BODY, _TEXT = "hushtune", "json"
 _ADAPTER, _STATE, _CONTROL, _SAFETENSORS = "adapter", "state", "control", "safetensors"

@@ -22,6 +22,10 @@ from hushtune.common.secagg.cohort import Cohort
 POOLED = "pooled"
 """Name of the one site that holds everybody's rows, in the pooled baselines."""
 
+KEPT_FOR_WHOLE_NUMBERS = 1e-4
+"""Part of epsilon that secure sums keep back for what whole numbers cost: see
+``discrete.epsilon_of_the_grid``, which the statement adds."""
+
 _RATE_WITHOUT_NOISE = 0.1
 
 
@@ -43,9 +47,14 @@ def site_plans(config: RunConfig) -> dict[str, PrivacyPlan]:
         for site, size in sorted(sizes.items()):  # of a client's own training no plan speaks
             expected = local_rate(config, site) * size
             check_expected(f"client {site}", expected, size, of_clients=False)
-        return dict.fromkeys(sorted(sizes), _plan(config, len(sizes), of_clients=True))
+        plan = _plan(config, len(sizes), of_clients=True)
+        if plan.trust is Trust.DISTRIBUTED:
+            cohort_of(config).check_noise(plan.noise_multiplier)
+        return dict.fromkeys(sorted(sizes), plan)
     if Trust(config.privacy.trust) is Trust.DISTRIBUTED:
-        return dict.fromkeys(sorted(sizes), _plan(config, sum(sizes.values())))
+        plan = _plan(config, sum(sizes.values()))
+        cohort_of(config).check_noise(plan.noise_multiplier)
+        return dict.fromkeys(sorted(sizes), plan)
     plans: dict[str, PrivacyPlan] = {}
     for site, size in sorted(sizes.items()):
         try:
@@ -75,8 +84,9 @@ def _plan(config: RunConfig, public_size: int, *, of_clients: bool = False) -> P
     steps = 1 if every is not None else train.rounds
     alone = sum(steps for _, steps in personal_charges(config))
     local_steps = train.rounds * train.local_steps + alone
+    distributed = Trust(privacy.trust) is Trust.DISTRIBUTED
     plan = make_plan(
-        epsilon=privacy.epsilon,
+        epsilon=privacy.epsilon * (1.0 - KEPT_FOR_WHOLE_NUMBERS * distributed),
         delta=privacy.delta,
         public_size=public_size,
         batch_size=None if of_clients else train.batch_size,
@@ -88,6 +98,7 @@ def _plan(config: RunConfig, public_size: int, *, of_clients: bool = False) -> P
         trust=Trust(privacy.trust),
         also=metrics_events(config),
     )
+    plan = replace(plan, epsilon=privacy.epsilon) if distributed else plan
     return plan if every is None else replace(plan, denominator=public_size / every)
 
 

@@ -7,45 +7,59 @@ where they are fewer than the cohort needs.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
-from flwr.app import Message, RecordDict
+from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
-from hushtune.common.errors import HushtuneError, MessageError, QuorumError, SecureSumError
+from hushtune.common.errors import MessageError, QuorumError
 from hushtune.common.messages import RoundOrder
 from hushtune.common.privacy.plan import PrivacyPlan
 from hushtune.common.secagg import keys as crypto
+from hushtune.common.secagg.agreement import agreeing, arrived_text, keys_digest, shared_text
 from hushtune.common.secagg.cohort import Cohort
-from hushtune.common.secagg.ring import Ring, mask
+from hushtune.common.secagg.ring import Ring
 from hushtune.common.secagg.wire import (
     KeysOrder,
+    Received,
+    ReceivedOrder,
     SharesOrder,
     SiteKeys,
     decode_keys,
+    decode_received,
     decode_shares,
     encode_keys_order,
+    encode_received_order,
     encode_shares_order,
 )
 from hushtune.common.secagg.wire_step import (
+    ConfirmOrder,
     OpenOrder,
     OpenReply,
     StepOrder,
     StepReply,
+    decode_confirmed,
     decode_open_reply,
     decode_step_reply,
+    encode_confirm_order,
     encode_open_order,
     encode_step,
 )
 from hushtune.server.aggregation.check import check_charge
-from hushtune.server.replies import content_bytes, countable, refusal_row, refusal_words, short
-from hushtune.server.traffic import RefusedError, Traffic, content_of
+from hushtune.server.exchange import Line
+from hushtune.server.replies import countable, short
+from hushtune.server.session_keys import check_keys, copied
+from hushtune.server.traffic import Traffic
+from hushtune.server.unmasking import Masks, unmasked
 
 _T = TypeVar("_T")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,59 +88,111 @@ class SecureSession:
         self.name = os.urandom(16).hex()
         self.cohort, self.traffic = cohort, Traffic()
         self._run, self._plan, self._steps = run, plan, steps
-        self._grid, self._nodes, self._timeout = grid, nodes, timeout
-        self._keys: dict[str, SiteKeys] = {}
-        self._sealed: dict[str, dict[str, bytes]] = {}
+        self._line = Line(grid=grid, nodes=nodes, timeout=timeout, traffic=self.traffic)
+        self._masks = Masks(session=self.name, cohort=cohort, keys={}, sharing=())
+        self._agreed: dict[str, bytes] = {}
+        self._told: set[str] = set()
 
     def begin(self) -> None:
-        """Exchange keys and sealed shares."""
+        """Exchange keys and sealed shares, anew without those whose shares are false."""
+        asked = self.cohort.sites
+        while True:
+            self.name = os.urandom(16).hex()
+            false = self._begin(asked)
+            if not false:
+                return
+            for site, reason in false.items():
+                log.warning("secure sums go on without %s: %s", site, reason)
+            self._line.traffic.lost.update(false)
+            asked = tuple(site for site in asked if site not in false)
+            self._require(asked, "shared what opens their masks")
+
+    def _begin(self, asked: tuple[str, ...]) -> dict[str, str]:
+        """The exchanges that begin a session; whose masks too few could open, and why."""
+        named = {"run": self._run, "session": self.name}
         keys = self._ask(
             "keys",
             {
                 site: encode_keys_order(
                     KeysOrder(
-                        run=self._run,
-                        session=self.name,
-                        site=site,
-                        cohort=self.cohort,
-                        plan=self._plan,
-                        steps=self._steps,
+                        **named, site=site, cohort=self.cohort, plan=self._plan, steps=self._steps
                     )
                 )
-                for site in self.cohort.sites
+                for site in asked
             },
             self._read_keys,
         )
-        self._keys = self._distinct(keys)
-        self._require(self._keys, "published keys")
-        self._sealed = self._ask(
+        for site in copied(keys):
+            self.traffic.lost[site] = "rejected: another site published the same key"
+            del keys[site]
+        self._require(keys, "published keys")
+        self._masks = Masks(session=self.name, cohort=self.cohort, keys=keys, sharing=())
+        sealed = self._ask(
             "shares",
             {
-                site: encode_shares_order(
-                    SharesOrder(run=self._run, session=self.name, site=site, keys=self._keys)
-                )
-                for site in sorted(self._keys)
+                site: encode_shares_order(SharesOrder(**named, site=site, keys=keys))
+                for site in sorted(keys)
             },
             self._read_shares,
         )
-        self._require(self._sealed, "shared what opens their masks")
+        self._require(sealed, "shared what opens their masks")
+        sharing = tuple(sealed)
+        self._masks = replace(self._masks, sharing=sharing)
+        received = self._ask(
+            "received",
+            {
+                site: encode_received_order(
+                    ReceivedOrder(
+                        **named,
+                        site=site,
+                        sharing=sharing,
+                        sealed={other: sealed[other][site] for other in self._masks.partners(site)},
+                    )
+                )
+                for site in sharing
+            },
+            partial(self._read_received, shared_text(self.name, keys_digest(keys), sharing)),
+        )
+        self._require(received, "confirmed who has shared secrets")
+        self._agreed = {site: reply.signature for site, reply in received.items()}
+        self._told = set()
+        return self._false(received)
+
+    def _false(self, received: Mapping[str, Received]) -> dict[str, str]:
+        """Those whose shares so many call false that the rest could not open their masks.
+
+        One site's word alone expels nobody where others hold enough: it may be the false one.
+        """
+        found: dict[str, str] = {}
+        for site in self._masks.sharing:
+            against = sorted(name for name, reply in received.items() if site in reply.false)
+            if not against:
+                continue
+            log.warning("what %s has shared is no share for %s", site, ", ".join(against))
+            if len(self._masks.holders(site)) - len(against) < self.cohort.share_threshold:
+                found[site] = short(
+                    f"rejected: what it has shared is no share for {', '.join(against)}"
+                )
+        return found
 
     def step(self, orders: Mapping[str, RoundOrder]) -> OpenedSum:
         """One step: the masked sums of all that are there, added up and opened."""
-        asked = {site: orders[site] for site in sorted(self._sealed)}
+        asked = {site: orders[site] for site in self._masks.sharing}
         number = next(iter(asked.values())).round
         replies = self._ask(
             "masked",
             {
                 site: encode_step(
-                    StepOrder(order=order, session=self.name, sealed=self._sealed_for(site))
+                    StepOrder(order=order, session=self.name, agreed=self._agreed_for(site))
                 )
                 for site, order in asked.items()
             },
             lambda site, content: self._read_step(asked[site], content),
         )
+        self._told |= set(replies)
         self._require(replies, "sent a masked sum")
-        survivors = tuple(sorted(replies))
+        survivors = tuple(replies)
+        confirmed = self._confirmed(number, survivors)
         opened = self._ask(
             "open",
             {
@@ -137,9 +203,10 @@ class SecureSession:
                         site=site,
                         step=number,
                         survivors=survivors,
+                        confirmed=confirmed,
                     )
                 )
-                for site in survivors
+                for site in confirmed or survivors
             },
             lambda site, content: self._read_opened(number, site, content),
         )
@@ -147,80 +214,48 @@ class SecureSession:
         total = np.zeros(next(iter(replies.values())).values.size, np.uint64)
         for site in survivors:
             total += replies[site].values
-        total = self._unmasked(total, number, survivors, opened)
+        total = unmasked(
+            total,
+            self._masks,
+            step=number,
+            place=self._steps.index(number),
+            survivors=survivors,
+            opened=opened,
+        )
         return OpenedSum(total, survivors, {site: replies[site].noise for site in survivors})
 
-    # -------------------------------------------------------------------- masks come off ----
-
-    def _unmasked(
-        self, total: Ring, number: int, survivors: tuple[str, ...], opened: Mapping[str, OpenReply]
-    ) -> Ring:
-        place = self._steps.index(number)
-        labels = (self.name, number)
-        for site in survivors:
-            seed = self._open(
-                site,
-                {n: reply.own[site] for n, reply in opened.items() if site in reply.own},
-                fits=lambda seed, site=site: (
-                    crypto.commitment(seed, *labels) == self._keys[site].own[place]
-                ),
-            )
-            total = total - mask(crypto.own_seed(seed, *labels), total.size)
-        for site in sorted(set(self._sealed) - set(survivors)):
-            seed = self._open(
-                site,
-                {n: reply.pair[site] for n, reply in opened.items() if site in reply.pair},
-                fits=lambda seed, site=site: (
-                    crypto.public_bytes(crypto.private_key(seed, "pair", *labels))
-                    == self._keys[site].pair[place]
-                ),
-            )
-            private = crypto.private_key(seed, "pair", *labels)
-            for other in self._neighbours(site):
-                if other not in survivors:
-                    continue
-                theirs = self._keys[other].pair[place]
-                hidden = mask(crypto.pair_seed(private, theirs, other, site, *labels), total.size)
-                # As the survivor has it: added where its name comes first.
-                total = total - hidden if other < site else total + hidden
-        return total
-
-    def _open(
-        self, site: str, shares: Mapping[str, bytes], *, fits: Callable[[bytes], bool]
-    ) -> bytes:
-        """The seed that a site has shared; SecureSumError where shares are too few or wrong."""
-        threshold, holders = self.cohort.share_threshold, self._holders(site)
-        known = {name: share for name, share in shares.items() if name in holders}
-        if len(known) < threshold:
-            raise SecureSumError(
-                f"too few shares to open the masks of {site}, so the sum stays closed",
-                given=len(known),
-                expected=f"{threshold} or more",
-            )
-        # One false share among enough good ones is found by leaving each holder out in turn.
-        spare = sorted(known) if len(known) > threshold else []
-        for without in (None, *spare):
-            chosen = {name: share for name, share in known.items() if name != without}
-            seed = crypto.combine(chosen, threshold=threshold, holders=holders)
-            if fits(seed):
-                return seed
-        raise SecureSumError(
-            f"the shares of what masks {site} do not fit what it published: one is false",
-            given=f"shares of {', '.join(sorted(known))}"[:300],
+    def _confirmed(self, number: int, survivors: tuple[str, ...]) -> dict[str, bytes]:
+        """The survivors' signatures under their list; none where none are needed."""
+        if not self.cohort.needs_agreement:
+            return {}
+        masks = self._masks
+        text = arrived_text(
+            self.name, keys_digest(masks.keys), masks.sharing, step=number, survivors=survivors
         )
+        confirmed = self._ask(
+            "confirm",
+            {
+                site: encode_confirm_order(
+                    ConfirmOrder(
+                        run=self._run,
+                        session=self.name,
+                        site=site,
+                        step=number,
+                        survivors=survivors,
+                    )
+                )
+                for site in survivors
+            },
+            partial(self._read_confirmed, text),
+        )
+        self._require(confirmed, "confirmed whose sums arrived")
+        return confirmed
 
-    def _neighbours(self, site: str) -> tuple[str, ...]:
-        around = self.cohort.neighbours(site, session=self.name)
-        return tuple(name for name in around if name in self._sealed)
+    def _agreed_for(self, site: str) -> Mapping[str, bytes]:
+        """Signatures under who has shared: once for each site, and where they are needed."""
+        return self._agreed if self.cohort.needs_agreement and site not in self._told else {}
 
-    def _holders(self, site: str) -> list[str]:
-        around = self.cohort.neighbours(site, session=self.name)
-        return sorted((site, *(name for name in around if name in self._keys)))
-
-    def _sealed_for(self, site: str) -> dict[str, bytes]:
-        return {sender: sealed[site] for sender, sealed in self._sealed.items() if site in sealed}
-
-    # ---------------------------------------------------------------------- one exchange ----
+    # ------------------------------------------------------------------------- exchanges ----
 
     def _ask(
         self,
@@ -228,41 +263,9 @@ class SecureSession:
         contents: Mapping[str, RecordDict],
         read: Callable[[str, RecordDict], _T],
     ) -> dict[str, _T]:
-        """What each site answers, by name and sorted; why others do not is noted."""
-        messages = [
-            Message(
-                content,
-                dst_node_id=self._nodes[site],
-                message_type=f"train.{action}",
-                group_id=self.name,
-            )
-            for site, content in contents.items()
-            if site in self._nodes
-        ]
-        sites = {self._nodes[site]: site for site in contents if site in self._nodes}
-        traffic, found = self.traffic, dict[str, _T]()
-        traffic.exchanges += 1
-        traffic.bytes_down += sum(content_bytes(message.content) for message in messages)
-        for message in self._grid.send_and_receive(messages, timeout=self._timeout):
-            site = sites.pop(message.metadata.src_node_id, None)
-            if site is None:  # unasked, or a second answer
-                continue
-            if message.has_content():
-                traffic.bytes_up += content_bytes(message.content)
-            try:
-                found[site] = read(site, content_of(message))
-            except RefusedError as refused:
-                traffic.lost[site] = refusal_words(refused.refusal)
-                traffic.refusals[site] = refusal_row(refused.refusal, refused.refusal.round)
-            except HushtuneError as error:
-                traffic.lost[site] = short(f"rejected: {error.message}")
-        for site in contents:
-            if site not in found:
-                absent = "no answer" if site in self._nodes else "not connected"
-                traffic.lost.setdefault(site, absent)
-        return dict(sorted(found.items()))
+        return self._line.ask(action, contents, read, group=self.name)
 
-    def _require(self, there: Mapping[str, object], did: str) -> None:
+    def _require(self, there: Collection[str], did: str) -> None:
         if len(there) >= self.cohort.min_survivors:
             return
         lost = "".join(f"\n  {site}: {why}" for site, why in sorted(self.traffic.lost.items()))
@@ -279,27 +282,34 @@ class SecureSession:
     def _read_keys(self, site: str, content: RecordDict) -> SiteKeys:
         session, name, keys = decode_keys(content)
         self._check_name(session, name, site)
-        if {len(keys.pair), len(keys.own)} != {len(self._steps)}:
-            raise MessageError("not a key for each step", given=len(keys.pair))
+        check_keys(keys, steps=len(self._steps))
         return keys
-
-    def _distinct(self, keys: Mapping[str, SiteKeys]) -> dict[str, SiteKeys]:
-        """Without sites that publish a key of another: one who claims two names has but one."""
-        owner: dict[bytes, set[str]] = {}
-        for site, own in keys.items():
-            for key in (own.seal, *own.pair):
-                owner.setdefault(key, set()).add(site)
-        twice = {site for sites in owner.values() if len(sites) > 1 for site in sites}
-        for site in twice:
-            self.traffic.lost[site] = "rejected: another site published the same key"
-        return {site: own for site, own in keys.items() if site not in twice}
 
     def _read_shares(self, site: str, content: RecordDict) -> dict[str, bytes]:
         session, name, sealed = decode_shares(content)
         self._check_name(session, name, site)
-        if set(sealed) != set(self._holders(site)) - {site}:
+        if set(sealed) != set(self._masks.holders(site)) - {site}:
             raise MessageError("sealed shares are not for its neighbours, one for each")
         return sealed
+
+    def _read_received(self, text: bytes, site: str, content: RecordDict) -> Received:
+        reply = decode_received(content)
+        self._check_name(reply.session, reply.site, site)
+        self._check_signed(site, reply.signature, text)
+        if not set(reply.false) <= set(self._masks.partners(site)):
+            raise MessageError("it speaks of shares that it was not sent")
+        return reply
+
+    def _read_confirmed(self, text: bytes, site: str, content: RecordDict) -> bytes:
+        reply = decode_confirmed(content)
+        self._check_name(reply.session, reply.site, site)
+        self._check_signed(site, reply.signature, text)
+        return reply.signature
+
+    def _check_signed(self, site: str, signature: bytes, text: bytes) -> None:
+        known = {site: self._masks.keys[site].sign}
+        if not agreeing({site: signature}, text, keys=known):
+            raise MessageError("it has signed something else than it was told")
 
     def _read_step(self, order: RoundOrder, content: RecordDict) -> StepReply:
         reply = decode_step_reply(content)

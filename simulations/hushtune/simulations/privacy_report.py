@@ -33,9 +33,10 @@ from hushtune.common.privacy.statement import (
 )
 from hushtune.common.privacy.statement_html import render_html
 from hushtune.common.privacy.statement_markdown import render_markdown
-from hushtune.common.privacy.statement_secure import provided, towards
+from hushtune.common.privacy.statement_secure import of_whole_numbers, provided, towards
 from hushtune.common.privacy.statement_server import server_html, server_markdown
 from hushtune.common.run_context import RunContext
+from hushtune.common.secagg.cohort import Cohort
 from hushtune.server.app import checkpoint_folder
 from hushtune.server.checkpoint import exists, load
 from hushtune.server.orders import trainable_of
@@ -98,6 +99,7 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
             num_aborted=len(answered - accepted),
             provided="" if cohort is None else provided(cohort),
             towards=towards(cohort),
+            extra_epsilon=0.0 if cohort is None else _extra(cohort, mine, result.state),
             limit_epsilon=None if own is None else own.terms.max_epsilon,
             limit_delta=None if own is None else own.terms.max_delta,
             released=_released(config, result.state, answered),
@@ -105,6 +107,12 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
             metrics=_metrics(result, site, told, public_held_out(config, site)),
         )
     return statement(sites=sites, run=result.run, group=config.data.group, cohort=cohort)
+
+
+def _extra(cohort: Cohort, entries: Sequence[LedgerEntry], state: AdapterState) -> float:
+    """Of a run's secure sums: of as many values as the adapter has, or fewer."""
+    spent = [entry.event for entry in entries]
+    return of_whole_numbers(cohort, spent, num_values=state.num_values())
 
 
 def _round(entry: LedgerEntry, config: RunConfig) -> int:

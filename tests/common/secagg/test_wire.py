@@ -20,25 +20,37 @@ from hushtune.common.privacy.plan import DpSgdEvent, PrivacyPlan, Relation, Trus
 from hushtune.common.secagg.cohort import Cohort
 from hushtune.common.secagg.wire import (
     KeysOrder,
+    Received,
+    ReceivedOrder,
     SharesOrder,
     SiteKeys,
     decode_keys,
     decode_keys_order,
+    decode_received,
+    decode_received_order,
     decode_shares,
     decode_shares_order,
     encode_keys,
     encode_keys_order,
+    encode_received,
+    encode_received_order,
     encode_shares,
     encode_shares_order,
 )
 from hushtune.common.secagg.wire_step import (
+    Confirmed,
+    ConfirmOrder,
     OpenOrder,
     OpenReply,
     StepReply,
+    decode_confirm_order,
+    decode_confirmed,
     decode_open_order,
     decode_open_reply,
     decode_step,
     decode_step_reply,
+    encode_confirm_order,
+    encode_confirmed,
     encode_open_order,
     encode_open_reply,
     encode_step_reply,
@@ -66,6 +78,7 @@ CHARGE = LedgerEntry.after(
 def keys(steps: int = 2) -> SiteKeys:
     return SiteKeys(
         seal=os.urandom(32),
+        sign=os.urandom(32),
         pair=tuple(os.urandom(32) for _ in range(steps)),
         own=tuple(os.urandom(32) for _ in range(steps)),
     )
@@ -78,7 +91,22 @@ KEYS_ORDER = KeysOrder(
 SHARES_ORDER = SharesOrder(
     run="run", session=SESSION, site="east", keys={name: keys() for name in COHORT.sites}
 )
-OPEN_ORDER = OpenOrder(run="run", session=SESSION, site="east", step=3, survivors=COHORT.sites)
+RECEIVED_ORDER = ReceivedOrder(
+    run="run", session=SESSION, site="east", sharing=COHORT.sites, sealed={"north": b"text"}
+)
+RECEIVED = Received(session=SESSION, site="east", false=("süd",), signature=bytes(64))
+CONFIRM_ORDER = ConfirmOrder(
+    run="run", session=SESSION, site="east", step=3, survivors=COHORT.sites
+)
+CONFIRMED = Confirmed(session=SESSION, site="east", step=3, signature=bytes(64))
+OPEN_ORDER = OpenOrder(
+    run="run",
+    session=SESSION,
+    site="east",
+    step=3,
+    survivors=COHORT.sites,
+    confirmed={"süd": bytes(64)},
+)
 OPEN_REPLY = OpenReply(
     session=SESSION, site="east", step=3, own={"east": bytes(16)}, pair={"süd": bytes(16)}
 )
@@ -97,7 +125,11 @@ DECODERS: dict[str, Callable[[RecordDict], Any]] = {
     "keys": decode_keys,
     "shares order": decode_shares_order,
     "shares": decode_shares,
+    "received order": decode_received_order,
+    "received": decode_received,
     "step": decode_step,
+    "confirm order": decode_confirm_order,
+    "confirmed": decode_confirmed,
     "step reply": decode_step_reply,
     "open order": decode_open_order,
     "open reply": decode_open_reply,
@@ -107,7 +139,11 @@ GOOD: dict[str, RecordDict] = {
     "keys": encode_keys(SESSION, "east", keys()),
     "shares order": encode_shares_order(SHARES_ORDER),
     "shares": encode_shares(SESSION, "east", SEALED),
+    "received order": encode_received_order(RECEIVED_ORDER),
+    "received": encode_received(RECEIVED),
     "step reply": encode_step_reply(STEP_REPLY),
+    "confirm order": encode_confirm_order(CONFIRM_ORDER),
+    "confirmed": encode_confirmed(CONFIRMED),
     "open order": encode_open_order(OPEN_ORDER),
     "open reply": encode_open_reply(OPEN_REPLY),
 }
@@ -117,6 +153,10 @@ def test_what_goes_in_comes_out() -> None:
     assert decode_keys_order(GOOD["keys order"]) == KEYS_ORDER
     assert decode_shares_order(GOOD["shares order"]) == SHARES_ORDER
     assert decode_shares(GOOD["shares"]) == (SESSION, "east", SEALED)
+    assert decode_received_order(GOOD["received order"]) == RECEIVED_ORDER
+    assert decode_received(GOOD["received"]) == RECEIVED
+    assert decode_confirm_order(GOOD["confirm order"]) == CONFIRM_ORDER
+    assert decode_confirmed(GOOD["confirmed"]) == CONFIRMED
     assert decode_open_order(GOOD["open order"]) == OPEN_ORDER
     assert decode_open_reply(GOOD["open reply"]) == OPEN_REPLY
     own = keys()
@@ -225,7 +265,7 @@ def test_an_order_for_a_session_that_makes_no_sense_is_refused(key: str, value: 
 @pytest.mark.parametrize("bad", ["ab" * 31, "ab" * 33, "zz" * 32, "", 7, None])
 def test_a_key_that_is_none_is_refused(bad: object) -> None:
     raw = unpack_body(GOOD["keys"])
-    for change in ({"seal": bad}, {"pair": [bad]}, {"own": [bad, bad]}):
+    for change in ({"seal": bad}, {"sign": bad}, {"pair": [bad]}, {"own": [bad, bad]}):
         body = {**raw, "keys": {**raw["keys"], **change}}
         with pytest.raises(HushtuneError):
             decode_keys(with_text(RecordDict(), json.dumps(body)))

@@ -99,12 +99,11 @@ class NoiseSource:
             np.multiply(sums, grid, out=values[part], casting="same_kind")
         return torch.from_numpy(values).reshape(total.shape)
 
-    def uniforms(self, size: int) -> np.ndarray:
-        """Independent draws, uniform in (0, 1] on multiples of 2^-53, float64."""
+    def words(self, size: int) -> np.ndarray:
+        """Independent uniform 64-bit words, uint64."""
         words = np.empty(size, np.uint64)
         _fill_keystream(words, self._next_key(), np.zeros(size, np.uint64))
-        words >>= np.uint64(11)
-        return words * 2.0**-53 + 2.0**-53
+        return words
 
     def _blocks(self, size: int, std: float) -> Iterator[tuple[slice, np.ndarray]]:
         """Float64 draws for the places 0 to `size`, in memory that the next block is drawn into."""

@@ -7,14 +7,14 @@ that, and nothing else, into pages that a data protection officer can read witho
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hushtune.common.errors import PlanError
 from hushtune.common.privacy import accountant, statement_secure
-from hushtune.common.privacy.figures import at_most, bounded, rounds_text, upwards
-from hushtune.common.privacy.plan import DpSgdEvent, Relation, Trust, Unit
+from hushtune.common.privacy.figures import at_most, rounds_text, upwards
+from hushtune.common.privacy.plan import Relation, Trust, Unit
+from hushtune.common.privacy.statement_accounts import accounts, events_told, spent_by
 from hushtune.common.privacy.statement_site import UNDISGUISED, SiteMetrics, SiteStatement, Transfer
 from hushtune.common.privacy.statement_software import libraries
 from hushtune.common.secagg.cohort import Cohort
@@ -31,8 +31,6 @@ __all__ = [
     "statement",
 ]
 
-CURVE_DELTAS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
-GROUP_SIZES = (1, 2, 4, 8)
 COVERED = (
     "every update that the site sent in these rounds: the change of all trained tensors",
     "everything computed from those updates: the final adapter, checkpoints, predictions",
@@ -194,7 +192,7 @@ def sentence(names: Sequence[str], site: SiteStatement, *, epsilon: float) -> st
 
 def _site(name: str, site: SiteStatement) -> dict[str, Any]:
     plan = site.plan
-    spent = _spent(site, site.events, plan.relation)
+    spent = spent_by(site, site.events, plan.relation)
     guarantee = plan.is_private and site.noise_secure and spent is not None
     # What was charged, which a ledger keeps the same throughout a run, and not what was planned.
     kind = site.spent[0] if site.spent else plan
@@ -210,7 +208,7 @@ def _site(name: str, site: SiteStatement) -> dict[str, Any]:
         "sentence": sentence([name], site, epsilon=math.inf if spent is None else spent),
         "planned": {"epsilon": plan.to_dict()["epsilon"], "steps": plan.steps},
         "rounds": {"first": site.first_round, "last": site.last_round},
-        **(_accounts(site) if guarantee else {}),
+        **(accounts(site) if guarantee else {}),
         "sampler": "Poisson",
         "public_size": site.public_size,
         "public_size_source": site.public_size_source,
@@ -247,7 +245,12 @@ def _secure(cohort: Cohort, sites: Mapping[str, SiteStatement]) -> dict[str, Any
     """Of the site that spent most; the others' noise was no less."""
     most = max(sites.values(), key=lambda site: sum(event.steps for event in site.spent))
     return statement_secure.section(
-        cohort, most.spent, most.told, delta=most.plan.delta, relation=most.plan.relation
+        cohort,
+        most.spent,
+        most.told,
+        delta=most.plan.delta,
+        relation=most.plan.relation,
+        extra=most.extra_epsilon,
     )
 
 
@@ -291,54 +294,3 @@ def _federation(sites: Mapping[str, Mapping[str, Any]]) -> dict[str, float | Non
         "epsilon": max(site["epsilon"] for site in sites.values()) if promised else None,
         "delta": max(site["delta"] for site in sites.values()),
     }
-
-
-def events_told(events: Sequence[DpSgdEvent]) -> list[dict[str, float | int]]:
-    """Equal events with their number, in the order in which each was first charged."""
-    return [{**event.to_dict(), "count": count} for event, count in Counter(events).items()]
-
-
-def _accounts(site: SiteStatement) -> dict[str, Any]:
-    """The same spend, read in other ways: both relations, other deltas, several records.
-
-    The Renyi bound and that of several records are of adding or removing, whatever is promised.
-    """
-    delta, relation = site.plan.delta, site.plan.relation
-    lifetime = site.lifetime or site.events
-    limit_delta = delta if site.limit_delta is None else site.limit_delta
-    return {
-        "epsilon_by_relation": {str(kind): _spent(site, site.events, kind) for kind in Relation},
-        "epsilon_rdp": bounded(accountant.epsilon_rdp(site.events, delta=delta)),
-        "epsilon_rdp_relation": str(Relation.ADD_OR_REMOVE_ONE),
-        "epsilon_lifetime": _spent(site, lifetime, relation),
-        "lifetime": {
-            # At the limit's own delta, as the site itself compares the two.
-            "epsilon": bounded(accountant.epsilon(lifetime, delta=limit_delta, relation=relation)),
-            "delta": limit_delta,
-            "limit_epsilon": site.limit_epsilon,
-            "limit_delta": site.limit_delta,
-            "events": events_told(lifetime),
-            "own_ledger": site.own_ledger,
-        },
-        "curve": [
-            {
-                "delta": other,
-                "epsilon": bounded(accountant.epsilon(site.events, delta=other, relation=relation)),
-            }
-            for other in sorted({*CURVE_DELTAS, delta}, reverse=True)
-        ],
-        "epsilon_by_records": {
-            # Of one record the finer figure is there already.
-            str(count): _spent(site, site.events, Relation.ADD_OR_REMOVE_ONE)
-            if count == 1
-            else bounded(accountant.epsilon_group(site.events, delta=delta, records=count))
-            for count in GROUP_SIZES
-        },
-        "epsilon_by_records_relation": str(Relation.ADD_OR_REMOVE_ONE),
-    }
-
-
-def _spent(site: SiteStatement, events: Sequence[DpSgdEvent], relation: Relation) -> float | None:
-    if not site.plan.is_private:
-        return None
-    return bounded(accountant.epsilon(events, delta=site.plan.delta, relation=relation))

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from hushtune.common.privacy import accountant
+from hushtune.common.privacy.discrete import epsilon_of_the_grid
 from hushtune.common.privacy.figures import bounded
 from hushtune.common.privacy.plan import DpSgdEvent, Relation, Unit
 from hushtune.common.secagg.cohort import Cohort
-from hushtune.common.secagg.ring import GRID_BITS
+from hushtune.common.secagg.ring import GRID_BITS, sensitivity
 
 MECHANISM = (
     "DP-SGD over all sites together: per-{unit} clipping over all trained tensors jointly, Poisson "
@@ -28,9 +29,12 @@ COVERED = (
 )
 NOT_COVERED = (
     "sites beyond the number named here that tell the server their noise, or add none",
-    "a server that breaks the protocol: that stands for sites which do not exist, hands out keys "
-    "of its own, or tells different sites different things. Sites refuse keys that two share, "
-    "fewer survivors than promised and a second list of them; but they do not know one another",
+    "a server that stands for sites which do not exist, or that hands out keys of its own in place "
+    "of theirs. Sites refuse keys that two share and fewer survivors than promised, and open "
+    "nothing unless enough of them have signed that they were told the same; but they know one "
+    "another's keys from the server alone",
+    "with more than a few dozen sites, each of which shares masks with some others alone: a server "
+    "that chooses who drops out by who shares with whom, which follows from a name that it draws",
 )
 _MOST_SHOWN = 6
 
@@ -58,6 +62,20 @@ def towards(cohort: Cohort | None) -> str:
     return "the server, its peers and the public"
 
 
+def of_whole_numbers(cohort: Cohort, spent: Sequence[DpSgdEvent], *, num_values: int) -> float:
+    """What it adds to epsilon that sums and noise of so many values are whole numbers, drawn by a
+    machine: no more than this for the events of a run, whoever drops out."""
+    return sum(
+        epsilon_of_the_grid(
+            num_values=num_values,
+            std=event.noise_multiplier * sensitivity(num_values),
+            steps=event.steps,
+            shares=len(cohort.sites),
+        )
+        for event in spent
+    )
+
+
 def section(
     cohort: Cohort,
     spent: Sequence[DpSgdEvent],
@@ -65,11 +83,13 @@ def section(
     *,
     delta: float,
     relation: Relation,
+    extra: float = 0.0,
 ) -> dict[str, Any]:
     """Who has to be honest for what; ``epsilon_by_colluding`` by the number of false sites.
 
     The noise that is left when c sites side with the server is that of m - c shares, of which the
     plan counts m - t. ``told`` are figures, which each site noises alone, whoever is false.
+    ``extra``: what whole numbers cost (``of_whole_numbers``), which each epsilon has in it.
     """
     shares = cohort.noise_shares
     table: list[dict[str, float | int | None]] = []
@@ -85,12 +105,13 @@ def section(
             for event in spent
         ]
         cost = accountant.epsilon([*thinner, *told], delta=delta, relation=relation)
-        table.append({"colluding": false, "noise_shares": left, "epsilon": bounded(cost)})
+        table.append({"colluding": false, "noise_shares": left, "epsilon": bounded(cost + extra)})
     return {
         "sites": list(cohort.sites),
         "min_survivors": cohort.min_survivors,
         "colluding": cohort.colluding,
         "noise_shares": shares,
+        "epsilon_of_whole_numbers": extra,
         "epsilon_by_colluding": table,
     }
 

@@ -25,13 +25,11 @@ from hushtune.common.privacy.figures import (
 from hushtune.common.privacy.ledger_entry import LedgerEntry
 from hushtune.common.privacy.plan import PrivacyPlan, Relation
 from hushtune.common.privacy.statement import (
-    CURVE_DELTAS,
-    GROUP_SIZES,
     NOT_COVERED,
     SELECTION,
-    events_told,
     libraries,
 )
+from hushtune.common.privacy.statement_accounts import CURVE_DELTAS, GROUP_SIZES, events_told
 from hushtune.common.privacy.statement_markdown import plain
 from hushtune.common.version import source_commit
 

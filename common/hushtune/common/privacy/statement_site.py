@@ -99,6 +99,7 @@ class SiteStatement:
     allows to be spent, ever; None for no limit, and for the plan's delta.
     `towards`: to whom the promise is made; `provided`: what else it rests on, with a blank before
     and a comma after it.
+    `extra_epsilon`: what is to be added to each epsilon of the site, beyond its events.
     `released`, `received`: what left and entered the site. `metrics`: what it told of its rows.
     """
 
@@ -124,6 +125,7 @@ class SiteStatement:
     metrics: SiteMetrics = SiteMetrics()
     told: Sequence[DpSgdEvent] = ()
     provided: str = ""
+    extra_epsilon: float = 0.0
     towards: str = "the server, its peers and the public"
 
     @property

@@ -17,6 +17,9 @@ import numpy as np
 from hushtune.common.errors import PlanError
 from hushtune.common.secagg.ring import sensitivity
 
+MOST_SHARE = 2.0**15
+"""Clip norms that a share of the noise has at most: a share of any number of values, which is less
+than twice that by ``ring.sensitivity``, can then be drawn (``discrete.MOST_STD``)."""
 _SECURITY_BITS = 40
 """A sparse graph fails to hide somebody with a chance of at most 2^-40."""
 
@@ -49,8 +52,8 @@ class Cohort:
             )
         if not (least == number or 2 * least > number + false + 1) or least > number:
             raise PlanError(
-                "min_survivors does not fit the sites: a server that told half of them of one set "
-                "of survivors and half of another could open a single site's sum",
+                "min_survivors does not fit the sites: two sets of so many could have only false "
+                "sites in common, and a server could have each of them open another sum",
                 given=f"min_survivors = {least}, {number} sites, colluding_sites = {false}",
                 expected=f"{(number + false + 1) // 2 + 1} to {number}",
                 remedy="set privacy.min_survivors, or lower privacy.colluding_sites",
@@ -61,9 +64,29 @@ class Cohort:
         """The shares of noise that are sure to be in a sum and unknown to the server: m - t."""
         return self.min_survivors - self.colluding
 
+    def check_noise(self, noise_multiplier: float) -> None:
+        """PlanError for noise whose shares could not be drawn, however many values it is for."""
+        share = noise_multiplier / math.sqrt(self.noise_shares)
+        if share > MOST_SHARE:
+            raise PlanError(
+                "a share of so much noise cannot be drawn in whole numbers",
+                given=f"noise multiplier {noise_multiplier:g}, {self.noise_shares} shares",
+                expected=f"{MOST_SHARE * math.sqrt(self.noise_shares):g} or less",
+                remedy="raise privacy.epsilon or privacy.delta: under so much noise nothing is "
+                "learnt",
+            )
+
     def share_std(self, noise_multiplier: float, num_values: int) -> float:
         """The noise that each site adds, in steps of the grid: any m - t shares make the whole."""
         return noise_multiplier * sensitivity(num_values) / math.sqrt(self.noise_shares)
+
+    @property
+    def needs_agreement(self) -> bool:
+        """Whether sites have to make sure that all were told the same (see ``agreement``).
+
+        Not where all must stay: each refuses any list but that of all sites by itself.
+        """
+        return self.min_survivors < len(self.sites)
 
     @property
     def is_complete(self) -> bool:

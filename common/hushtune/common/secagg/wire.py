@@ -1,8 +1,9 @@
 """The messages of a secure sum as Flower records.
 
 A *session* agrees on keys for a few steps. It asks each site for ``keys``, then for ``shares`` of
-the secrets that open its masks, then in each step for its masked sum (``StepOrder``), and last for
-those shares that open the sum of whoever answered (``OpenOrder``).
+the secrets that open its masks, and hands these out (``received``). In each step it asks for a
+masked sum (``StepOrder``), has each site sign whose sums arrived (``ConfirmOrder``; not where all
+must stay), and last asks for those shares that open their sum (``OpenOrder``).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from hushtune.common.secagg.wire_parts import (
     hexed,
     read_bytes,
     read_message,
+    read_names,
     read_session,
     read_table,
     unhexed,
@@ -30,7 +32,6 @@ from hushtune.common.wire_values import read_count, read_text, refuse_unknown
 
 MOST_STEPS = 10_000
 """Steps that one session has keys for."""
-MOST_SITES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,10 +48,11 @@ class KeysOrder:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SiteKeys:
-    """What a site publishes: a key for sealed shares; for each step a key for masks, and a
-    commitment to the seed of its own mask. 32 bytes each."""
+    """What a site publishes: a key for sealed shares, one that its signatures are checked by; for
+    each step a key for masks, and a commitment to the seed of its own mask. 32 bytes each."""
 
     seal: bytes
+    sign: bytes
     pair: tuple[bytes, ...]
     own: tuple[bytes, ...]
 
@@ -63,6 +65,28 @@ class SharesOrder:
     session: str
     site: str
     keys: Mapping[str, SiteKeys]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReceivedOrder:
+    """Who has shared secrets, and what of it is for this site: sealed shares, by sender."""
+
+    run: str
+    session: str
+    site: str
+    sharing: tuple[str, ...]
+    sealed: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Received:
+    """Who has sent a site something that is no share for it, and its signature under who has shared
+    (see ``agreement``)."""
+
+    session: str
+    site: str
+    false: tuple[str, ...]
+    signature: bytes
 
 
 def encode_keys_order(order: KeysOrder) -> RecordDict:
@@ -87,9 +111,7 @@ def decode_keys_order(content: RecordDict) -> KeysOrder:
     def read(body: dict[str, Any]) -> KeysOrder:
         known = ("run", "session", "site", "sites", "min_survivors", "colluding", "plan", "steps")
         refuse_unknown(body, frozenset(known))
-        sites, steps = body["sites"], body["steps"]
-        if not isinstance(sites, list) or not 1 < len(sites) <= MOST_SITES:
-            raise MessageError("a secure sum's sites are no list of names")
+        steps = body["steps"]
         if not isinstance(steps, list) or not 0 < len(steps) <= MOST_STEPS:
             raise MessageError("a secure sum's steps are no list of numbers")
         numbers = tuple(read_count({"steps": step}, "steps") for step in steps)
@@ -100,7 +122,7 @@ def decode_keys_order(content: RecordDict) -> KeysOrder:
             session=read_session(body),
             site=read_text(body, "site"),
             cohort=Cohort(
-                sites=tuple(read_text({"site": name}, "site") for name in sites),
+                sites=read_names(body["sites"]),
                 min_survivors=read_count(body, "min_survivors"),
                 colluding=read_count(body, "colluding"),
             ),
@@ -157,9 +179,62 @@ def decode_shares(content: RecordDict) -> tuple[str, str, dict[str, bytes]]:
     )
 
 
+def encode_received_order(order: ReceivedOrder) -> RecordDict:
+    """Flower records for an order."""
+    body = {
+        "run": order.run,
+        "session": order.session,
+        "site": order.site,
+        "sharing": list(order.sharing),
+        "sealed": hexed(order.sealed),
+    }
+    return pack(body, None)
+
+
+def decode_received_order(content: RecordDict) -> ReceivedOrder:
+    """Inverse of ``encode_received_order``; raises MessageError."""
+
+    def read(body: dict[str, Any]) -> ReceivedOrder:
+        refuse_unknown(body, frozenset(("run", "session", "site", "sharing", "sealed")))
+        return ReceivedOrder(
+            run=read_run(body),
+            session=read_session(body),
+            site=read_text(body, "site"),
+            sharing=read_names(body["sharing"]),
+            sealed=unhexed(body["sealed"]),
+        )
+
+    return read_message(content, read)
+
+
+def encode_received(reply: Received) -> RecordDict:
+    """Flower records for a reply."""
+    body = {
+        "session": reply.session,
+        "site": reply.site,
+        "false": list(reply.false),
+        "signature": reply.signature.hex(),
+    }
+    return pack(body, None)
+
+
+def decode_received(content: RecordDict) -> Received:
+    """Inverse of ``encode_received``; raises MessageError."""
+    return read_message(
+        content,
+        lambda body: Received(
+            session=read_session(body),
+            site=read_text(body, "site"),
+            false=read_names(body["false"]),
+            signature=read_bytes(body["signature"]),
+        ),
+    )
+
+
 def _plain(keys: SiteKeys) -> dict[str, Any]:
     return {
         "seal": keys.seal.hex(),
+        "sign": keys.sign.hex(),
         "pair": [key.hex() for key in keys.pair],
         "own": [value.hex() for value in keys.own],
     }
@@ -167,11 +242,14 @@ def _plain(keys: SiteKeys) -> dict[str, Any]:
 
 def _keys(value: object) -> SiteKeys:
     raw = read_table(value)
-    refuse_unknown(raw, frozenset(("seal", "pair", "own")))
+    refuse_unknown(raw, frozenset(("seal", "sign", "pair", "own")))
     keys = SiteKeys(
-        seal=read_bytes(raw["seal"]), pair=_all_bytes(raw["pair"]), own=_all_bytes(raw["own"])
+        seal=read_bytes(raw["seal"]),
+        sign=read_bytes(raw["sign"]),
+        pair=_all_bytes(raw["pair"]),
+        own=_all_bytes(raw["own"]),
     )
-    if any(len(part) != KEY_BYTES for part in (keys.seal, *keys.pair, *keys.own)):
+    if any(len(part) != KEY_BYTES for part in (keys.seal, keys.sign, *keys.pair, *keys.own)):
         raise MessageError("a key of a secure sum has a wrong length", expected=f"{KEY_BYTES}")
     return keys
 

@@ -13,6 +13,7 @@ from hushtune.common.messages import unpack_body
 from hushtune.common.wire_values import read_text
 
 _HEX = re.compile(r"(?:[0-9a-f]{2})*")
+MOST_SITES = 10_000
 _SESSION = re.compile(r"[0-9a-f]{32}")
 _T = TypeVar("_T")
 
@@ -46,6 +47,13 @@ def read_bytes(value: object) -> bytes:
     if not isinstance(value, str) or not _HEX.fullmatch(value):
         raise MessageError("a value of a secure sum is not hexadecimal")
     return bytes.fromhex(value)
+
+
+def read_names(value: object) -> tuple[str, ...]:
+    """Names of sites; MessageError for anything else."""
+    if not isinstance(value, list) or len(value) > MOST_SITES:  # pyright: ignore[reportUnknownArgumentType]
+        raise MessageError("the sites of a secure sum are no list of names")
+    return tuple(read_text({"site": name}, "site") for name in value)  # pyright: ignore[reportUnknownVariableType]
 
 
 def hexed(values: Mapping[str, bytes]) -> dict[str, str]:

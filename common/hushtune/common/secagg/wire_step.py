@@ -1,4 +1,4 @@
-"""The messages of one step of a secure sum as Flower records: the masked sum, and its opening."""
+"""The messages of one step of a secure sum as Flower records: masked sum, agreement, opening."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from hushtune.common.messages import (
 )
 from hushtune.common.privacy.ledger_entry import LedgerEntry
 from hushtune.common.secagg.ring import Ring
-from hushtune.common.secagg.wire import MOST_SITES
 from hushtune.common.secagg.wire_parts import (
     hexed,
+    read_bytes,
     read_message,
+    read_names,
     read_session,
     read_table,
     unhexed,
@@ -35,12 +36,12 @@ _VALUES, _MASKED, _RAW = "values", "masked", "uint64"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepOrder:
-    """An order for one step, and the place of this step in a session; ``sealed`` is what other
-    sites have sent to this one, by sender."""
+    """An order for one step, and the place of this step in a session; ``agreed`` has the signatures
+    of sites, by name, under who has shared secrets: a site wants them once."""
 
     order: RoundOrder
     session: str
-    sealed: Mapping[str, bytes]
+    agreed: Mapping[str, bytes]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,14 +58,37 @@ class StepReply:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OpenOrder:
-    """Asks for the shares that open the sum of ``survivors``, those whose masked sums arrived."""
+class ConfirmOrder:
+    """Has a site sign that ``survivors`` are those whose masked sums of a step arrived."""
 
     run: str
     session: str
     site: str
     step: int
     survivors: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Confirmed:
+    """A site's signature under whose sums arrived (see ``agreement``)."""
+
+    session: str
+    site: str
+    step: int
+    signature: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenOrder:
+    """Asks for the shares that open the sum of ``survivors``; ``confirmed`` has the survivors'
+    signatures under that list, by name."""
+
+    run: str
+    session: str
+    site: str
+    step: int
+    survivors: tuple[str, ...]
+    confirmed: Mapping[str, bytes]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +104,7 @@ class OpenReply:
 
 def encode_step(order: StepOrder) -> RecordDict:
     """Flower records for an order."""
-    secure = {"session": order.session, "sealed": hexed(order.sealed)}
+    secure = {"session": order.session, "agreed": hexed(order.agreed)}
     return encode_order(order.order, secure=secure)
 
 
@@ -89,10 +113,10 @@ def decode_step(content: RecordDict) -> StepOrder:
 
     def read(body: dict[str, Any]) -> StepOrder:
         secure = read_table(body.pop("secure"))
-        refuse_unknown(secure, frozenset(("session", "sealed")))
+        refuse_unknown(secure, frozenset(("session", "agreed")))
         order = decode_order(with_body(content, body))
         return StepOrder(
-            order=order, session=read_session(secure), sealed=unhexed(secure["sealed"])
+            order=order, session=read_session(secure), agreed=unhexed(secure["agreed"])
         )
 
     return read_message(content, read)
@@ -136,35 +160,81 @@ def decode_step_reply(content: RecordDict) -> StepReply:
     return read_message(content, read)
 
 
-def encode_open_order(order: OpenOrder) -> RecordDict:
+def encode_confirm_order(order: ConfirmOrder) -> RecordDict:
     """Flower records for an order."""
+    return pack(_named(order), None)
+
+
+def decode_confirm_order(content: RecordDict) -> ConfirmOrder:
+    """Inverse of ``encode_confirm_order``; raises MessageError."""
+
+    def read(body: dict[str, Any]) -> ConfirmOrder:
+        refuse_unknown(body, _NAMED)
+        return ConfirmOrder(**_read_named(body))
+
+    return read_message(content, read)
+
+
+def encode_confirmed(reply: Confirmed) -> RecordDict:
+    """Flower records for a reply."""
     body = {
-        "run": order.run,
-        "session": order.session,
-        "site": order.site,
-        "step": order.step,
-        "survivors": list(order.survivors),
+        "session": reply.session,
+        "site": reply.site,
+        "step": reply.step,
+        "signature": reply.signature.hex(),
     }
     return pack(body, None)
+
+
+def decode_confirmed(content: RecordDict) -> Confirmed:
+    """Inverse of ``encode_confirmed``; raises MessageError."""
+    return read_message(
+        content,
+        lambda body: Confirmed(
+            session=read_session(body),
+            site=read_text(body, "site"),
+            step=read_count(body, "step"),
+            signature=read_bytes(body["signature"]),
+        ),
+    )
+
+
+def encode_open_order(order: OpenOrder) -> RecordDict:
+    """Flower records for an order."""
+    return pack({**_named(order), "confirmed": hexed(order.confirmed)}, None)
 
 
 def decode_open_order(content: RecordDict) -> OpenOrder:
     """Inverse of ``encode_open_order``; raises MessageError."""
 
     def read(body: dict[str, Any]) -> OpenOrder:
-        refuse_unknown(body, frozenset(("run", "session", "site", "step", "survivors")))
-        names = body["survivors"]
-        if not isinstance(names, list) or len(names) > MOST_SITES:
-            raise MessageError("the survivors of a step are no list of names")
-        return OpenOrder(
-            run=read_run(body),
-            session=read_session(body),
-            site=read_text(body, "site"),
-            step=read_count(body, "step"),
-            survivors=tuple(read_text({"site": name}, "site") for name in names),
-        )
+        refuse_unknown(body, _NAMED | {"confirmed"})
+        return OpenOrder(**_read_named(body), confirmed=unhexed(body["confirmed"]))
 
     return read_message(content, read)
+
+
+_NAMED = frozenset(("run", "session", "site", "step", "survivors"))
+
+
+def _named(order: ConfirmOrder | OpenOrder) -> dict[str, Any]:
+    return {
+        "run": order.run,
+        "session": order.session,
+        "site": order.site,
+        "step": order.step,
+        "survivors": list(order.survivors),
+    }
+
+
+def _read_named(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "run": read_run(body),
+        "session": read_session(body),
+        "site": read_text(body, "site"),
+        "step": read_count(body, "step"),
+        "survivors": read_names(body["survivors"]),
+    }
 
 
 def encode_open_reply(reply: OpenReply) -> RecordDict:

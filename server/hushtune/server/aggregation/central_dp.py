@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from hushtune.common.adapter import AdapterState
-from hushtune.common.errors import FederationError
+from hushtune.common.errors import FederationError, PrivacyError
 from hushtune.common.messages import ClientUpdate
 from hushtune.common.privacy.noise import NoiseSource, on_grid
 from hushtune.common.privacy.plan import CLIP_NORMS
@@ -109,17 +109,13 @@ def private_mean(
     found = clipped_sum(updates, like=like, clip_norm=clip_norm)
     of_sum, of_count = split(mechanism)
     scale = of_sum * clip_norm * mechanism.sensitivity
-    own = _correlated(like, memory, mechanism, noise=noise, scale=scale)
-    mean = {
-        key: on_grid(total + own.tensors[key].double(), std=scale).div(mechanism.denominator)
-        for key, total in found.total.items()
-    }
+    sums, kept = _noised(found.total, like, memory, mechanism, noise=noise, scale=scale)
+    mean = {key: total.div(mechanism.denominator) for key, total in sums.items()}
     if mechanism.quantile is not None:
         centred = torch.tensor([found.centred], dtype=torch.float64)
         count = float(noise.noised(centred, std=of_count / 2))
         below = count / mechanism.denominator + 0.5
         clip_norm = adapted(clip_norm, below, mechanism)
-    kept = (own, *memory.noises)[: len(mechanism.coefficients) - 1]
     released = AdapterState(like.spec, {key: tensor.float() for key, tensor in mean.items()})
     return released, Memory(clip_norm=clip_norm, noises=kept)
 
@@ -142,6 +138,50 @@ def adapted(clip_norm: float, below: float, mechanism: Mechanism) -> float:
     least, most = CLIP_NORMS
     step = -mechanism.rate * (below - mechanism.quantile)
     return min(most, max(least, clip_norm * math.exp(min(step, 50.0))))
+
+
+def _noised(
+    total: Mapping[str, Tensor],
+    like: AdapterState,
+    memory: Memory,
+    mechanism: Mechanism,
+    *,
+    noise: NoiseSource,
+    scale: float,
+) -> tuple[Mapping[str, Tensor], tuple[AdapterState, ...]]:
+    """The sum with noise, on a public grid, float32; and the noise to be remembered.
+
+    Where rounds have noise of their own, sum and noise are rounded together, which tells nothing
+    more. Correlated noise is on the grid when it is drawn, so it is the sum alone that is rounded
+    there: a client then moves it by up to half a step more in each value, with and without it, and
+    the noise is scaled for that.
+    """
+    if len(mechanism.coefficients) == 1:
+        return {key: noise.noised(value, std=scale) for key, value in total.items()}, ()
+    values = sum(value.numel() for value in total.values())
+    scale = scaled_for_rounding(scale, mechanism, num_values=values)
+    own = _correlated(like, memory, mechanism, noise=noise, scale=scale)
+    sums = {
+        key: on_grid(value + own.tensors[key].double(), std=scale) for key, value in total.items()
+    }
+    return sums, (own, *memory.noises)[: len(mechanism.coefficients) - 1]
+
+
+def scaled_for_rounding(scale: float, mechanism: Mechanism, *, num_values: int) -> float:
+    """A ``scale`` for sums that a client moves by the clip norm, for sums that are rounded, too.
+
+    The step of the grid is at most ``2^-20`` of what is returned, and rounding adds
+    ``sqrt(num_values)`` steps to the clip norm. Raises PrivacyError where that is more than half.
+    """
+    ratio = mechanism.noise_multiplier * mechanism.sensitivity
+    added = ratio * math.sqrt(num_values) * 2.0**-20
+    if added > 0.5:
+        raise PrivacyError(
+            "rounding would move correlated noise's sums by as much as a client does",
+            given=f"{num_values} values, noise of {ratio:g} clip norms",
+            remedy="train fewer values, or leave out privacy.client_turns",
+        )
+    return scale / (1.0 - added)
 
 
 def _correlated(
