@@ -97,6 +97,50 @@ def test_the_preset_and_what_it_is_compared_with(settings: Any, tmp_path: Path) 
     assert "clients trust the server" in card
 
 
+# ------------------------------------------------------------------------- the server's ledger ----
+
+
+def test_the_server_s_ledger_is_shown_verified_and_exported(
+    settings: Any, tmp_path: Path, hushtune: Any
+) -> None:
+    """An auditor of such a run has the same commands as one of sites' own ledgers."""
+    out = tmp_path / "out"
+    run(settings.config(**CLIENTS), out)
+    server = statement(out)["server"]
+    for place in (out, out / "checkpoint", out / "checkpoint" / "latest.hushtune"):
+        said = hushtune("ledger", "show", place, "--json")
+        assert said.status == 0, said.err
+        told = json.loads(said.out.splitlines()[-1])
+        (data_set,) = told["ledgers"]["server"]["datasets"].values()
+        assert data_set["epsilon"]["add_or_remove_one"] == server["epsilon"]
+        assert told["delta"] == 1e-2
+    head = server["ledger_head"]
+    said = hushtune("ledger", "verify", out, "--head", head)
+    assert said.status == 0, said.err
+    assert "and the noted head is its last" in said.out
+    assert hushtune("ledger", "verify", out, "--head", "ab" * 32).status == 2
+    exported = json.loads(hushtune("ledger", "export", out, "--json").out.splitlines()[-1])
+    assert exported["ledgers"]["server"]["charges"] == server["ledger"]
+    again = hushtune("simulate", "--config", out / "config.toml", "--out", out, "--overwrite")
+    assert "had up to 3 charges at its server" in " ".join(again.out.split())
+
+
+def test_a_damaged_checkpoint_fails_the_server_s_ledger(
+    settings: Any, tmp_path: Path, hushtune: Any
+) -> None:
+    out = tmp_path / "out"
+    run(settings.config(**CLIENTS), out)
+    file = out / "checkpoint" / "latest.hushtune"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(bytes(data))
+    for command in ("show", "verify", "export"):
+        said = hushtune("ledger", command, out)
+        assert said.status == 2
+        assert "HT402" in said.err
+        assert "the server's ledger cannot be read" in " ".join(said.err.split())
+
+
 # ---------------------------------------------------------------------------- sites' policies ----
 
 

@@ -207,4 +207,6 @@ def _at_sites(config: RunConfig) -> RunConfig:
     unit = Unit.GROUP if config.data.group is not None else Unit.EXAMPLE
     update: dict[str, object] = {"trust": Trust.SITE.value, "unit": unit.value}
     update |= {"client_sampling_probability": 1.0, "client_turns": None, "adaptive_clipping": False}
+    update |= {"clipping_quantile": 0.5, "clipping_rate": 0.2}
+    update |= {"colluding_sites": 1, "min_survivors": None}
     return config.model_copy(update={"privacy": config.privacy.model_copy(update=update)})

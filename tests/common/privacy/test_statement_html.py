@@ -215,7 +215,7 @@ def test_other_relations_and_units_have_their_page(relation: Relation, unit: Uni
     one = {Unit.EXAMPLE: "record", Unit.GROUP: "group", Unit.CLIENT: "client"}[unit]
     one_s, two_s = f"a given {one}", f"{one}s"
     if unit is Unit.CLIENT:
-        one_s, two_s = "a given client’s data", "clients’ data"
+        one_s, two_s = "a given client\u2019s data", "clients\u2019 data"
     asked = f"which of two {two_s}" if relation is Relation.REPLACE_ONE else f"whether {one_s}"
     assert f"find out {asked} was used" in text
     assert f"The most {one}s that any test can recognise" in text

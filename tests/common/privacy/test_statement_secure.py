@@ -60,7 +60,7 @@ def test_no_page_speaks_of_single_records_where_clients_are_protected() -> None:
             r"other records",
             r"each record in each step",
             r"record (was|were) used",
-            r"this person’s record",
+            r"this person.s record",
         ):
             assert not re.search(wrong, page), wrong
         assert "every client in every round" in page
@@ -68,7 +68,7 @@ def test_no_page_speaks_of_single_records_where_clients_are_protected() -> None:
     assert "| epsilon, 1 client added or removed |" in markdown
     assert "| epsilon, 8 clients together added or removed |" in markdown
     assert "By clients, added or removed together" in text
-    assert "whether a given client’s data was used for training." in text
+    assert "whether a given client\u2019s data was used for training." in text
     assert "the data of all other clients" in text
 
 

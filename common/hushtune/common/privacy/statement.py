@@ -48,9 +48,10 @@ NOT_COVERED = (
     "that occur at several sites are looked for, and kept at one",
     "settings that somebody chooses for one run by what another run on the same data released: "
     "what is added up over runs holds for settings that were fixed before",
-    "the exactness of floating-point numbers: the bound is proved for real ones. Sums are released "
-    "on a public grid, which withholds the low-order bits that known attacks read (see Mironov, "
-    "CCS 2012), but that no released number tells more than the proof allows is not proved",
+    "the exactness of floating-point numbers: the bound is proved for real ones. Noised sums are "
+    "put on a public grid, which withholds the low-order bits that known attacks read (see "
+    "Mironov, CCS 2012), but that no released number tells more than the proof allows is not "
+    "proved",
 )
 
 

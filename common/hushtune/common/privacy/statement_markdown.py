@@ -16,6 +16,7 @@ _SEVERAL = (
     "two figures up."
 )
 
+
 def render_markdown(content: Mapping[str, Any]) -> str:
     """The page `privacy.md` for what `statement` returned."""
     common = shared_origin(content)

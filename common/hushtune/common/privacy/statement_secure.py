@@ -149,8 +149,8 @@ def several(unit: str) -> str:
     one = unit_word(unit)
     has = "is in" if unit == Unit.GROUP else "has"
     return (
-        f"All sites' records are in one sum. Whoever {has} two {one}s, at one site or at two, reads "
-        f"the figure for two {one}s."
+        f"All sites' records are in one sum. Whoever {has} two {one}s, at one site or at two, "
+        f"reads the figure for two {one}s."
     )
 
 
