@@ -168,7 +168,17 @@ def test_a_site_whose_policy_does_not_allow_it_refuses(settings: Any, tmp_path: 
 
 
 def test_a_site_that_protects_records_refuses(settings: Any, tmp_path: Path) -> None:
-    assert "another unit" in refused(settings, tmp_path, trust=["site", "server"])
+    found = refused(settings, tmp_path, trust=["site", "server"])
+    assert "another unit" in found
+    assert "given: client, under trust = server" in found
+    assert "expected: example, under trust = site or server, in site-" in found
+
+
+def test_all_that_a_policy_forbids_is_said_at_once(settings: Any, tmp_path: Path) -> None:
+    """Who mends the unit alone would meet the trust model next."""
+    found = refused(settings, tmp_path, trust=["site"])
+    assert "given: client, under trust = server" in found
+    assert "as the policy has them, and privacy.trust too" in found
 
 
 def test_a_site_refuses_a_run_that_costs_more(settings: Any, tmp_path: Path) -> None:
@@ -205,6 +215,10 @@ def test_the_dry_run_says_so(settings: Any, hushtune: Any, tmp_path: Path) -> No
     assert said.status == 0, said.err
     assert "makes no sense with so few clients" in said.out
     assert "all 10 clients" in said.out
+    assert 'privacy.trust = "site" with privacy.unit' in " ".join(said.out.split())
+    path = settings.file(tmp_path, **CLIENTS, privacy__insecure_seeded_noise=True)
+    said = hushtune("simulate", "--config", path, "--dry-run")
+    assert "NO PRIVACY: privacy.insecure_seeded_noise = true" in " ".join(said.out.split())
     figures = estimate(settings.config(**CLIENTS))
     assert figures["clients"]["clients"] == 10
     assert figures["clients"]["signal_to_noise"]["run"] < 1.0
