@@ -62,6 +62,10 @@ def test_a_run_and_its_statement(settings: Any, tmp_path: Path, how: dict[str, A
             "privacy__client_turns" in how
         )
         assert "NO PRIVACY" not in text
+        assert "hushtune ledger verify DIR --head HASH" in text
+        assert "Noised sums are put on a public grid" in text
+        assert "noised sums on a public grid" in text
+        assert "none: every client" not in text
 
 
 def test_who_was_drawn_is_in_no_file_of_the_run(settings: Any, tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ def _plan(config: RunConfig, public_size: int, *, of_clients: bool = False) -> P
             "there are fewer clients than rounds from one turn to the next",
             given=f"{public_size} clients, privacy.client_turns = {every}",
             expected=f"at most {public_size}",
+            remedy="lower privacy.client_turns",
         )
     steps = 1 if every is not None else train.rounds
     plan = make_plan(

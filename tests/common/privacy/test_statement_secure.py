@@ -100,8 +100,8 @@ def test_the_sentence_says_who_has_to_be_honest() -> None:
     ("least", "colluding", "words"),
     [
         (4, 0, "4 shares make up the noise that is promised, so no site may tell"),
-        (4, 1, "3 shares make up the noise that is promised, so one of them may tell"),
-        (4, 3, "1 share makes up the noise that is promised, so 3 of them may tell"),
+        (4, 1, "3 shares make up the noise that is promised, so one site may tell"),
+        (4, 3, "1 share makes up the noise that is promised, so up to 3 sites may tell"),
     ],
 )
 def test_both_pages_say_how_many_may_be_false(least: int, colluding: int, words: str) -> None:

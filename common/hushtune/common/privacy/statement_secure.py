@@ -112,8 +112,9 @@ def section(
 def rests_on(section: Mapping[str, Any], unit: str) -> str:
     """What both pages say above the table of false sites."""
     number, shares = len(section["sites"]), section["noise_shares"]
-    false = {0: "no site may", 1: "one of them may"}.get(
-        section["colluding"], f"{section['colluding']} of them may"
+    false = {0: "no site may tell the server its own", 1: "one site may tell the server its own"}
+    may = false.get(
+        section["colluding"], f"up to {section['colluding']} sites may tell the server theirs"
     )
     own = "Each site is one client. " if unit == Unit.CLIENT else ""
     one = unit_word(unit)
@@ -121,7 +122,7 @@ def rests_on(section: Mapping[str, Any], unit: str) -> str:
     return (
         f"{own}A sum is opened only with {_within(section['min_survivors'], number)} in it. Each "
         f"site adds a share of the noise. {shares} share{'s make' if shares > 1 else ' makes'} up "
-        f"the noise that is promised, so {false} tell the server theirs. By the number of sites "
+        f"the noise that is promised, so {may}. By the number of sites "
         f"that do, the epsilon of a {whose} is:"
     )
 

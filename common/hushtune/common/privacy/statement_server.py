@@ -235,9 +235,9 @@ def sections(content: Mapping[str, Any]) -> list[Section]:
             Section(title="What is not covered", lines=content["not_covered"]),
             Section(
                 title="How to verify this",
-                text="`hushtune ledger verify DIR --head HASH`, with DIR the run's folder and HASH "
-                "the last hash above, checks the server's charges, which its checkpoint holds. "
-                "privacy.json holds them too (server.ledger). Each one's hash is "
+                text="The command hushtune ledger verify DIR --head HASH, with DIR the run's "
+                "folder and HASH the last hash above, checks the server's charges, which its "
+                "checkpoint holds. privacy.json holds them too (server.ledger). Each one's hash is "
                 "the SHA-256 of its other fields as JSON with sorted keys and no spaces, and holds "
                 "the hash of the charge before it. Give the events to any accountant of "
                 "differential privacy: each is so many steps of a Gaussian mechanism with that "
