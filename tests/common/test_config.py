@@ -160,7 +160,7 @@ def test_an_unknown_key_of_a_file_names_the_file(tmp_path: Path) -> None:
         ("privacy.delta=0", "privacy.delta", "0", "greater than 0"),
         ("privacy.delta=-1e-5", "privacy.delta", "-1e-05", "greater than 0"),
         ("privacy.delta=1", "privacy.delta", "1", "less than 1"),
-        ("privacy.clip_norm=0", "privacy.clip_norm", "0", "greater than 0"),
+        ("privacy.clip_norm=0", "privacy.clip_norm", "0", "greater than or equal to 0.000001"),
         ("privacy.unit=patient", "privacy.unit", '"patient"', "'example'"),
         ("train.sampling_probability=1.1", "train.sampling_probability", "1.1", "less than"),
         ("data.test_fraction=0", "data.test_fraction", "0", "greater than 0"),

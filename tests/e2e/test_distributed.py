@@ -167,6 +167,10 @@ def test_each_step_is_charged_once_at_each_site_for_the_pooled_mechanism(
     privacy = json.loads((tmp_path / "privacy.json").read_text())
     assert privacy["guarantee"]
     assert privacy["trust"] == "distributed"
+    assert privacy["lost_rounds"] == []
+    card = (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert "for one record of any site, if the server keeps to the protocol and at most one" in card
+    assert "Each sum was opened with all 3 sites in it." in card
 
 
 def test_a_site_adds_less_noise_than_if_it_stood_alone(settings: Settings) -> None:
@@ -244,6 +248,28 @@ def test_a_run_goes_on_after_a_crash_and_asks_for_no_step_twice(
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [bool(row["accepted"]) for row in rows] == [True, False, True]
     assert rows[1]["update_norm"] == 0
+    privacy = json.loads((tmp_path / "run/privacy.json").read_text(encoding="utf-8"))
+    assert privacy["lost_rounds"] == [2]
+    for page in ("privacy.md", "privacy.html"):
+        text = (tmp_path / "run" / page).read_text(encoding="utf-8")
+        assert "Round 2 was lost: the server stopped" in text
+
+
+def test_the_dry_run_tells_the_noise_that_is_in_a_sum(
+    settings: Settings, tmp_path: Path, hushtune: Command
+) -> None:
+    for false, times in ((0, "1.00"), (1, "1.22"), (2, "1.73")):
+        file = settings.file(tmp_path, privacy__trust="distributed", privacy__colluding_sites=false)
+        said = hushtune("simulate", "--config", file, "--dry-run")
+        assert said.status == 0, said.err
+        assert f"noise in a sum: {times} times as long as planned" in " ".join(said.out.split())
+
+
+def test_charges_of_secure_sums_are_numbered_by_step(
+    settings: Settings, tmp_path: Path, hushtune: Command
+) -> None:
+    run(replace_rounds(distributed(settings)), tmp_path)
+    assert "step" in hushtune("ledger", "show", tmp_path).out.split("steps")[0]
 
 
 def test_whole_clients_are_protected_by_their_shares(settings: Settings, tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_a_run_warns_before_it_spends_of_what_will_end_it(
     for warning in (
         "east would refuse its training from round 3 on: HT401",
         "the run would end in round 3",
-        "Of 2 rounds (train.rounds) it would not",
+        "With train.rounds = 2 it would have a result",
     ):
         assert 0 <= said.find(warning) < begins, warning
     assert "HT501 too few usable updates in round 3" in answer.err

@@ -323,7 +323,9 @@ def test_the_command_ends_with_json_and_shows_tables(hushtune: Any) -> None:
     assert len(answer.out.splitlines()) == 1  # all else goes to standard error
     expected = plan_run(parse_sites("5000,1200,300"), Outline(rounds=20))
     found = json.loads(answer.out)
-    assert set(found.pop("trust_models")) == {"site", "distributed", "server"}
+    assert set(found.pop("trust_models")) == {
+        *("site", "server", "distributed", "distributed, of clients")
+    }
     assert found == json.loads(json.dumps(expected))
     site = expected["sites"]["site-2"]
     for wanted in (

@@ -62,6 +62,10 @@ def test_a_run_and_its_statement(settings: Any, tmp_path: Path, how: dict[str, A
             "privacy__client_turns" in how
         )
         assert "NO PRIVACY" not in text
+        assert "hushtune ledger verify DIR --head HASH" in text
+        assert "Noised sums are put on a public grid" in text
+        assert "noised sums on a public grid" in text
+        assert "none: every client" not in text
 
 
 def test_who_was_drawn_is_in_no_file_of_the_run(settings: Any, tmp_path: Path) -> None:
@@ -97,6 +101,50 @@ def test_the_preset_and_what_it_is_compared_with(settings: Any, tmp_path: Path) 
     assert "clients trust the server" in card
 
 
+# ------------------------------------------------------------------------- the server's ledger ----
+
+
+def test_the_server_s_ledger_is_shown_verified_and_exported(
+    settings: Any, tmp_path: Path, hushtune: Any
+) -> None:
+    """An auditor of such a run has the same commands as one of sites' own ledgers."""
+    out = tmp_path / "out"
+    run(settings.config(**CLIENTS), out)
+    server = statement(out)["server"]
+    for place in (out, out / "checkpoint", out / "checkpoint" / "latest.hushtune"):
+        said = hushtune("ledger", "show", place, "--json")
+        assert said.status == 0, said.err
+        told = json.loads(said.out.splitlines()[-1])
+        (data_set,) = told["ledgers"]["server"]["datasets"].values()
+        assert data_set["epsilon"]["add_or_remove_one"] == server["epsilon"]
+        assert told["delta"] == 1e-2
+    head = server["ledger_head"]
+    said = hushtune("ledger", "verify", out, "--head", head)
+    assert said.status == 0, said.err
+    assert "and the noted head is its last" in said.out
+    assert hushtune("ledger", "verify", out, "--head", "ab" * 32).status == 2
+    exported = json.loads(hushtune("ledger", "export", out, "--json").out.splitlines()[-1])
+    assert exported["ledgers"]["server"]["charges"] == server["ledger"]
+    again = hushtune("simulate", "--config", out / "config.toml", "--out", out, "--overwrite")
+    assert "had up to 3 charges at its server" in " ".join(again.out.split())
+
+
+def test_a_damaged_checkpoint_fails_the_server_s_ledger(
+    settings: Any, tmp_path: Path, hushtune: Any
+) -> None:
+    out = tmp_path / "out"
+    run(settings.config(**CLIENTS), out)
+    file = out / "checkpoint" / "latest.hushtune"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(bytes(data))
+    for command in ("show", "verify", "export"):
+        said = hushtune("ledger", command, out)
+        assert said.status == 2
+        assert "HT402" in said.err
+        assert "the server's ledger cannot be read" in " ".join(said.err.split())
+
+
 # ---------------------------------------------------------------------------- sites' policies ----
 
 
@@ -124,7 +172,17 @@ def test_a_site_whose_policy_does_not_allow_it_refuses(settings: Any, tmp_path: 
 
 
 def test_a_site_that_protects_records_refuses(settings: Any, tmp_path: Path) -> None:
-    assert "another unit" in refused(settings, tmp_path, trust=["site", "server"])
+    found = refused(settings, tmp_path, trust=["site", "server"])
+    assert "another unit" in found
+    assert "given: client, under trust = server" in found
+    assert "expected: example, under trust = site or server, in site-" in found
+
+
+def test_all_that_a_policy_forbids_is_said_at_once(settings: Any, tmp_path: Path) -> None:
+    """Who mends the unit alone would meet the trust model next."""
+    found = refused(settings, tmp_path, trust=["site"])
+    assert "given: client, under trust = server" in found
+    assert "as the policy has them, and privacy.trust too" in found
 
 
 def test_a_site_refuses_a_run_that_costs_more(settings: Any, tmp_path: Path) -> None:
@@ -161,6 +219,10 @@ def test_the_dry_run_says_so(settings: Any, hushtune: Any, tmp_path: Path) -> No
     assert said.status == 0, said.err
     assert "makes no sense with so few clients" in said.out
     assert "all 10 clients" in said.out
+    assert 'privacy.trust = "site" with privacy.unit' in " ".join(said.out.split())
+    path = settings.file(tmp_path, **CLIENTS, privacy__insecure_seeded_noise=True)
+    said = hushtune("simulate", "--config", path, "--dry-run")
+    assert "NO PRIVACY: privacy.insecure_seeded_noise = true" in " ".join(said.out.split())
     figures = estimate(settings.config(**CLIENTS))
     assert figures["clients"]["clients"] == 10
     assert figures["clients"]["signal_to_noise"]["run"] < 1.0

@@ -10,12 +10,8 @@ import pytest
 from rich.console import Console
 
 from hushtune.common.names import METHODS
-from hushtune.simulations.show import (
-    ProgressView,
-    show_estimate,
-    show_partition,
-    show_summary,
-)
+from hushtune.simulations.show import show_estimate, show_partition, show_summary
+from hushtune.simulations.show_progress import ProgressView
 
 FEW = ["amazon", "movie", "nyt", "tweets"]
 MANY = [f"hospital-{number:02}" for number in range(50)]
@@ -108,6 +104,28 @@ def test_a_round_s_line_stays_short_and_a_small_epsilon_is_not_zero(
     assert told in line
     assert len(line) < 200
     assert ("and 46 more" in line) == (names is MANY)
+
+
+def round_line(row: dict[str, Any], **how: Any) -> str:
+    at = console(200)
+    with ProgressView(at, **how) as view:
+        view.started(1, 0)
+        view.round_done({"round": 1, "epsilon": dict.fromkeys(FEW, 1.4321), "rejected": {}, **row})
+    return next(line for line in said(at).splitlines() if line.startswith("round   1"))
+
+
+def test_who_spent_is_said_as_it_is() -> None:
+    """Where the server adds the noise no site spends anything; turns are charged at the start."""
+    own = {"noise": dict.fromkeys(FEW, "ChaCha20"), "accepted": FEW}
+    assert "epsilon 1.44 spent at every site" in round_line(own)
+    server = {"noise": {"the server": "ChaCha20"}, "accepted": FEW}
+    assert round_line(server).rstrip().endswith("epsilon 1.44 spent by the server")
+    assert "charged at the start for the whole run" in round_line(server, turns=True)
+
+
+def test_a_round_that_nobody_counts_in_says_why() -> None:
+    lost = {"noise": {}, "accepted": [], "rejected": dict.fromkeys(FEW, "the server stopped")}
+    assert "nobody counted: the server stopped" in round_line(lost)
 
 
 def test_small_epsilons_are_not_shown_as_zero() -> None:

@@ -24,7 +24,6 @@ from hushtune.common.errors import PolicyError, SiteError
 from hushtune.common.planning import charged_unit, public_held_out, site_rank
 from hushtune.common.privacy.accountant import LEAST_NOISE_MULTIPLIER
 from hushtune.common.privacy.ledger import Ledger, Limit
-from hushtune.common.privacy.ledger_entry import unit_name
 from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import Trust, Unit
 from hushtune.common.run_context import RunContext, read_run_config
@@ -205,11 +204,14 @@ def _check_terms(own: OwnTerms, config: RunConfig, size: int) -> None:
             expected=f"below {1 / size:.3g}",
         )
     if (config.privacy.unit, config.data.group) != (terms.unit, terms.group):
+        trust = config.privacy.trust
         raise PolicyError(
             "the run protects another unit than the site's policy",
-            given=unit_name(config.data.group),
-            expected=f"{unit_name(terms.group)}, in {policy.name}",
-            remedy="set privacy.unit and data.group as the policy has them",
+            given=f"{charged_unit(config)}, under trust = {trust}",
+            expected=f"{terms.charged_unit}, under trust = {' or '.join(terms.trust)}, in "
+            f"{policy.name}",
+            remedy="set privacy.unit and data.group as the policy has them"
+            + ("" if trust in terms.trust else ", and privacy.trust too"),
         )
 
 

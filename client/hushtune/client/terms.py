@@ -25,7 +25,8 @@ from hushtune.common.errors import ConfigError, MissingFileError
 from hushtune.common.lora_rules import RULES
 from hushtune.common.privacy.accountant import LEAST_NOISE_MULTIPLIER
 from hushtune.common.privacy.ledger import Limit
-from hushtune.common.privacy.plan import Relation
+from hushtune.common.privacy.ledger_entry import unit_name
+from hushtune.common.privacy.plan import Relation, Unit
 
 _LISTING = "hushtune policy new"
 
@@ -142,6 +143,11 @@ class Terms(Section):
                 expected='unit = "group" and group = "a column", or neither',
             )
         return self
+
+    @property
+    def charged_unit(self) -> str:
+        """What the site's ledger calls the unit that it protects."""
+        return str(Unit.CLIENT) if self.unit == Unit.CLIENT else unit_name(self.group)
 
     def limit(self, *, whole_ledger: bool) -> Limit:
         """What the ledger is held to."""

@@ -9,6 +9,7 @@ into a :class:`~hushtune.common.errors.ConfigError` that names the key, the file
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -275,13 +276,18 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _group_known(self) -> RunConfig:
-        if (self.privacy.unit == "group") != (self.data.group is not None):
+        group = self.data.group
+        if (self.privacy.unit == "group") != (group is not None):
             refuse(
                 "privacy for a patient or user needs the column that names them, and the other "
                 "way round",
                 key="privacy.unit",
-                given=f"privacy.unit = {self.privacy.unit!r}, data.group = {self.data.group!r}",
+                given=f"privacy.unit = {json.dumps(self.privacy.unit)}, "
+                + ("no data.group" if group is None else f"data.group = {json.dumps(group)}"),
                 expected='privacy.unit = "group" and data.group = "the column", or neither',
+                remedy='name the column in data.group, or leave privacy.unit = "group" out'
+                if group is None
+                else 'set privacy.unit = "group", or leave data.group out',
             )
         if self.data.group is not None and self.data.source is not None:
             refuse(

@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from hushtune.common.privacy.plan import DELTA_TOO_SMALL, LEAST_DELTA
+from hushtune.common.privacy.delta import DELTA_TOO_SMALL, LEAST_DELTA
 
 REFUSED = "refused"
 """The type of the pydantic errors whose context holds `key`, `given`, `expected`, `remedy`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -17,6 +18,7 @@ from hushtune.common.config_base import (
     refuse,
 )
 from hushtune.common.config_federation import AggregationConfig, MetricsConfig, SimulationConfig
+from hushtune.common.privacy.plan import CLIP_NORMS
 
 _TRUST_OF_UNIT = {
     "example": ("site", "distributed", "off"),
@@ -40,7 +42,7 @@ class PrivacyConfig(Section):
         description="must be below 1 / (rows of the smallest site); below 1 / (rows of all sites) "
         "with trust = distributed, below 1 / (clients) with unit = client",
     )
-    clip_norm: Positive = Field(
+    clip_norm: Annotated[float, Field(ge=CLIP_NORMS[0], le=CLIP_NORMS[1])] = Field(
         default=1.0,
         description="largest norm of one example's gradient, over all trained tensors; with "
         "unit = client, of one client's update",
@@ -59,13 +61,16 @@ class PrivacyConfig(Section):
     colluding_sites: CountOrNone = Field(
         default=1,
         description="for trust = distributed: how many sites may side with the server; their "
-        "shares of the noise are known to it, and not counted",
+        "shares of the noise are known to it, and not counted, so that the others' are larger: a "
+        "sum has sqrt(sites / (min_survivors - colluding_sites)) times the noise of the plan",
     )
     min_survivors: Count | None = Field(
         default=None,
-        description="for trust = distributed: sites without whose answers a step is refused. Fewer "
-        "survive more drop-outs and add more noise; left out, all sites",
-        examples=[3],
+        description="for trust = distributed: sites without whose answers a step is refused. With "
+        "fewer more drop-outs are survived and more noise is added. Of n sites all n, or m with "
+        "2 m > n + colluding_sites + 1: with one that colludes 4 of 5 sites, or 7 of 10. Left out, "
+        "all sites",
+        examples=[8],
     )
     client_sampling_probability: Probability = Field(
         default=1.0,
@@ -120,8 +125,45 @@ class PrivacyConfig(Section):
                 refuse(
                     f"privacy.{key} is for clients whose updates a trusted server clips and noises",
                     key=key,
-                    given=str(given),
+                    given=_toml(given),
                     expected='trust = "server" and unit = "client", or no such key',
+                    remedy=f"leave privacy.{key} out",
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _for_secure_sums_alone(self) -> PrivacyConfig:
+        if self.trust in ("distributed", "off"):
+            return self
+        for key, given, plain in (
+            ("colluding_sites", self.colluding_sites, 1),
+            ("min_survivors", self.min_survivors, None),
+        ):
+            if given != plain:
+                refuse(
+                    f"privacy.{key} is for secure sums, which have a share of noise from each site",
+                    key=key,
+                    given=_toml(given),
+                    expected='trust = "distributed", or no such key',
+                    remedy=f"leave privacy.{key} out",
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _for_adaptive_clipping_alone(self) -> PrivacyConfig:
+        if self.adaptive_clipping or self.trust == "off":
+            return self
+        for key, given, plain in (
+            ("clipping_quantile", self.clipping_quantile, 0.5),
+            ("clipping_rate", self.clipping_rate, 0.2),
+        ):
+            if given != plain:
+                refuse(
+                    f"privacy.{key} is for a clip norm that moves, and this one stays",
+                    key=key,
+                    given=_toml(given),
+                    expected="adaptive_clipping = true, or no such key",
+                    remedy=f"leave privacy.{key} out, or set privacy.adaptive_clipping = true",
                 )
         return self
 
@@ -136,6 +178,7 @@ class PrivacyConfig(Section):
                 given=f"client_turns = {self.client_turns}, client_sampling_probability = "
                 f"{self.client_sampling_probability:g}",
                 expected="one of the two",
+                remedy="leave privacy.client_sampling_probability out, or client_turns",
             )
         if self.adaptive_clipping:
             refuse(
@@ -144,6 +187,7 @@ class PrivacyConfig(Section):
                 key="adaptive_clipping",
                 given=f"client_turns = {self.client_turns}, adaptive_clipping = true",
                 expected="one of the two",
+                remedy="leave privacy.adaptive_clipping out, or client_turns",
             )
         return self
 
@@ -153,15 +197,26 @@ class PrivacyConfig(Section):
             refuse(
                 "this unit of privacy is not protected under this trust model",
                 key="unit",
-                given=f"unit = {self.unit!r}, trust = {self.trust!r}",
+                given=f"unit = {_toml(self.unit)}, trust = {_toml(self.trust)}",
                 expected={
                     "server": 'unit = "client": the server sees whole updates, and clips and '
                     "noises those",
                     "site": 'unit = "example" or "group"; a whole client has to hide in a sum, '
                     'with trust = "server" or "distributed"',
                 }[self.trust],
+                remedy={
+                    "server": 'set privacy.unit = "client", or privacy.trust = "site" or '
+                    '"distributed"',
+                    "site": 'set privacy.trust = "distributed" or "server", or privacy.unit = '
+                    '"example"',
+                }[self.trust],
             )
         return self
+
+
+def _toml(value: object) -> str:
+    """A value as it stands in a configuration: true and "site", not True and 'site'."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def check_together(
@@ -207,6 +262,7 @@ def check_together(
             key="simulation.sites_per_round",
             given=simulation.sites_per_round,
             expected="0",
+            remedy="leave simulation.sites_per_round out",
         )
     if aggregation.encoding != "float32":
         refuse(
@@ -221,8 +277,9 @@ def check_together(
             refuse(
                 "figures of a client on its own rows are not covered by its share of the noise",
                 key="metrics.release",
-                given=metrics.release,
+                given=_toml(metrics.release),
                 expected='"none"',
+                remedy="leave metrics.release out",
             )
         return
     plain = AggregationConfig()
@@ -257,8 +314,9 @@ def _check_server(
         refuse(
             "figures of a client on its own rows are not covered by the noise at the server",
             key="metrics.release",
-            given=metrics.release,
+            given=_toml(metrics.release),
             expected='"none"',
+            remedy="leave metrics.release out",
         )
     if privacy.client_turns is not None and privacy.client_turns > rounds:
         refuse(
@@ -266,4 +324,5 @@ def _check_server(
             key="privacy.client_turns",
             given=privacy.client_turns,
             expected=f"at most {rounds} (train.rounds)",
+            remedy="lower privacy.client_turns, or have more rounds",
         )

@@ -80,6 +80,7 @@ def _plan(config: RunConfig, public_size: int, *, of_clients: bool = False) -> P
             "there are fewer clients than rounds from one turn to the next",
             given=f"{public_size} clients, privacy.client_turns = {every}",
             expected=f"at most {public_size}",
+            remedy="lower privacy.client_turns",
         )
     steps = 1 if every is not None else train.rounds
     alone = sum(steps for _, steps in personal_charges(config))
@@ -244,4 +245,6 @@ def _at_sites(config: RunConfig) -> RunConfig:
     unit = Unit.GROUP if config.data.group is not None else Unit.EXAMPLE
     update: dict[str, object] = {"trust": Trust.SITE.value, "unit": unit.value}
     update |= {"client_sampling_probability": 1.0, "client_turns": None, "adaptive_clipping": False}
+    update |= {"clipping_quantile": 0.5, "clipping_rate": 0.2}
+    update |= {"colluding_sites": 1, "min_survivors": None}
     return config.model_copy(update={"privacy": config.privacy.model_copy(update=update)})

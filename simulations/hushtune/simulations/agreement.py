@@ -140,7 +140,8 @@ def show_refusals(console: Console, figures: Mapping[str, Any]) -> None:
         console.print("[bold yellow]warning[/] ", end="")
         console.print(
             f"the run would end in round {number}, for want of sites, without a result: what its "
-            f"sites spend until then is spent. Of {number - 1} rounds (train.rounds) it would not",
+            f"sites spend until then is spent. With train.rounds = {number - 1} it would have "
+            "a result",
             highlight=False,
         )
 

@@ -12,6 +12,7 @@ from hushtune.common.names import SEEN_BY, methods
 from hushtune.common.planning import POOLED
 from hushtune.common.privacy.figures import at_most, upwards
 from hushtune.common.privacy.statement_markdown import plain
+from hushtune.common.privacy.statement_sentence import unit_word
 from hushtune.common.tasks.workspace import Workspace
 from hushtune.simulations.attacks import told as told_attack
 
@@ -136,7 +137,7 @@ def model_card(
         if privacy["trust"] == "off"
         else "**No privacy is promised.** The noise was repeatable from the run's seed."
         if not privacy["guarantee"]
-        else f"{_worst(summary)} Unit: one {privacy['unit']}{_by(summary)}. Trust model: "
+        else f"{_worst(summary, privacy)} Unit: one {privacy['unit']}{_by(summary)}. Trust model: "
         f"`{privacy['trust']}` ({_TRUSTED[privacy['trust']]}). Relation: "
         f"{privacy['relation'].replace('_', ' ')}. Accountant: {privacy['accountant']}. "
         "The full statement is `privacy.md` in the run's own folder."
@@ -230,10 +231,23 @@ def _size(summary: Mapping[str, Any]) -> str:
     return f"{total} {_units(summary)} by their public numbers"
 
 
-def _worst(summary: Mapping[str, Any]) -> str:
+def _worst(summary: Mapping[str, Any], privacy: Mapping[str, Any]) -> str:
     """The largest epsilon of any site, at the largest delta: what holds at all of them."""
     rows = summary["sites"].values()
     epsilon, delta = (max(row[key] for row in rows) for key in ("epsilon", "delta"))
+    secure = privacy.get("secure_sum")
+    if secure:
+        one = unit_word(summary["unit"])
+        number, least, false = len(secure["sites"]), secure["min_survivors"], secure["colluding"]
+        whose = "all data of any one client" if one == "client" else f"one {one} of any site"
+        within = "all" if least == number else f"at least {least} of the"
+        sided = {0: "no other site sides", 1: "at most one other site sides"}
+        return (
+            f"What the sites sent is ({_epsilon(epsilon)}, {at_most(delta)})-DP for {whose}, if "
+            "the server keeps to the protocol and "
+            f"{sided.get(false, f'at most {false} other sites side')} with it. Each sum was opened "
+            f"with {within} {number} sites in it."
+        )
     if summary["unit"] == "client":
         return (
             f"What the server released is ({_epsilon(epsilon)}, {at_most(delta)})-DP for all data "

@@ -52,7 +52,9 @@ app.add_typer(policy_app, name="policy")
 app.command()(plan)
 app.add_typer(ledger_app, name="ledger")
 
-Preset = Annotated[str | None, typer.Option("--preset", help="a ready configuration: demo, tiny")]
+Preset = Annotated[
+    str | None, typer.Option("--preset", help="a ready configuration: demo, tiny, clients")
+]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="a TOML file")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="change one setting")
@@ -95,21 +97,28 @@ def simulate(
     if dry_run:
         from hushtune.simulations.agreement import check_quorum, show_refusals
         from hushtune.simulations.estimate import estimate
+        from hushtune.simulations.planner_trust import cohort, show_excess
         from hushtune.simulations.show import show_estimate
 
         with console.status("looking at data and model"):
             figures = estimate(settings)
         show_estimate(console, figures)
+        if settings.privacy.trust == "distributed":
+            privacy = settings.privacy
+            show_excess(
+                console, cohort(figures["sites"], privacy.min_survivors, privacy.colluding_sites)
+            )
         show_weak(console, figures["sites"], unit=figures["unit"])
         show_refusals(console, figures)
         _print_json(figures, as_json)
         check_quorum(figures)
         return
     assert out is not None  # checked above
-    from hushtune.simulations.show import ProgressView, show_summary
+    from hushtune.simulations.show import show_summary
+    from hushtune.simulations.show_progress import ProgressView
     from hushtune.simulations.study import run
 
-    with ProgressView(console) as view:
+    with ProgressView(console, turns=settings.privacy.client_turns is not None) as view:
         summary = run(settings, out, resume=resume, overwrite=overwrite, observer=view)
     show_summary(console, summary)
     show_weak(console, summary["sites"], unit=summary["unit"])

@@ -17,7 +17,9 @@ from hushtune.common.privacy.figures import upwards
 
 _DELTA, _MOST_OF_RUN = 1e-5, 19
 
-ledger_app = typer.Typer(help="Look at the sites' privacy ledgers.", no_args_is_help=True)
+ledger_app = typer.Typer(
+    help="Look at privacy ledgers: the sites', or a trusted server's.", no_args_is_help=True
+)
 
 Place = Annotated[
     Path, typer.Argument(metavar="DIR", help="a run's folder, its folder ledger, or one .sqlite")
@@ -37,8 +39,15 @@ def show(
 
     Where a ledger cannot be trusted the others are shown, and the exit status is 2.
     """
-    from hushtune.common.privacy.ledger_record import read_ledger
-    from hushtune.simulations.ledgers import budget, find_ledgers, policy_of, run_delta, spending
+    from hushtune.simulations.ledgers import (
+        budget,
+        charge_word,
+        find_ledgers,
+        policy_of,
+        read,
+        run_delta,
+        spending,
+    )
 
     paths = find_ledgers(place)
     source = "as given"
@@ -53,12 +62,12 @@ def show(
     if delta is None:
         delta = _DELTA
         source = "no run here says another; --delta chooses one"
-    console = Console(stderr=as_json)
+    console, number = Console(stderr=as_json), charge_word(place)
     told: dict[str, dict[str, Any]] = {}
     failures: list[LedgerError] = []
     for site, path in paths.items():
         try:
-            record = read_ledger(path)
+            record = read(path)
         except LedgerError as error:
             failures.append(error)
             told[site] = _failure(console, site, error)
@@ -66,7 +75,7 @@ def show(
         terms = policies[site]
         told[site] = {"ok": True, **spending(record, delta=delta)}
         told[site]["policy"] = None if terms is None else budget(record, terms)
-        _show_ledger(console, site, told[site], f"{delta:g} ({source})")
+        _show_ledger(console, site, told[site], f"{delta:g} ({source})", number)
     _print_json({"delta": delta, "delta_source": source, "ledgers": told}, as_json)
     if failures:
         raise failures[0]
@@ -84,10 +93,10 @@ def verify(
     """Check chains, heads, kept replies and file modes; exit status 2 unless all is well.
 
     A ledger and its head file that were both put back agree with each other: only --head, with a
-    hash that left the site (it is in every update, and in privacy.json), tells that.
+    hash that left the site (it is in every update, and in privacy.json), tells that. Of a server
+    that adds the noise, its checkpoint and the chain of charges in it are checked.
     """
-    from hushtune.common.privacy.ledger_record import read_ledger
-    from hushtune.simulations.ledgers import find_ledgers, noted_heads, summary
+    from hushtune.simulations.ledgers import find_ledgers, noted_heads, read, summary
 
     ledgers = find_ledgers(place)
     noted = noted_heads(head or [], list(ledgers))
@@ -96,7 +105,7 @@ def verify(
     failures: list[LedgerError] = []
     for site, path in ledgers.items():
         try:
-            record = read_ledger(path)
+            record = read(path)
             since = record.num_charges_since(noted[site]) if site in noted else None
         except LedgerError as error:
             failures.append(error)
@@ -126,8 +135,8 @@ def export(
     trusted is named in place of its charges, and the exit status is 2.
     """
     from hushtune.common.files import write_text
-    from hushtune.common.privacy.ledger_record import LedgerRecord, read_ledger
-    from hushtune.simulations.ledgers import export_document, find_ledgers, summary
+    from hushtune.common.privacy.ledger_record import LedgerRecord
+    from hushtune.simulations.ledgers import export_document, find_ledgers, read, summary
 
     if to is not None and to.exists():  # it might be a ledger
         raise OutputExistsError("the file is there already", given=str(to), remedy="name a new one")
@@ -136,7 +145,7 @@ def export(
     failures: dict[str, LedgerError] = {}
     for site, path in find_ledgers(place).items():
         try:
-            records[site] = read_ledger(path)
+            records[site] = read(path)
         except LedgerError as error:
             failures[site] = error
     refused = {site: _failure(console, site, error) for site, error in failures.items()}
@@ -158,11 +167,13 @@ def _failure(console: Console, site: str, error: LedgerError) -> dict[str, Any]:
     return {"ok": False, "code": error.code, "reason": error.message}
 
 
-def _show_ledger(console: Console, site: str, ledger: Mapping[str, Any], delta: str) -> None:
+def _show_ledger(
+    console: Console, site: str, ledger: Mapping[str, Any], delta: str, number: str
+) -> None:
     console.print(Text(f"{site}: {ledger['num_charges']} charges", style="bold"))
     console.print(f"head {ledger['head']}", highlight=False, soft_wrap=True)
     for name, dataset in ledger["datasets"].items():
-        console.print(_charges(name, dataset["charges"]))
+        console.print(_charges(name, dataset["charges"], number))
         console.print(_totals(dataset, delta))
     if ledger["policy"] is not None:
         console.print(_budget(ledger["policy"]), highlight=False, markup=False)
@@ -179,9 +190,9 @@ def _budget(policy: Mapping[str, Any]) -> str:
     )
 
 
-def _charges(name: str, charges: list[dict[str, Any]]) -> Table:
+def _charges(name: str, charges: list[dict[str, Any]], number: str) -> Table:
     table = Table(title=Text(f"data set {_data_set(name)}"), title_justify="left")
-    for heading in ("#", "run", "round", "q", "sigma", "steps", "hash"):
+    for heading in ("#", "run", number, "q", "sigma", "steps", "hash"):
         words = heading in {"run", "hash"}
         table.add_column(heading, justify="left" if words else "right", no_wrap=words)
     for charge in charges:

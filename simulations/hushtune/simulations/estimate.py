@@ -77,6 +77,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     return {
         "trust": config.privacy.trust,
         "unit": config.privacy.unit,
+        "insecure_seeded_noise": config.privacy.insecure_seeded_noise,
         "group": config.data.group,
         **(
             {

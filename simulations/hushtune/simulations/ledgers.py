@@ -12,17 +12,22 @@ from typing import Any
 from urllib.parse import unquote
 
 from hushtune.client.terms import Terms, load_terms
+from hushtune.common.config import RunConfig
 from hushtune.common.config_io import CONFIG, stored_config
 from hushtune.common.errors import LedgerError, MissingFileError
-from hushtune.common.privacy.ledger_entry import GENESIS, LedgerEntry, unit_name
+from hushtune.common.privacy.ledger_entry import GENESIS, LedgerEntry
 from hushtune.common.privacy.ledger_record import LedgerRecord, read_ledger
 from hushtune.common.privacy.plan import DpSgdEvent, Relation
+from hushtune.simulations import server_ledger
 
 MECHANISM = (
-    "each charge is `steps` releases of a Poisson-sampled Gaussian sum: every record is in a step "
-    "with probability `sampling_probability`, its gradient is clipped to norm C, and the noise on "
-    "the sum has standard deviation `noise_multiplier` times C; the charges of one data set, in "
-    "whatever runs, are composed"
+    "each charge is `steps` releases of a Poisson-sampled Gaussian sum over units, of the kind "
+    "that `unit` names (example: records; group and a column: all records with one value of it; "
+    "client: all that one client holds): every unit is in a release with probability "
+    "`sampling_probability`, what it adds to the sum is clipped to norm C, and the noise on the "
+    "sum has standard deviation `noise_multiplier` times C; the charges of one data set, in "
+    "whatever runs, are composed. `round` numbers the run's rounds, or, where a round is of "
+    "several secure sums, those sums"
 )
 HASH = (
     "SHA-256, in hexadecimal, of a charge's JSON without `hash`, keys sorted, no spaces, ASCII; "
@@ -34,9 +39,12 @@ def find_ledgers(place: Path) -> dict[str, Path]:
     """The ledgers of a run's folder, of its folder ``ledger``, or the one file, by site.
 
     Of a run whose sites keep theirs beside their policies, or share some with other runs, those.
-    A head without its ledger counts as a ledger, so that one that was deleted is missed. Raises
-    MissingFileError where there is none.
+    A head without its ledger counts as a ledger, so that one that was deleted is missed. Of a run
+    whose server adds the noise, its checkpoint. Raises MissingFileError where there is none.
     """
+    at_server = server_ledger.find(place, run_config(place))
+    if at_server is not None:
+        return {server_ledger.NAME: at_server}
     if place.is_dir():
         folder = place / "ledger" if (place / "ledger").is_dir() else _elsewhere(place) or place
         heads = (path.with_suffix("") for path in folder.glob("*.sqlite.head"))
@@ -48,6 +56,7 @@ def find_ledgers(place: Path) -> dict[str, Path]:
             "there is no privacy ledger here",
             given=str(place),
             expected="the folder of a run with privacy, its folder ledger, or a file in that",
+            remedy="name the folder that the run was written to (its --out)",
         )
     return {unquote(path.stem): path for path in paths}
 
@@ -57,10 +66,29 @@ def run_delta(place: Path) -> float | None:
 
     A ledger does not hold it: its charges are mechanisms, which have an epsilon at any delta.
     """
+    config = run_config(place)
+    return None if config is None else config.privacy.delta
+
+
+def run_config(place: Path) -> RunConfig | None:
+    """The settings of the run that a folder or a file in it belongs to; None where none is near."""
     folders = (place, *place.absolute().parents[:2]) if place.exists() else ()
     found = next((folder for folder in folders if (folder / CONFIG).is_file()), None)
-    config = None if found is None else stored_config(found)
-    return None if config is None else config.privacy.delta
+    return None if found is None else stored_config(found)
+
+
+def read(path: Path) -> LedgerRecord:
+    """What a ledger holds, be it a site's or the server's; LedgerError where it is not sound."""
+    return (server_ledger.read if server_ledger.is_one(path) else read_ledger)(path)
+
+
+def charge_word(place: Path) -> str:
+    """What a charge's number counts: a run's rounds, or its steps where each is a secure sum."""
+    config = run_config(place)
+    if config is None or config.simulation.ledgers or config.simulation.policies:
+        return "round or step"  # of runs that another configuration may have had
+    by_step = config.privacy.trust == "distributed" and config.privacy.unit != "client"
+    return "step" if by_step else "round"
 
 
 def policy_of(ledger: Path) -> Terms | None:
@@ -77,7 +105,7 @@ def budget(record: LedgerRecord, terms: Terms) -> dict[str, Any]:
     """
     from hushtune.common.privacy import accountant
 
-    unit = unit_name(terms.group)
+    unit = terms.charged_unit
     counted: dict[str, list[DpSgdEvent]] = {}
     for entry in record.entries:
         if entry.unit == unit:
@@ -99,15 +127,20 @@ def budget(record: LedgerRecord, terms: Terms) -> dict[str, Any]:
 
 
 def own_charges(run: Path) -> dict[str, int]:
-    """How many charges the ledgers in a run's own folder hold, by site; of sound ones alone."""
+    """How many charges the ledgers in a run's own folder hold, by site; of sound ones alone.
+
+    Those of a server that adds the noise stand under `server_ledger.NAME`.
+    """
     found: dict[str, int] = {}
-    for path in sorted((run / "ledger").glob("*.sqlite")):
+    paths = {unquote(path.stem): path for path in sorted((run / "ledger").glob("*.sqlite"))}
+    at_server = server_ledger.find(run, stored_config(run))
+    for name, path in ({server_ledger.NAME: at_server} if at_server else paths).items():
         try:
-            number = len(read_ledger(path).entries)
+            number = len(read(path).entries)
         except LedgerError:
             continue
         if number:
-            found[unquote(path.stem)] = number
+            found[name] = number
     return found
 
 

@@ -29,7 +29,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from hushtune.common.errors import HushtuneError, PlanError
-from hushtune.common.privacy.plan import LEAST_DELTA, DpSgdEvent, PrivacyPlan, Relation
+from hushtune.common.privacy.delta import LEAST_DELTA
+from hushtune.common.privacy.plan import CLIP_NORMS, DpSgdEvent, PrivacyPlan, Relation
 from hushtune.simulations.planner_outline import Outline, demo_trained_values
 
 DROWNED = 1.0
@@ -46,14 +47,18 @@ MOST_STEPS = 100_000
 """Beyond this the accountant needs minutes for four times as many."""
 
 _FINITE = (-1e300, 1e300, "a finite number")
-_POSITIVE = (1e-300, 1e300, "a finite number above 0")
 _COUNTED = (1, MOST_VALUES, f"1 to {MOST_VALUES}")
 _BOUNDS: Mapping[str, tuple[float, float, str]] = {
     **dict.fromkeys(("rounds", "local_steps", "trained_values"), _COUNTED),
-    **dict.fromkeys(("epsilon", "clip_norm"), _POSITIVE),
+    "epsilon": (1e-300, 1e300, "a finite number above 0"),
+    "clip_norm": (*CLIP_NORMS, f"{CLIP_NORMS[0]:g} to {CLIP_NORMS[1]:g}"),
 }
 """Of each of an outline's numbers the least and the most, and both in words."""
 
+_REMEDIES = {
+    "epsilon": "--epsilon 3: 1 is strong, 3 usual, 10 weak",
+    "clip_norm": "--clip-norm 1: it is the scale of gradients, and noise goes with it",
+}
 _SETTINGS = {
     "privacy.delta": "--delta",
     "train.batch_size": "--batch",
@@ -73,29 +78,8 @@ def plan_run(sites: Mapping[str, int], outline: Outline) -> dict[str, Any]:
     or clip norm that is not above 0, both a batch and a rate, what is not finite, or a delta that
     nothing could be planned for.
     """
-    for name, value in asdict(outline).items():
-        least, most, expected = _BOUNDS.get(name, _FINITE)
-        if isinstance(value, int | float) and not least <= value <= most:
-            raise PlanError(f"{_option(name)} is out of range", given=str(value), expected=expected)
-    if not LEAST_DELTA <= outline.delta < 1:
-        raise PlanError(
-            "--delta is out of range",
-            given=f"{outline.delta:g}",
-            expected=f"{LEAST_DELTA:g} or more, and below 1 / rows of the smallest site",
-            remedy="--delta 1e-5: noise that is Gaussian keeps no promise with a delta of 0, as "
-            "a small share of its mass is beyond any epsilon",
-        )
-    if outline.batch_size is not None and outline.sampling_probability is not None:
-        raise PlanError(
-            "--batch and --sampling-probability say the same thing twice",
-            given=f"{outline.batch_size} and {outline.sampling_probability:g}",
-            expected="exactly one of the two, or neither",
-        )
+    check_outline(outline)
     steps = outline.rounds * outline.local_steps
-    if steps > MOST_STEPS:
-        raise PlanError(
-            "more steps than can be planned", given=str(steps), expected=f"at most {MOST_STEPS}"
-        )
     source = "as given"
     if outline.trained_values is None:
         number, source = demo_trained_values()
@@ -123,6 +107,42 @@ def plan_run(sites: Mapping[str, int], outline: Outline) -> dict[str, Any]:
         "sites": rows,
         "federation": _federation({name: sites[name] for name in plans}, plans, outline),
     }
+
+
+def check_outline(outline: Outline) -> None:
+    """PlanError for what no plan can be made of, whatever the sites or clients."""
+    for name, value in asdict(outline).items():
+        least, most, expected = _BOUNDS.get(name, _FINITE)
+        if isinstance(value, int | float) and not least <= value <= most:
+            raise PlanError(
+                f"{_option(name)} is out of range",
+                given=str(value),
+                expected=expected,
+                remedy=_REMEDIES.get(name, "`hushtune plan --help` lists the options"),
+            )
+    if not LEAST_DELTA <= outline.delta < 1:
+        raise PlanError(
+            "--delta is out of range",
+            given=f"{outline.delta:g}",
+            expected=f"{LEAST_DELTA:g} or more, and below 1 / rows of the smallest site",
+            remedy="--delta 1e-5: noise that is Gaussian keeps no promise with a delta of 0, as "
+            "a small share of its mass is beyond any epsilon",
+        )
+    if outline.batch_size is not None and outline.sampling_probability is not None:
+        raise PlanError(
+            "--batch and --sampling-probability say the same thing twice",
+            given=f"{outline.batch_size} and {outline.sampling_probability:g}",
+            expected="exactly one of the two, or neither",
+            remedy="leave one of them out",
+        )
+    steps = outline.rounds * outline.local_steps
+    if steps > MOST_STEPS:
+        raise PlanError(
+            "more steps than can be planned",
+            given=f"{outline.rounds} rounds of {outline.local_steps}",
+            expected=f"at most {MOST_STEPS} steps",
+            remedy="lower --rounds or --local-steps",
+        )
 
 
 def check_any(figures: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from rich.console import Console
 from hushtune.common.errors import PlanError
 from hushtune.common.privacy import correlated
 from hushtune.common.privacy.plan import PrivacyPlan, Trust, Unit, make_plan
-from hushtune.simulations.planner import DROWNED, FAINT, signal_to_noise
+from hushtune.simulations.planner import DROWNED, FAINT, check_outline, signal_to_noise
 from hushtune.simulations.planner_outline import Outline
 
 
@@ -32,11 +32,27 @@ def plan_clients(
     Raises PlanError where clients take turns and are drawn too, or where turns are further apart
     than there are clients or rounds, and what `make_plan` does.
     """
-    if turns is not None and (probability < 1 or turns > min(clients, outline.rounds)):
+    check_outline(replace(outline, local_steps=1))
+    if not 0 < probability <= 1:
         raise PlanError(
-            "these turns cannot be planned",
+            "--client-sampling-probability is out of range",
+            given=f"{probability:g}",
+            expected="above 0, at most 1",
+            remedy="leave it out: every client is then in every round",
+        )
+    if turns is not None and probability < 1:
+        raise PlanError(
+            "clients either take turns or are drawn at random",
             given=f"--client-turns {turns}, --client-sampling-probability {probability:g}",
-            expected=f"at most {min(clients, outline.rounds)} (clients, rounds), and no sampling",
+            expected="one of the two",
+            remedy="leave --client-sampling-probability out, or --client-turns",
+        )
+    if turns is not None and turns > min(clients, outline.rounds):
+        raise PlanError(
+            "turns are further apart than there are clients or rounds: some would never have one",
+            given=f"--client-turns {turns}, {clients} clients, {outline.rounds} rounds",
+            expected=f"at most {min(clients, outline.rounds)}",
+            remedy="lower --client-turns, or have more clients and --rounds",
         )
     plan = make_plan(
         epsilon=outline.epsilon,
@@ -106,7 +122,8 @@ def show_clients(console: Console, figures: Mapping[str, Any]) -> None:
     )
     console.print(
         f"  do: have about {figures['needed']} clients or more, a higher epsilon, fewer trained "
-        'values (train.warmup_rounds, adapter.rank), or privacy.trust = "site"',
+        'values (train.warmup_rounds, adapter.rank), or privacy.trust = "site" with '
+        'privacy.unit = "example" or "group"',
         highlight=False,
         markup=False,
     )

@@ -15,8 +15,16 @@ from hushtune.common.files import check_writable
 from hushtune.common.json_text import json_text
 from hushtune.common.privacy.plan import Relation
 
+_WITH_SITES = (
+    *("local_steps", "batch", "sampling_probability", "plot"),
+    *("colluding_sites", "min_survivors"),
+)
+_WITH_CLIENTS = ("client_sampling_probability", "client_turns")
+"""Options that say nothing of the other kind of plan."""
+
 
 def plan(
+    context: typer.Context,
     sites: Annotated[
         str | None, typer.Option(metavar="ROWS,...", help="training rows a site; or NAME=ROWS,...")
     ] = None,
@@ -29,6 +37,12 @@ def plan(
     ] = 1.0,
     client_turns: Annotated[
         int | None, typer.Option(min=2, help="with --clients: rounds from one turn to the next")
+    ] = None,
+    colluding_sites: Annotated[
+        int, typer.Option(min=0, help="trust = distributed: sites that may side with the server")
+    ] = 1,
+    min_survivors: Annotated[
+        int | None, typer.Option(min=1, help="trust = distributed: sites that stay; else all")
     ] = None,
     epsilon: Annotated[float, typer.Option(help="the whole run's budget at each site")] = 3.0,
     delta: Annotated[float, typer.Option(help="below 1 / rows of the smallest site")] = 1e-5,
@@ -81,6 +95,7 @@ def plan(
             expected="--sites ROWS,... or --clients NUMBER",
             remedy="`hushtune plan --help` lists the options",
         )
+    _check_options(context, _WITH_CLIENTS if clients is None else _WITH_SITES, clients is None)
     if clients is not None:
         told = plan_clients(
             clients, outline, probability=client_sampling_probability, turns=client_turns
@@ -93,7 +108,13 @@ def plan(
     sizes = parse_sites(sites)
     with console.status("calibrating noise"):
         figures = plan_run(sizes, outline)
-    figures["trust_models"] = compare_trust(sizes, outline, figures["federation"])
+    figures["trust_models"] = compare_trust(
+        sizes,
+        outline,
+        figures["federation"],
+        colluding=colluding_sites,
+        min_survivors=min_survivors,
+    )
     show_plan(console, figures)
     show_trust(console, figures["trust_models"], epsilon)
     show_weak(console, figures["sites"])
@@ -105,6 +126,22 @@ def plan(
     if as_json:
         sys.stdout.write(json_text(figures) + "\n")
     check_any(figures)
+
+
+def _check_options(context: typer.Context, foreign: tuple[str, ...], of_sites: bool) -> None:
+    """ConfigError for an option that would change nothing."""
+    given = [
+        "--" + name.replace("_", "-")
+        for name in foreign
+        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
+    ]
+    if given:
+        raise ConfigError(
+            f"a plan for {'sites' if of_sites else 'clients of a server'} does not depend on this",
+            given=", ".join(given),
+            expected=f"--{'clients' if of_sites else 'sites'} beside it, or no such option",
+            remedy=f"leave {', '.join(given)} out",
+        )
 
 
 def _check_plot(path: Path) -> None:

@@ -106,7 +106,15 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
             received=_received(result, site, asked, {entry.round for entry in told}),
             metrics=_metrics(result, site, told, public_held_out(config, site)),
         )
-    return statement(sites=sites, run=result.run, group=config.data.group, cohort=cohort)
+    lost = [] if cohort is None else _lost_rounds(result)
+    return statement(
+        sites=sites, run=result.run, group=config.data.group, cohort=cohort, lost_rounds=lost
+    )
+
+
+def _lost_rounds(result: FederationResult) -> list[int]:
+    """Rounds of secure sums without a survivor: a round that too few survive ends the run."""
+    return [row["round"] for row in result.history if not row["accepted"]]
 
 
 def _extra(cohort: Cohort, entries: Sequence[LedgerEntry], state: AdapterState) -> float:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from hushtune.common.names import METHODS, SEEN_BY, methods
+from hushtune.common.names import SEEN_BY, methods
 from hushtune.common.privacy.figures import at_most, upwards
-from hushtune.simulations.agreement import show_refusals
 from hushtune.simulations.attacks import show_attack
 from hushtune.simulations.planner_clients import show_clients
 
@@ -28,101 +25,10 @@ _WRITTEN = {
 }
 """All that a run may leave in its folder, and what it is called in the closing list."""
 _NOT_PRIVATE = "[bold red]NO PRIVACY: this run adds no noise[/]"
-
-
-class ProgressView:
-    """A progress bar for preparation, rounds and comparisons; an ``Observer``."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed}/{task.total}"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}", style="dim"),
-            console=console,
-        )
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
-
-    def preparing(self, what: str, done: int, total: int) -> None:
-        """See Observer."""
-        self._advance(what, done, total, "")
-
-    def started(self, rounds: int, done: int) -> None:
-        """See Observer."""
-        self._advance("rounds", done, rounds, "")
-
-    def forgetting(self, charges: Mapping[str, int]) -> None:
-        """See Observer."""
-        most, sites = max(charges.values()), len(charges)
-        self._console.print(
-            f"the run that is replaced had up to {most} charge{'s' * (most != 1)} at each of "
-            f"{sites} site{'s' * (sites != 1)}; its own ledgers go with it, so what it released "
-            "of the same data is no longer counted",
-            highlight=False,
-        )
-
-    def refusing(self, figures: Mapping[str, Any]) -> None:
-        """See Observer."""
-        show_refusals(self._console, figures)
-
-    def nothing_left(self) -> None:
-        """See Observer."""
-        self._console.print("the run was finished: nothing was left to do", highlight=False)
-
-    def round_done(self, row: Mapping[str, Any]) -> None:
-        """See Observer."""
-        line = f"round {row['round']:>3}"
-        if "loss" in row:
-            on = row.get("evaluated_on", "held-out")
-            line += f"  {on} loss {row['loss']:.3f}  accuracy {row['accuracy']:.3f}"
-        line += f"  {_epsilons(row['epsilon'])}"
-        if row.get("rejected"):
-            line += f"  not counted: {_few(sorted(row['rejected']))}"
-        self._console.print(line, markup=False, highlight=False)
-        self._progress.update(self._tasks["rounds"], completed=row["round"])
-
-    def comparing(self, name: str, done: int, total: int) -> None:
-        """See Observer."""
-        self._advance("comparisons", done, total, METHODS.get(name.split("/", maxsplit=1)[0], name))
-
-    def _advance(self, what: str, done: int, total: int, note: str) -> None:
-        if what not in self._tasks:
-            self._tasks[what] = self._progress.add_task(what, total=total, note=note)
-        self._progress.update(self._tasks[what], completed=done, total=total, note=note)
-
-
-def _epsilons(spent: Mapping[str, float | None]) -> str:
-    """What each site has spent so far; of many the range, one figure where all spent the same."""
-    found = {site: value for site, value in spent.items() if value is not None}
-    known = {site: upwards(value, places=2) for site, value in found.items()}
-    if not known:
-        return "NO PRIVACY"
-    if len(set(known.values())) == 1 and len(known) == len(spent):
-        return f"epsilon {next(iter(known.values()))} spent at every site"
-    if len(known) > _MOST_SITES:
-        least, most = min(found, key=found.__getitem__), max(found, key=found.__getitem__)
-        return f"epsilon spent: from {known[least]} ({least}) to {known[most]} ({most})"
-    return "epsilon spent: " + " ".join(f"{site} {value}" for site, value in known.items())
-
-
-def _few(names: Sequence[str]) -> str:
-    if len(names) <= _MOST_SITES:
-        return ", ".join(names)
-    return f"{', '.join(names[:_OF_MANY])} and {len(names) - _OF_MANY} more"
+_SEEDED = (
+    "[bold red]NO PRIVACY: privacy.insecure_seeded_noise = true, so whoever knows the run's seed "
+    "can take the noise off[/]"
+)
 
 
 def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
@@ -256,6 +162,8 @@ def show_estimate(console: Console, figures: Mapping[str, Any]) -> None:
     _show_notes(console, figures["data_notes"])
     if figures["trust"] == "off":
         console.print(_NOT_PRIVATE)
+    elif figures.get("insecure_seeded_noise"):
+        console.print(_SEEDED)
     show_attack(console, figures["attack"])
     if "clients" in figures:
         show_clients(console, figures["clients"])

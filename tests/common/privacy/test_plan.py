@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from hushtune.common.errors import PlanError, TooFewRowsError
 from hushtune.common.privacy import accountant
+from hushtune.common.privacy.delta import LEAST_DELTA
 from hushtune.common.privacy.plan import (
-    LEAST_DELTA,
     DpSgdEvent,
     PrivacyPlan,
     Relation,

@@ -317,7 +317,7 @@ def test_both_pages_tell_of_figures_that_left_a_site(
     made = site(plan(unit=unit), metrics=figures, received=[asked])
     content = statement(sites={"north": made})
     text = Parsed(render_html(content)).text
-    one = "group" if unit is Unit.GROUP else "record"
+    one = {Unit.EXAMPLE: "record", Unit.GROUP: "group", Unit.CLIENT: "client"}[unit]
     for page in (text, render_markdown(content)):
         assert "3 times its accuracy and loss on held-out rows, in rounds 2 to 3, 7, with" in page
         assert f"noise of 5 times what one {one} can change" in page

@@ -213,8 +213,11 @@ def test_other_relations_and_units_have_their_page(relation: Relation, unit: Uni
     content = statement(sites={"a": full_site(plan(relation=relation, unit=unit))})
     text = Parsed(render_html(content)).text
     assert content["sites"]["a"]["sentence"] in text
-    one = "group" if unit is Unit.GROUP else "record"
-    asked = f"which of two {one}s" if relation is Relation.REPLACE_ONE else f"whether a given {one}"
+    one = {Unit.EXAMPLE: "record", Unit.GROUP: "group", Unit.CLIENT: "client"}[unit]
+    one_s, two_s = f"a given {one}", f"{one}s"
+    if unit is Unit.CLIENT:
+        one_s, two_s = "a given client\u2019s data", "clients\u2019 data"
+    asked = f"which of two {two_s}" if relation is Relation.REPLACE_ONE else f"whether {one_s}"
     assert f"find out {asked} was used" in text
     assert f"The most {one}s that any test can recognise" in text
     assert content["selection"] in text

@@ -13,7 +13,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from hushtune.common.errors import PlanError
-from hushtune.common.privacy.plan import LEAST_DELTA, MOST_NOISE_MULTIPLIER, DpSgdEvent, Relation
+from hushtune.common.privacy.delta import LEAST_DELTA
+from hushtune.common.privacy.plan import MOST_NOISE_MULTIPLIER, DpSgdEvent, Relation
 
 if TYPE_CHECKING:
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution

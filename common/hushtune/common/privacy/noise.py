@@ -78,7 +78,7 @@ class NoiseSource:
         if self._seed is None:
             return (
                 "ChaCha20 keystream, a fresh 256-bit key from the operating system for each draw; "
-                "Box-Muller in float64, released as float32"
+                "Box-Muller in float64, noised sums on a public grid, released as float32"
             )
         return f"{INSECURE}: reproducible from seed {self._seed}; gives no privacy"
 

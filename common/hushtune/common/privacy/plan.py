@@ -13,18 +13,11 @@ from typing import TYPE_CHECKING
 
 from hushtune.common.errors import PlanError, TooFewRowsError
 from hushtune.common.privacy.batch import check_expected
+from hushtune.common.privacy.delta import check_delta
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
-
-LEAST_DELTA = 1e-12
-"""The smallest delta that is accounted for: tails of about 1e-15 are cut off in each composition,
-and near that no noise is enough and no epsilon finite."""
-DELTA_TOO_SMALL = (
-    "delta is too small to account for: tails of the privacy loss of about 1e-15 are cut off, so "
-    "no noise would be enough"
-)
 
 MOST_NOISE_MULTIPLIER = 1e6
 """Beyond, what is left of a sum is nothing, and its float32 noise comes near the end of floats."""
@@ -227,7 +220,8 @@ def make_plan(
     if protected:
         _require(0 < epsilon < math.inf, "epsilon", epsilon, "> 0, finite")
         _require(0 < clip_norm < math.inf, "clip_norm", clip_norm, "> 0, finite")
-        _check_delta(place, delta, public_size)
+        together = trust is Trust.DISTRIBUTED
+        check_delta(place, delta, public_size, one=_ONE[unit], together=together)
         # The accountant takes a second to import: only a plan that needs it pays for that.
         from hushtune.common.privacy.accountant import calibrate_noise
 
@@ -252,6 +246,8 @@ def make_plan(
         trust=trust,
     )
 
+
+_ONE = {Unit.EXAMPLE: "record", Unit.GROUP: "group", Unit.CLIENT: "client"}
 
 _PLAN_NUMBERS = (
     "epsilon",
@@ -285,24 +281,6 @@ def _rate(
             remedy="lower train.batch_size, or set train.sampling_probability in its place",
         )
     return batch_size / public_size
-
-
-def _check_delta(place: str, delta: float, public_size: int) -> None:
-    if 0 < delta < LEAST_DELTA:
-        raise PlanError(
-            DELTA_TOO_SMALL,
-            given=f"delta = {delta:g}",
-            expected=f"{LEAST_DELTA:g} or more, and below 1/n = {1 / public_size:.3g}",
-            remedy="a delta well below 1/n is enough, such as 1e-06 for a thousand records",
-        )
-    if not 0 < delta < 1 / public_size:
-        raise PlanError(
-            f"delta must be below 1/n at {place}: at 1/n, publishing one of its n = {public_size} "
-            "records in full would count as private",
-            given=f"delta = {delta}",
-            expected=f"above 0 and below {1 / public_size:.3g}",
-            remedy="lower privacy.delta, or leave out sites with so few rows",
-        )
 
 
 def _check_rate(rate: float) -> None:

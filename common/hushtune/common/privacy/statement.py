@@ -12,9 +12,9 @@ from typing import Any
 
 from hushtune.common.errors import PlanError
 from hushtune.common.privacy import accountant, statement_secure
-from hushtune.common.privacy.figures import at_most, rounds_text, upwards
-from hushtune.common.privacy.plan import Relation, Trust, Unit
+from hushtune.common.privacy.plan import Trust, Unit
 from hushtune.common.privacy.statement_accounts import accounts, events_told, spent_by
+from hushtune.common.privacy.statement_sentence import sentence, unit_word
 from hushtune.common.privacy.statement_site import UNDISGUISED, SiteMetrics, SiteStatement, Transfer
 from hushtune.common.privacy.statement_software import libraries
 from hushtune.common.secagg.cohort import Cohort
@@ -45,9 +45,10 @@ NOT_COVERED = (
     "that occur at several sites are looked for, and kept at one",
     "settings that somebody chooses for one run by what another run on the same data released: "
     "what is added up over runs holds for settings that were fixed before",
-    "the exactness of floating-point numbers: the bound is proved for real ones. Sums are released "
-    "on a public grid, which withholds the low-order bits that known attacks read (see Mironov, "
-    "CCS 2012), but that no released number tells more than the proof allows is not proved",
+    "the exactness of floating-point numbers: the bound is proved for real ones. Noised sums are "
+    "put on a public grid, which withholds the low-order bits that known attacks read (see "
+    "Mironov, CCS 2012), but that no released number tells more than the proof allows is not "
+    "proved",
 )
 
 
@@ -80,6 +81,7 @@ MECHANISM = (
     "DP-SGD at each site: per-{unit} clipping over all trained tensors jointly, Poisson sampling, "
     "Gaussian noise on the sum, a public denominator"
 )
+EVERY_CLIENT = "every client in every round"
 SELECTION = (
     "the model is that after the last round: no round, stop or setting was chosen within the run "
     "by looking at private data"
@@ -107,11 +109,13 @@ def statement(
     run: str = "",
     group: str | None = None,
     cohort: Cohort | None = None,
+    lost_rounds: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Everything about a run's privacy, JSON-ready; None stands for "no bound".
 
     `run`: what the run is called in its ledgers, "" where it has no name. `group`: the column whose
-    equal values make one unit, where the unit is a group.
+    equal values make one unit, where the unit is a group. `lost_rounds`: those of secure sums that
+    the server began and did not finish.
     Raises PlanError where the sites do not share one trust model, unit and relation, or for none.
     """
     shared = {(site.plan.trust, site.plan.unit, site.plan.relation) for site in sites.values()}
@@ -138,6 +142,7 @@ def statement(
         "secure_sum": None if cohort is None else _secure(cohort, sites),
         "selection": SELECTION,
         "ended_early": None,
+        "lost_rounds": sorted(lost_rounds),
         "sentences": _sentences(sites, told),
         "sites": told,
         "federation": _federation(told),
@@ -146,48 +151,6 @@ def statement(
         "source_commit": source_commit(),
         "libraries": libraries(),
     }
-
-
-def sentence(names: Sequence[str], site: SiteStatement, *, epsilon: float) -> str:
-    """The guarantee of a site in one sentence, as a lawyer can quote it.
-
-    `names`: the site's, or those of all sites to which the same applies, each for itself.
-    """
-    plan = site.plan
-    where, who = f"site {names[0]}", names[0]
-    if len(names) > 1:
-        where, who = f"any one of the sites {', '.join(names)}", "this site"
-    if not plan.is_private:
-        return f"NO PRIVACY: what {where} released is not protected."
-    if not site.noise_secure:
-        return (
-            f"NO PRIVACY: the noise of {where} can be reproduced from a seed, so what it "
-            "released is not protected."
-        )
-    if epsilon == math.inf:
-        return f"NO PRIVACY: no bound is known for what {where} released."
-    if not site.events:
-        return f"Nothing was released by {where}, so nothing about its records was disclosed."
-    change = {
-        Relation.ADD_OR_REMOVE_ONE: "adding or removing one",
-        Relation.REPLACE_ONE: "replacing one",
-    }[plan.relation]
-    plural = "" if site.max_records == 1 else "s"
-    what = {
-        Unit.EXAMPLE: "training record",
-        Unit.GROUP: f"group with at most {site.max_records} record{plural}",
-        Unit.CLIENT: "client with all its records",
-    }[plan.unit]
-    aside = ""
-    if site.metrics.release == "public":
-        aside = ", except its accuracy and loss on held-out rows, which no promise covers,"
-    return (
-        f"For neighbouring datasets that differ by {change} {what} at {where}, everything that "
-        f"{who} released in {rounds_text(site.first_round, site.last_round)} to "
-        f"{site.towards}{site.provided}{aside} is "
-        f"({upwards(epsilon)}, {at_most(plan.delta)})-DP, the number of its "
-        f"{'groups' if plan.unit is Unit.GROUP else 'records'} being public."
-    )
 
 
 def _site(name: str, site: SiteStatement) -> dict[str, Any]:
@@ -209,7 +172,7 @@ def _site(name: str, site: SiteStatement) -> dict[str, Any]:
         "planned": {"epsilon": plan.to_dict()["epsilon"], "steps": plan.steps},
         "rounds": {"first": site.first_round, "last": site.last_round},
         **(accounts(site) if guarantee else {}),
-        "sampler": "Poisson",
+        "sampler": EVERY_CLIENT if plan.unit is Unit.CLIENT else "Poisson",
         "public_size": site.public_size,
         "public_size_source": site.public_size_source,
         "noise": {
@@ -230,7 +193,7 @@ def _site(name: str, site: SiteStatement) -> dict[str, Any]:
                 *((CHARGE,) if plan.is_private else ()),
                 *((FIGURES,) if site.metrics.release != "none" else ()),
             ],
-            "metrics": site.metrics.told("group" if plan.unit is Unit.GROUP else "record"),
+            "metrics": site.metrics.told(unit_word(plan.unit)),
         },
         "metrics": site.metrics.to_dict(),
         "ordered": [

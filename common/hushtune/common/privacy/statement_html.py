@@ -13,8 +13,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from hushtune.common.privacy import figures, statement_verify
+from hushtune.common.privacy import figures, statement_secure, statement_verify
 from hushtune.common.privacy.statement_markdown import crossing, shared_origin
+from hushtune.common.privacy.statement_sentence import counted_word, unit_word
 
 FALSE_ALARMS = (0.001, 0.01, 0.1)
 """Shares of false alarms for which the page says how many records a test can recognise."""
@@ -51,6 +52,9 @@ def render_html(content: Mapping[str, Any]) -> str:
         tensors=_tensors(content["sites"]),
         widths=_widths(content["sites"]),
         verify=statement_verify,
+        secure=statement_secure,
+        one=unit_word(content["unit"]),
+        counted=counted_word(content["unit"]),
         commands=statement_verify.commands(content),
         # What is the same at all sites, as a rule, is told once.
         origin=shared_origin(content),

@@ -9,14 +9,11 @@ from typing import Any, NamedTuple
 
 from hushtune.common.privacy import statement_secure, statement_verify
 from hushtune.common.privacy.figures import at_least, at_most, epsilon_text, number_text, upwards
+from hushtune.common.privacy.statement_sentence import counted_word, unit_word
 
 _SEVERAL = (
     "A site's figure is about the records of that site. Someone with records at two sites adds the "
     "two figures up."
-)
-_SEVERAL_IN_ONE_SUM = (
-    "All sites' records are in one sum. Someone with two records, at one site or at two, reads the "
-    "figure for two records."
 )
 
 
@@ -39,11 +36,16 @@ def render_markdown(content: Mapping[str, Any]) -> str:
             else ()
         ),
         *(plain(alike["sentence"]) for alike in content["sentences"]),
-        *((statement_secure.told(content["secure_sum"]),) if content.get("secure_sum") else ()),
+        *((lost,) if (lost := statement_secure.lost(content["lost_rounds"])) else ()),
+        *(
+            (statement_secure.told(content["secure_sum"], content["unit"]),)
+            if content["secure_sum"]
+            else ()
+        ),
         *(
             ()
             if common is None
-            else (f"Public numbers of {_one(content['unit'])}s: {plain(common)}.",)
+            else (f"Public numbers of {counted_word(content['unit'])}s: {plain(common)}.",)
         ),
         *(
             _render_site(name, site, unit=content["unit"], origin=common is None)
@@ -54,7 +56,7 @@ def render_markdown(content: Mapping[str, Any]) -> str:
         parts += [
             "## What is covered\n\n" + _bullets(content["covered"]),
             "## What is not covered\n\n" + _bullets(map(plain, content["not_covered"])),
-            _SEVERAL_IN_ONE_SUM if content.get("secure_sum") else _SEVERAL,
+            statement_secure.several(content["unit"]) if content["secure_sum"] else _SEVERAL,
             _verify(content),
         ]
     border = crossing(content)
@@ -101,10 +103,12 @@ def _render_site(name: str, site: Mapping[str, Any], *, unit: str, origin: bool)
     size = str(site["public_size"])
     again = ", not charged again" if site["noise_multiplier"] else ""
     rows = [
-        ("sampling probability (Poisson)", at_most(site["sampling_probability"])),
+        ("sampling probability (Poisson)", at_most(site["sampling_probability"]))
+        if site["sampler"] == "Poisson"
+        else ("who takes part", site["sampler"]),
         ("denominator", number_text(site["denominator"])),
         (
-            f"public number of {_one(unit)}s",
+            f"public number of {counted_word(unit)}s",
             f"{size} ({site['public_size_source']})" if origin else size,
         ),
         ("noise", site["noise"]["source"]),
@@ -134,12 +138,8 @@ def _render_site(name: str, site: Mapping[str, Any], *, unit: str, origin: bool)
     return "\n\n".join(parts)
 
 
-def _one(unit: str) -> str:
-    return "group" if unit == "group" else "record"
-
-
 def _spent(site: Mapping[str, Any], unit: str) -> list[tuple[str, str]]:
-    one = _one(unit)
+    one = unit_word(unit)
 
     def several(count: str) -> str:
         return f"1 {one}" if count == "1" else f"{count} {one}s together"

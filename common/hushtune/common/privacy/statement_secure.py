@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hushtune.common.privacy import accountant
 from hushtune.common.privacy.discrete import epsilon_of_the_grid
-from hushtune.common.privacy.figures import bounded
+from hushtune.common.privacy.figures import bounded, epsilon_text, spans
 from hushtune.common.privacy.plan import DpSgdEvent, Relation, Unit
+from hushtune.common.privacy.statement_sentence import unit_word
 from hushtune.common.secagg.cohort import Cohort
 from hushtune.common.secagg.ring import GRID_BITS, sensitivity
 
@@ -47,19 +48,32 @@ def mechanism(unit: Unit) -> str:
 
 def provided(cohort: Cohort) -> str:
     """What the sentence adds: on whom it rests."""
-    number, false = len(cohort.sites), cohort.colluding
     sided = {
-        0: "and to a server with which no site sides",
-        1: "and to a server with which one other site sides",
-    }.get(false, f"and to a server with which up to {false} other sites side")
-    return f" {sided}, of {number} sites of which {cohort.min_survivors} stayed or more,"
+        0: "no site tells it what that site knows",
+        1: "at most one other site tells it what that site knows",
+    }.get(cohort.colluding, f"at most {cohort.colluding} other sites tell it what they know")
+    within = _within(cohort.min_survivors, len(cohort.sites))
+    return (
+        f" This holds if the server keeps to the protocol and {sided}; a sum was opened only with "
+        f"{within} in it."
+    )
+
+
+def _within(least: int, number: int) -> str:
+    """
+    >>> _within(4, 4), _within(3, 4)
+    ('all 4 sites', 'at least 3 of the 4 sites')
+    """
+    return f"all {number} sites" if least == number else f"at least {least} of the {number} sites"
 
 
 def towards(cohort: Cohort | None) -> str:
     """To whom the promise is made: another site knows its own share of the noise."""
-    if cohort is not None and cohort.colluding == 0:
-        return "the server and the public, and not to its peers,"
-    return "the server, its peers and the public"
+    if cohort is None:
+        return "the server, its peers and the public"
+    if cohort.colluding == 0:
+        return "the server and the public, and not towards the other sites"
+    return "the server, the other sites and the public"
 
 
 def of_whole_numbers(cohort: Cohort, spent: Sequence[DpSgdEvent], *, num_values: int) -> float:
@@ -116,19 +130,63 @@ def section(
     }
 
 
-def told(section: dict[str, Any]) -> str:
-    """The section as one paragraph and a table, Markdown."""
-    from hushtune.common.privacy.figures import epsilon_text
+def rests_on(section: Mapping[str, Any], unit: str) -> str:
+    """What both pages say above the table of false sites."""
+    number, shares = len(section["sites"]), section["noise_shares"]
+    false = {0: "no site may tell the server its own", 1: "one site may tell the server its own"}
+    may = false.get(
+        section["colluding"], f"up to {section['colluding']} sites may tell the server theirs"
+    )
+    own = "Each site is one client. " if unit == Unit.CLIENT else ""
+    one = unit_word(unit)
+    whose = "client that does not" if unit == Unit.CLIENT else f"{one} of a site that does not"
+    return (
+        f"{own}A sum is opened only with {_within(section['min_survivors'], number)} in it. Each "
+        f"site adds a share of the noise. {shares} share{'s make' if shares > 1 else ' makes'} up "
+        f"the noise that is promised, so {may}. By the number of sites "
+        f"that do, the epsilon of a {whose} is:"
+    )
 
+
+def told(section: Mapping[str, Any], unit: str) -> str:
+    """The section as one paragraph and a table, Markdown."""
     rows = "\n".join(
-        f"| {row['colluding']} | {row['noise_shares']} | {epsilon_text(row['epsilon'])} |"
+        f"| {row['colluding']}{' (promised)' if row['colluding'] == section['colluding'] else ''} "
+        f"| {row['noise_shares']} | {epsilon_text(row['epsilon'])} |"
         for row in section["epsilon_by_colluding"]
     )
     return (
-        f"A sum is opened when {section['min_survivors']} of {len(section['sites'])} sites or more "
-        f"are in it. Each adds a share of the noise; {section['noise_shares']} shares that the "
-        f"server does not know make up what is promised, so up to {section['colluding']} sites may "
-        "tell it theirs. If more do, or fewer, the epsilon of a record of a site that does not is:"
-        "\n\n| sites that side with the server | shares of noise left | epsilon |\n|---|---|---|\n"
-        + rows
+        f"{rests_on(section, unit)}\n\n| sites that tell the server their share | shares of noise "
+        f"left | epsilon |\n|---|---|---|\n{rows}"
+    )
+
+
+def several(unit: str) -> str:
+    """What somebody with more than one unit reads, as all sites are in one sum."""
+    if unit == Unit.CLIENT:
+        return (
+            "All records of one client are covered by its figure, however many there are. Whoever "
+            "has records at two clients reads the figure for two clients."
+        )
+    one = unit_word(unit)
+    has = "is in" if unit == Unit.GROUP else "has"
+    return (
+        f"All sites' records are in one sum. Whoever {has} two {one}s, at one site or at two, "
+        f"reads the figure for two {one}s."
+    )
+
+
+def lost(rounds: Sequence[int]) -> str:
+    """What became of rounds that the server began and did not finish; "" of none.
+
+    >>> lost([3, 4]).partition(":")[0]
+    'Rounds 3 to 4 were lost'
+    """
+    if not rounds:
+        return ""
+    which = f"Round{'' if len(rounds) == 1 else 's'} {spans(rounds)}"
+    return (
+        f"{which} {'was' if len(rounds) == 1 else 'were'} lost: the server stopped before the end. "
+        "No step of it is in the model or was asked for again. What sites had charged for such "
+        "steps stays charged, and is in the figures here."
     )

@@ -25,6 +25,7 @@ from hushtune.common.privacy.figures import (
 from hushtune.common.privacy.ledger_entry import LedgerEntry
 from hushtune.common.privacy.plan import PrivacyPlan, Relation
 from hushtune.common.privacy.statement import (
+    EVERY_CLIENT,
     NOT_COVERED,
     SELECTION,
     libraries,
@@ -162,7 +163,7 @@ def _sampling(told: ServerStatement) -> str:
         return f"fixed turns: each client in one round of {told.turns}, by its place in the list"
     if rate < 1:
         return f"Poisson, by the server in secret: each client with probability {at_most(rate)}"
-    return "none: every client in every round"
+    return EVERY_CLIENT
 
 
 def _sentence(told: ServerStatement, epsilon: float | None, last: int) -> str:
@@ -232,7 +233,9 @@ def sections(content: Mapping[str, Any]) -> list[Section]:
             Section(title="What is not covered", lines=content["not_covered"]),
             Section(
                 title="How to verify this",
-                text="privacy.json holds the server's charges (server.ledger). Each one's hash is "
+                text="The command hushtune ledger verify DIR --head HASH, with DIR the run's "
+                "folder and HASH the last hash above, checks the server's charges, which its "
+                "checkpoint holds. privacy.json holds them too (server.ledger). Each one's hash is "
                 "the SHA-256 of its other fields as JSON with sorted keys and no spaces, and holds "
                 "the hash of the charge before it. Give the events to any accountant of "
                 "differential privacy: each is so many steps of a Gaussian mechanism with that "

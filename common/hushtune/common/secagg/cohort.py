@@ -37,11 +37,18 @@ class Cohort:
 
     def __post_init__(self) -> None:
         number, least, false = len(self.sites), self.min_survivors, self.colluding
-        if number < 2 or list(self.sites) != sorted(set(self.sites)):
+        if number < 2:
             raise PlanError(
-                "a secure sum needs two sites or more, each with a name of its own",
-                given=", ".join(self.sites)[:200] or "none",
-                remedy='with one site, use trust = "site"',
+                "a secure sum needs two sites or more: with fewer the sum is the site's own",
+                given=f"{number} site{'' if number == 1 else 's'}",
+                expected="2 or more",
+                remedy='with one site, set privacy.trust = "site"',
+            )
+        if list(self.sites) != sorted(set(self.sites)):
+            raise PlanError(
+                "the sites of a secure sum are not in order, each with a name of its own",
+                given=", ".join(self.sites)[:200],
+                expected="different names, sorted",
             )
         if not 0 <= false < number:
             raise PlanError(
@@ -50,12 +57,19 @@ class Cohort:
                 expected=f"0 to {number - 1}",
                 remedy="lower privacy.colluding_sites",
             )
-        if not (least == number or 2 * least > number + false + 1) or least > number:
+        if least > number:
+            raise PlanError(
+                "min_survivors is more than there are sites",
+                given=f"min_survivors = {least} of {number} sites",
+                expected=f"at most {number}",
+                remedy="lower privacy.min_survivors, or leave it out",
+            )
+        if not (least == number or 2 * least > number + false + 1):
             raise PlanError(
                 "min_survivors does not fit the sites: two sets of so many could have only false "
                 "sites in common, and a server could have each of them open another sum",
                 given=f"min_survivors = {least}, {number} sites, colluding_sites = {false}",
-                expected=f"{(number + false + 1) // 2 + 1} to {number}",
+                expected=_allowed((number + false + 1) // 2 + 1, number),
                 remedy="set privacy.min_survivors, or lower privacy.colluding_sites",
             )
 
@@ -125,6 +139,12 @@ class Cohort:
         place = order.index(site)
         around = (offset for offset in range(-degree // 2, degree // 2 + 1) if offset)
         return tuple(sorted(order[(place + offset) % number] for offset in around))
+
+
+def _allowed(least: int, number: int) -> str:
+    if least >= number:
+        return f"{number}, all of them"
+    return f"{least} to {number}"
 
 
 def _threshold(degree: int) -> int:
