@@ -232,6 +232,20 @@ def test_who_was_drawn_is_in_nothing_that_is_kept(tmp_path: Path) -> None:
     assert plan_of(config).denominator == 6.0
 
 
+def test_an_error_names_no_client_that_was_drawn() -> None:
+    config = settings(
+        privacy={"client_sampling_probability": 0.5, "insecure_seeded_noise": False},
+        simulation={"quorum": 11},
+    )
+    network = grid()
+    network.silent = set(NAMES)
+    with pytest.raises(QuorumError) as caught:
+        run(config, network)
+    assert f"{central.UNNAMED} (1 of " in str(caught.value)
+    assert "no answer" in str(caught.value)
+    assert not [name for name in NAMES if name in str(caught.value)]
+
+
 def test_a_round_in_which_nobody_is_drawn_is_one_like_any_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -30,11 +30,25 @@ from hushtune.server.orders import make_orders
 from hushtune.server.roll_call import RollCall
 from hushtune.server.secure import SecureSession
 from hushtune.server.spending import appended, appended_charges
+from hushtune.server.traffic import Traffic
 
 
 def steps_of_round(config: RunConfig) -> int:
     """Secure sums in a round."""
     return 1 if config.privacy.unit == Unit.CLIENT else config.train.local_steps
+
+
+def numbers_of_round(config: RunConfig, round: int) -> tuple[int, ...]:
+    """The steps of a round (from 1), as they are numbered through the run."""
+    count = steps_of_round(config)
+    return tuple(range((round - 1) * count + 1, round * count + 1))
+
+
+def order_of(order: RoundOrder, number: int) -> RoundOrder:
+    """A round's order as one for the step of that number."""
+    if order.plan.unit is Unit.CLIENT:  # its one sum is of whole rounds' changes
+        return replace(order, round=number)
+    return replace(order, round=number, local_steps=1)
 
 
 def optimizer_of(config: RunConfig, order: RoundOrder, step: int) -> ServerOptimizer:
@@ -67,9 +81,9 @@ def exchange(
     """
     if now.begun > now.round:
         return _lost(now, plans)
-    began, aggregation, count = time.perf_counter(), 0.0, steps_of_round(config)
+    began, aggregation = time.perf_counter(), 0.0
     plan = next(iter(plans.values()))
-    numbers = tuple(range(now.round * count + 1, (now.round + 1) * count + 1))
+    numbers = numbers_of_round(config, now.round + 1)
     session = SecureSession(
         run=run,
         cohort=cohort_of(config),
@@ -81,15 +95,17 @@ def exchange(
     )
     session.traffic.lost.update(roll.missing)
     session.begin()
-    save(replace(now, begun=now.round + 1))
+    save(_begun(now, session.traffic))
     state, agg, noise = now.state, now.agg, dict[str, str]()
     for place, number in enumerate(numbers):
         orders = make_orders(
             state, run=run, round=now.round + 1, config=config, plans=plans, sizes=sizes
         )
-        per_step = order_of_step if plan.unit is not Unit.CLIENT else order_of_round
-        orders = {site: per_step(order, number) for site, order in orders.items()}
-        opened = session.step(orders)
+        orders = {site: order_of(order, number) for site, order in orders.items()}
+        try:
+            opened = session.step(orders)
+        finally:  # what sites have shown to have paid is known however this round ends
+            save(_begun(now, session.traffic))
         adding = time.perf_counter()
         order = next(iter(orders.values()))
         mean = mean_of(opened.values, order)
@@ -97,10 +113,7 @@ def exchange(
         agg, state = optimizer_of(config, order, place).apply(agg, state, delta)
         aggregation += time.perf_counter() - adding
         noise |= {site: opened.noise[site][:200] for site in opened.survivors}
-    traffic = session.traffic
-    charges = now.charges
-    for site, entry in traffic.charges:
-        charges = appended_charges(charges, {site: entry})
+    traffic, shown = session.traffic, _begun(now, session.traffic)
     total = time.perf_counter() - began
     return Joined(
         state=state,
@@ -108,13 +121,22 @@ def exchange(
         accepted=tuple(sorted(noise)),
         rejected={site: why for site, why in traffic.lost.items() if site not in noise},
         noise=dict(sorted(noise.items())),
-        charges=charges,
-        refusals=appended(now.refusals, traffic.refusals),
+        charges=shown.charges,
+        refusals=shown.refusals,
         bytes_down=traffic.bytes_down,
         bytes_up=traffic.bytes_up,
         exchanges=traffic.exchanges,
         seconds={"training": total - aggregation, "aggregation": aggregation},
     )
+
+
+def _begun(now: Checkpoint, traffic: Traffic) -> Checkpoint:
+    """``now`` in the round after it, with the charges and refusals that sites have shown in it."""
+    charges = now.charges
+    for site, entry in traffic.charges:
+        charges = appended_charges(charges, {site: entry})
+    refusals = appended(now.refusals, traffic.refusals)
+    return replace(now, begun=now.round + 1, charges=charges, refusals=refusals)
 
 
 def _lost(now: Checkpoint, plans: Mapping[str, PrivacyPlan]) -> Joined:
@@ -131,16 +153,6 @@ def _lost(now: Checkpoint, plans: Mapping[str, PrivacyPlan]) -> Joined:
         exchanges=0,
         seconds={"training": 0.0, "aggregation": 0.0},
     )
-
-
-def order_of_step(order: RoundOrder, number: int) -> RoundOrder:
-    """A round's order as one for a single gradient."""
-    return replace(order, round=number, local_steps=1)
-
-
-def order_of_round(order: RoundOrder, number: int) -> RoundOrder:
-    """A round's order under the number of its one sum."""
-    return replace(order, round=number)
 
 
 def mean_of(total: Ring, order: RoundOrder) -> AdapterState:

@@ -257,6 +257,11 @@ class Federation:
         Nobody drawn is a round like any other: that it is skipped would tell.
         """
         failing = asked - accepted
+        if central.secret_draws(self.config):  # by reason: an order by name would tell of names
+            reasons = {
+                f"{central.UNNAMED} ({place} of {len(reasons)})": why
+                for place, why in enumerate(sorted(reasons.values()), start=1)
+            }
         self._require_quorum(
             number, 0 if 0 < asked == failing else len(self.plans) - failing, reasons
         )

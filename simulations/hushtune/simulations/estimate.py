@@ -12,7 +12,7 @@ from hushtune.common import lora
 from hushtune.common.config import RunConfig
 from hushtune.common.lora_rules import RULES, trainable_keys
 from hushtune.common.model import Level
-from hushtune.common.planning import POOLED, local_batch, site_plans
+from hushtune.common.planning import POOLED, least_sites, local_batch, site_plans
 from hushtune.common.privacy.plan import Unit
 from hushtune.common.tasks import partition
 from hushtune.common.tasks.text_classification import EVALUATION_BATCH
@@ -38,6 +38,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     check_sizes(config)
     plans = site_plans(config)
     check_sites(config, plans, config.data.public_sizes)
+    quorum, quorum_setting = least_sites(config)
     workspace = open_workspace(config)
     state, train = workspace.initial_state, config.train
     rule = RULES[config.aggregation.rule]
@@ -102,7 +103,8 @@ def estimate(config: RunConfig) -> dict[str, Any]:
         },
         "who_has_what": partition.table(workspace.data),
         "data_notes": workspace.data.report.lines(),
-        "quorum": config.simulation.quorum,
+        "quorum": quorum,
+        "quorum_setting": quorum_setting,
         "refusals": refusals(config, plans, state),
         "bytes_per_round": per_round * (down + up["adapter" if adapted else "warmup"]),
         "bytes_per_warmup_round": per_round * (down + up["warmup"]),
