@@ -34,7 +34,7 @@ from hushtune.server.traffic import Traffic
 
 
 def steps_of_round(config: RunConfig) -> int:
-    """Secure sums in a round."""
+    """Noised sums in a round, each a secure sum of its own where trust is distributed."""
     return 1 if config.privacy.unit == Unit.CLIENT else config.train.local_steps
 
 

@@ -135,6 +135,7 @@ class Federation:
             )
             charges = appended_charges(charges, released.charges)
             refusals = appended(refusals, released.refusals)
+        steps = distributed.steps_of_round(self.config)
         row: Row = {
             "round": number,
             "phase": "warmup" if is_warmup(self.config, number) else "adapter",
@@ -144,6 +145,8 @@ class Federation:
             "bytes_down": joined.bytes_down,
             "bytes_up": joined.bytes_up,
             "exchanges": joined.exchanges,
+            "bytes_per_step": round((joined.bytes_down + joined.bytes_up) / steps),
+            "exchanges_per_step": joined.exchanges / steps,
             **({} if released is None else {"released": released.row}),
             "epsilon": central.spent_on_clients(self.plans, joined.ledger)
             if self.at_server

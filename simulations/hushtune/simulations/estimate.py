@@ -18,13 +18,14 @@ from hushtune.common.tasks import partition
 from hushtune.common.tasks.text_classification import EVALUATION_BATCH
 from hushtune.common.tasks.units import Rows, Units
 from hushtune.common.tasks.workspace import Workspace, check_sizes, open_workspace, resolve
+from hushtune.server.distributed import steps_of_round
 from hushtune.server.federation import check_sites
 from hushtune.simulations.agreement import refusals
 from hushtune.simulations.baselines import trained_baselines
+from hushtune.simulations.estimate_bytes import round_bytes
 from hushtune.simulations.planner_clients import client_figures
 
 _TIMED_ROWS = 64
-_HEADER_BYTES = 2048
 
 
 def estimate(config: RunConfig) -> dict[str, Any]:
@@ -42,20 +43,17 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     workspace = open_workspace(config)
     state, train = workspace.initial_state, config.train
     rule = RULES[config.aggregation.rule]
-    head = state.select(trainable_keys(rule, state.spec, warmup=True)).num_values()
-    full = state.select(trainable_keys(rule, state.spec, warmup=False)).num_values()
     of_clients = Unit(config.privacy.unit) is Unit.CLIENT
     plan = next(iter(plans.values()))
     per_round = config.simulation.sites_per_round or len(plans)
     if of_clients:  # as many as are expected
         per_round = max(1, round(plan.denominator))
     share = per_round / len(plans)
-    down = 4 * state.num_values() + _HEADER_BYTES
-    up = {"warmup": 4 * head + _HEADER_BYTES, "adapter": 4 * full + _HEADER_BYTES}
     adapted = train.rounds - train.warmup_rounds
-    total = per_round * (
-        train.rounds * down + train.warmup_rounds * up["warmup"] + adapted * up["adapter"]
-    )
+    sent = round_bytes(config, state)
+    in_a_round = per_round * (sent.adapter if adapted else sent.warmup)
+    total = per_round * (train.warmup_rounds * sent.warmup + adapted * sent.adapter)
+    trained = trainable_keys(rule, state.spec, warmup=not adapted)
     batch = share * sum(local_batch(config, site, plan) for site, plan in plans.items())
     steps = adapted * train.local_steps
     private_runs = 1 + (len(trained_baselines(config)) - 1 if config.simulation.baselines else 0)
@@ -81,7 +79,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
                     len(plans),
                     rounds=train.rounds,
                     turns=config.privacy.client_turns,
-                    trained_values=full if adapted else head,
+                    trained_values=state.select(trained).num_values(),
                 )
             }
             if of_clients and plan.is_private
@@ -106,8 +104,10 @@ def estimate(config: RunConfig) -> dict[str, Any]:
         "quorum": quorum,
         "quorum_setting": quorum_setting,
         "refusals": refusals(config, plans, state),
-        "bytes_per_round": per_round * (down + up["adapter" if adapted else "warmup"]),
-        "bytes_per_warmup_round": per_round * (down + up["warmup"]),
+        "bytes_per_round": in_a_round,
+        "bytes_per_warmup_round": per_round * sent.warmup,
+        "bytes_per_step": round(in_a_round / steps_of_round(config)),
+        "exchanges_per_step": sent.exchanges / steps_of_round(config),
         "bytes_total": total,
         "memory_megabytes": round(1000 + weights + kept),
         "minutes": round(seconds / 60 + 0.2, 1),
