@@ -77,7 +77,10 @@ def main() -> None:
             done.append(measured(whole, options))
             results.parent.mkdir(parents=True, exist_ok=True)
             write_text(results, "".join(json.dumps(row) + "\n" for row in done))
-    table = as_markdown([row for row in done if row["clients"] == options.clients])
+    asked = (None, *options.epsilons)
+    table = as_markdown(
+        [row for row in done if row["clients"] == options.clients and row["epsilon"] in asked]
+    )
     print(table)
     if options.doc is not None:
         text = options.doc.read_text(encoding="utf-8")
