@@ -1,16 +1,18 @@
 """Privacy of whole clients at a trusted server: accuracy by epsilon, over many small clients.
 
-    python benchmarks/clients.py [--clients 240] [--epsilons 1 3 8] [--seeds 3] [--out runs/clients]
-        [--doc docs/clients.md]
+    python benchmarks/clients.py [--clients 240] [--deal even skewed] [--epsilons 1 3 8] [--seeds 3]
+        [--out runs/clients] [--doc docs/clients.md]
 
-The demo's rows are dealt to that many clients and a head is trained on frozen features. Each way
-asks the clients for equally many updates in all. A result is a line of ``results.jsonl``; what is
-there is not run again. With ``--doc`` the table replaces what stands between its two markers there.
+The demo's rows are dealt to that many clients, evenly or with labels and sizes that differ between
+them, and a head is trained on frozen features. Each way asks the clients for equally many updates
+in all. A result is a line of ``results.jsonl``; what is there is not run again. With ``--doc`` the
+table replaces what stands between its two markers there.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
@@ -29,6 +31,11 @@ from hushtune.common.version import source_commit
 from hushtune.simulations.baselines import site_metrics
 from hushtune.simulations.study import run_federation
 
+# A smaller alpha leaves clients with fewer than ten rows, of which there are 80 a client.
+DEALS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "even": ("dealt evenly", ()),
+    "skewed": ("Dirichlet 1.5", ("data.partition=dirichlet", "data.alpha=1.5")),
+}
 BEGIN, END = "<!-- clients:begin -->", "<!-- clients:end -->"
 # As far in all as the others go in a quarter of the rounds.
 LONG = ("train.rounds=20", "train.warmup_rounds=20", "aggregation.learning_rate=0.25")
@@ -50,6 +57,7 @@ def main() -> None:
     """Run what is not there yet and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, default=240)
+    parser.add_argument("--deal", nargs="+", choices=DEALS, default=list(DEALS))
     parser.add_argument("--epsilons", nargs="+", type=float, default=[1.0, 3.0, 8.0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
@@ -61,16 +69,18 @@ def main() -> None:
     done = (
         [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     )
-    for seed in range(options.seeds):
-        keys = [{"way": "all", "epsilon": None}]
-        keys += [{"way": way, "epsilon": e} for way in WAYS for e in options.epsilons]
-        for key in keys:
-            whole = {**key, "seed": seed, "clients": options.clients}
-            if not any(whole.items() <= row.items() for row in done):
-                done.append(measured(whole, options))
-                results.parent.mkdir(parents=True, exist_ok=True)
-                write_text(results, "".join(json.dumps(row) + "\n" for row in done))
-    table = as_markdown(done, options.epsilons, options.clients)
+    keys: list[dict[str, Any]] = [{"way": "all", "epsilon": None}]
+    keys += [{"way": way, "epsilon": e} for way in WAYS for e in options.epsilons]
+    for seed, deal, key in itertools.product(range(options.seeds), options.deal, keys):
+        whole = {**key, "seed": seed, "deal": deal, "clients": options.clients}
+        if not any(whole.items() <= row.items() for row in done):
+            done.append(measured(whole, options))
+            results.parent.mkdir(parents=True, exist_ok=True)
+            write_text(results, "".join(json.dumps(row) + "\n" for row in done))
+    asked = (None, *options.epsilons)
+    table = as_markdown(
+        [row for row in done if row["clients"] == options.clients and row["epsilon"] in asked]
+    )
     print(table)
     if options.doc is not None:
         text = options.doc.read_text(encoding="utf-8")
@@ -81,7 +91,8 @@ def main() -> None:
 
 def measured(key: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """One run, and its accuracy on all clients' rows."""
-    own = [f"seed={key['seed']}", f"data.sites={key['clients']}", *WAYS[key["way"]][1]]
+    own = [f"seed={key['seed']}", f"data.sites={key['clients']}"]
+    own += [*DEALS[key["deal"]][1], *WAYS[key["way"]][1]]
     own.append(
         "privacy.trust=off" if key["epsilon"] is None else f"privacy.epsilon={key['epsilon']}"
     )
@@ -104,27 +115,42 @@ def measured(key: Mapping[str, Any], options: argparse.Namespace) -> dict[str, A
     return found
 
 
-def as_markdown(rows: Sequence[Mapping[str, Any]], epsilons: Sequence[float], clients: int) -> str:
-    """A row for each way: mean and standard deviation over the seeds."""
-    lines = [
-        f"| accuracy, {clients} clients | "
-        + " | ".join(f"epsilon {e:g}" for e in epsilons)
-        + " | no privacy |",
-        "|---|" + "---|" * (len(epsilons) + 1),
+def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A row for each way: mean, standard deviation and number of seeds, of each dealing."""
+    epsilons = sorted({row["epsilon"] for row in rows if row["epsilon"] is not None})
+    columns = [
+        (deal, epsilon)
+        for deal in DEALS
+        for epsilon in (*epsilons, None)
+        if any((row["deal"], row["epsilon"]) == (deal, epsilon) for row in rows)
     ]
+    names = [
+        f"{DEALS[deal][0]}, " + ("no privacy" if epsilon is None else f"epsilon {epsilon:g}")
+        for deal, epsilon in columns
+    ]
+    lines = ["| accuracy | " + " | ".join(names) + " |", "|---|" + "---|" * len(columns)]
     for way, (label, _) in WAYS.items():
-        cells: list[str] = []
-        for epsilon in (*epsilons, None):
-            found = [
-                row["accuracy"]
-                for row in rows
-                if (row["way"], row["epsilon"], row["clients"]) == (way, epsilon, clients)
-            ]
-            spread = f" ± {statistics.stdev(found):.3f}" if len(found) > 1 else ""
-            cells.append(f"{statistics.mean(found):.3f}{spread}" if found else "")
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    seeds = len({row["seed"] for row in rows})
-    return "\n".join([*lines, "", f"{seeds} seed{'' if seeds == 1 else 's'}."])
+        found = [
+            [row["accuracy"] for row in rows if (row["way"], row["deal"], row["epsilon"]) == key]
+            for key in ((way, deal, epsilon) for deal, epsilon in columns)
+        ]
+        lines.append(f"| {label} | " + " | ".join(map(_cell, found)) + " |")
+    commits = sorted({str(row["source_commit"]) for row in rows})
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Mean ± standard deviation (number of seeds).",
+            f"Source commit{'s' * (len(commits) > 1)} of these runs: {', '.join(commits)}.",
+        ]
+    )
+
+
+def _cell(found: Sequence[float]) -> str:
+    if not found:
+        return ""
+    spread = f" ± {statistics.stdev(found):.3f}" if len(found) > 1 else ""
+    return f"{statistics.mean(found):.3f}{spread} ({len(found)})"
 
 
 if __name__ == "__main__":

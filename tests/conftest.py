@@ -78,6 +78,7 @@ def pytest_configure(config: pytest.Config) -> None:
 # The files that take longest, the longest first: begun last, one would leave other workers idle.
 LONG = (
     *("conformance/test_engines.py", "test_readme.py", "e2e/test_crash.py", "e2e/test_presets.py"),
+    "conformance/test_between_processes.py",
     *("faults/test_faults.py", "e2e/test_resume.py", "simulations/test_saved.py"),
     *("conformance/test_flower_app.py", "e2e/test_corners.py", "simulations/test_exits.py"),
 )

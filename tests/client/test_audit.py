@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 
 from hushtune.client import dp
 from hushtune.client.train import train_locally
@@ -24,10 +23,10 @@ from hushtune.common.privacy.plan import PrivacyPlan, Relation, Trust, Unit, mak
 from hushtune.common.seeds import rng
 from hushtune.common.tasks.units import Units
 
+from ..audit import lower_bound
 from .families import flat, make_order, moved, plan_off, tensor_task
 
 TRIALS, STEPS = 160, 3
-CONFIDENCE = 0.99
 PLAN = make_plan(
     epsilon=1.0,
     delta=1e-3,
@@ -77,32 +76,6 @@ def scores() -> tuple[np.ndarray, np.ndarray]:
         for rows, first in (([CANARY, OTHER], 0), ([OTHER], TRIALS))
     ]
     return np.array(told[0]), np.array(told[1])
-
-
-def lower_bound(seen: np.ndarray, unseen: np.ndarray, *, delta: float) -> float:
-    """Epsilon that no (epsilon, delta) below it explains, at ``CONFIDENCE`` for the whole.
-
-    The threshold is chosen on one half of the runs, and both rates are bounded on the other half
-    (Clopper and Pearson, 1934).
-    """
-    (choose_seen, seen), (choose_unseen, unseen) = (
-        np.split(values, 2) for values in (seen, unseen)
-    )
-
-    def bound(threshold: float, hits: np.ndarray, alarms: np.ndarray) -> float:
-        true, false = int((hits > threshold).sum()), int((alarms > threshold).sum())
-        error = (1 - CONFIDENCE) / 2
-        least = stats.beta.ppf(error, true, len(hits) - true + 1) if true else 0.0
-        most = (
-            stats.beta.ppf(1 - error, false + 1, len(alarms) - false)
-            if false < len(alarms)
-            else 1.0
-        )
-        return max(0.0, math.log((least - delta) / most)) if least > delta else 0.0
-
-    thresholds = np.quantile(choose_unseen, np.linspace(0.5, 1, 26))
-    best = max(thresholds, key=lambda at: bound(at, choose_seen, choose_unseen))
-    return bound(float(best), seen, unseen)
 
 
 def test_the_bound_of_an_honest_site_is_below_what_is_claimed() -> None:

@@ -289,6 +289,34 @@ def test_the_same_sites_attack_in_the_same_way_on_both_engines(
             assert (tensor - right[key]).abs().max() <= 1e-6, key
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("kept_actors")
+def test_secure_sums_over_flower_s_own_simulation(settings: Any, tmp_path: Path) -> None:
+    """A site's session outlives its messages, whichever actor gets them, and masks come off: of a
+    sum that kept one, a step of plain SGD would be as long as the ring is wide."""
+    changes = {
+        "privacy__trust": "distributed",
+        "train__rounds": 2,
+        "train__optimizer": "sgd",
+        "train__learning_rate": 0.1,
+        "train__warmup_learning_rate": 0.1,
+    }
+    summary = run(settings.config(**changes, simulation__engine="flower"), tmp_path)
+    text = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert [(row["accepted"], row["exchanges"]) for row in rows] == [
+        (["east", "north", "south"], 6),
+        (["east", "north", "south"], 6),
+    ]
+    assert all(0 < row["update_norm"] < 5 for row in rows)
+    for site, row in summary["sites"].items():
+        charged = Ledger(ledger_path(tmp_path, site)).entries()
+        assert [(entry.round, entry.event.steps) for entry in charged] == [
+            (number, 1) for number in range(1, 5)
+        ]
+        assert 2.9 < row["epsilon"] <= 3.0
+
+
 def test_flower_still_keeps_the_task_identity_that_the_engine_sets() -> None:
     """The in-process grid sets flwr.supercore.task_identity.TaskIdentity, an internal of Flower's:
     without it no message can be made; with these three names it can."""

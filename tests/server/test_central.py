@@ -25,7 +25,7 @@ from hushtune.server import checkpoint as storage
 from hushtune.server.aggregation.aggregator import make_aggregator
 from hushtune.server.strategy import FederatedStrategy, FederationResult, RoundResult
 
-from .fake_grid import FakeGrid, altered, honest, state
+from .fake_grid import SPEC, FakeGrid, altered, honest, state
 
 NAMES = tuple(f"c{place:02}" for place in range(12))
 
@@ -33,7 +33,8 @@ NAMES = tuple(f"c{place:02}" for place in range(12))
 def settings(**others: Mapping[str, Any]) -> RunConfig:
     privacy = {"trust": "server", "unit": "client", "delta": 1e-3, "insecure_seeded_noise": True}
     train = {"rounds": 4, "warmup_rounds": 1, "local_steps": 2} | dict(others.pop("train", {}))
-    sections = {"data": {"source": "demo", "public_sizes": dict.fromkeys(NAMES, 50)}, **others}
+    data = {"source": "demo", "public_sizes": dict.fromkeys(NAMES, 50)}
+    sections = {"data": data, "adapter": {"rank": SPEC.rank}, **others}
     return RunConfig.model_validate(
         {**sections, "train": train, "privacy": privacy | dict(others.get("privacy", {}))}
     )
@@ -230,6 +231,20 @@ def test_who_was_drawn_is_in_nothing_that_is_kept(tmp_path: Path) -> None:
     assert dict(result.refusals) == {}
     assert {e["event"]["sampling_probability"] for e in result.ledger} == {0.5}
     assert plan_of(config).denominator == 6.0
+
+
+def test_an_error_names_no_client_that_was_drawn() -> None:
+    config = settings(
+        privacy={"client_sampling_probability": 0.5, "insecure_seeded_noise": False},
+        simulation={"quorum": 11},
+    )
+    network = grid()
+    network.silent = set(NAMES)
+    with pytest.raises(QuorumError) as caught:
+        run(config, network)
+    assert f"{central.UNNAMED} (1 of " in str(caught.value)
+    assert "no answer" in str(caught.value)
+    assert not [name for name in NAMES if name in str(caught.value)]
 
 
 def test_a_round_in_which_nobody_is_drawn_is_one_like_any_other(

@@ -224,3 +224,70 @@ def test_a_run_goes_on_only_with_the_charges_that_it_has_seen(
             shutil.copy2(kept / file.name, file)
     with pytest.raises(SiteError, match=r"(?s)1 of 3 sites.*north: HT402 the ledger lacks charges"):
         run(config, out, resume=True)
+
+
+# ------------------------------------------------------------------ steps of secure sums ----
+
+DISTRIBUTED: dict[str, Any] = {"trust": ["distributed"]}
+OF_CLIENTS: dict[str, Any] = {
+    **DISTRIBUTED,
+    "unit": "client",
+    "max_delta": 0.05,
+    "min_noise_multiplier": 0.05,
+}
+CLIENTS: dict[str, Any] = {
+    "privacy__unit": "client",
+    "privacy__epsilon": 50.0,
+    "privacy__delta": 0.05,
+}
+
+
+@pytest.mark.parametrize(
+    ("terms", "changes"),
+    [
+        ({**OF_CLIENTS, "max_epsilon": 50.0}, {**CLIENTS, "train__local_steps": 5}),
+        ({**OF_CLIENTS, "max_epsilon": 50.0}, CLIENTS),
+        ({**DISTRIBUTED, "max_epsilon": 3.0, "max_rounds": 6}, {}),
+    ],
+    ids=["more local steps than rounds", "a budget that is just enough", "records"],
+)
+def test_secure_sums_that_sites_can_pay_are_not_spoken_of(
+    settings: Any, hushtune: Any, tmp_path: Path, terms: Any, changes: dict[str, Any]
+) -> None:
+    sites = ("east", "north", "south")
+    folder = policies(tmp_path / "policies", **dict.fromkeys(sites, terms))
+    changes = {"privacy__trust": "distributed", "simulation__policies": folder, **changes}
+    answer, found = dry_run(hushtune, settings.file(tmp_path, **changes))
+    assert (answer.status, found) == (0, []), answer.err
+    summary = run(settings.config(**changes), tmp_path / "out")
+    spent = {row["epsilon"] for row in summary["sites"].values()}
+    assert all(0.95 * terms["max_epsilon"] < epsilon <= terms["max_epsilon"] for epsilon in spent)
+
+
+@pytest.mark.parametrize(
+    ("terms", "code", "first"),
+    [
+        ({"max_rounds": 3}, "HT401", 2),  # of two steps each
+        ({"max_epsilon": 2.9}, "HT401", 3),
+        ({"colluding_sites": 2}, "HT404", 1),
+    ],
+    ids=["fewer steps", "less epsilon", "more false sites"],
+)
+def test_a_dry_run_says_what_secure_sums_would_meet(
+    settings: Any, hushtune: Any, tmp_path: Path, terms: Any, code: str, first: int
+) -> None:
+    """One site that refuses ends them: unless it is set, all must stay (privacy.min_survivors)."""
+    sites = ("east", "north", "south")
+    other = {**dict.fromkeys(sites, DISTRIBUTED), "north": {**DISTRIBUTED, **terms}}
+    folder = policies(tmp_path / "policies", **other)
+    changes = {"privacy__trust": "distributed", "simulation__policies": folder}
+    answer, found = dry_run(hushtune, settings.file(tmp_path, **changes))
+    assert [(row["site"], row["code"], row["round"]) for row in found] == [("north", code, first)]
+    assert answer.status == 2
+    assert f"too few sites would take part in round {first}" in answer.err
+    assert "at least 3 (privacy.min_survivors)" in answer.err
+    with pytest.raises(QuorumError, match=rf"north: (refused, )?{code}"):
+        run(settings.config(**changes), tmp_path / "out")
+    path = tmp_path / "out" / "metrics.jsonl"
+    rounds = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    assert len(rounds) == first - 1

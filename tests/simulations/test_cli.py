@@ -186,6 +186,35 @@ def test_a_dry_run_tells_the_bytes_that_a_run_sends(
     assert sent <= told <= sent + 1024 * messages
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"train__local_steps": 5, "data__site": None, "data__sites": 8, "data__partition": "iid"},
+        {"privacy__unit": "client", "privacy__epsilon": 50.0, "privacy__delta": 0.05},
+    ],
+    ids=["three sites", "eight sites, five steps", "clients"],
+)
+def test_a_dry_run_tells_the_bytes_and_exchanges_of_secure_sums(
+    settings: Any, hushtune: Any, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    changes = {"privacy__trust": "distributed", "train__rounds": 2, **changes}
+    toml = settings.file(tmp_path, **changes)
+    answer = hushtune("simulate", "--config", toml, "--dry-run", "--json")
+    figures = json.loads(answer.out.splitlines()[-1])
+    assert "exchanges per step" in answer.err
+    run(settings.config(**changes), tmp_path / "out")
+    text = (tmp_path / "out" / "metrics.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    keys = ("bytes_per_warmup_round", "bytes_per_round")
+    for row, told in zip(rows, (figures[key] for key in keys), strict=True):
+        sent = row["bytes_down"] + row["bytes_up"]
+        assert sent <= told <= 1.3 * sent
+        assert row["exchanges_per_step"] == figures["exchanges_per_step"]
+    assert rows[1]["bytes_per_step"] <= figures["bytes_per_step"] <= 1.3 * rows[1]["bytes_per_step"]
+    assert figures["bytes_total"] == sum(figures[key] for key in keys)
+
+
 @pytest.mark.parametrize("arguments", [["--dry-run"], []])
 def test_an_epsilon_that_protects_nothing_is_said_to_in_one_line(
     settings: Any, hushtune: Any, tmp_path: Path, arguments: list[str]

@@ -101,7 +101,8 @@ class Terms(Section):
     )
     max_rounds: Count | None = Field(
         default=None,
-        description="answers in all runs: rounds of training, and figures told with noise",
+        description="answers in all runs: rounds of training, and figures told with noise; with "
+        "trust = distributed each step is an answer, and only a round of clients is one step",
         examples=[100],
     )
     max_steps: Count = Field(

@@ -147,6 +147,13 @@ def cohort_of(config: RunConfig) -> Cohort:
     )
 
 
+def least_sites(config: RunConfig) -> tuple[int, str]:
+    """How many sites must be left for a round to count, and the setting that says so."""
+    if Trust(config.privacy.trust) is Trust.DISTRIBUTED:
+        return cohort_of(config).min_survivors, "privacy.min_survivors"
+    return config.simulation.quorum, "simulation.quorum"
+
+
 def charged_unit(config: RunConfig) -> str:
     """What a run's charges are for, as ledgers call it."""
     if Unit(config.privacy.unit) is Unit.CLIENT:

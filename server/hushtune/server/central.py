@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 SERVER = "the server"
 """What the server is called where others are called by a site's name."""
+UNNAMED = "a client that was drawn"
+"""What a client is called where it must not be known which ones were drawn."""
 
 
 def mechanism(config: RunConfig, plan: PrivacyPlan) -> Mechanism:
@@ -157,7 +159,7 @@ def joined(
     """
     began, number, hidden = time.perf_counter(), now.round + 1, secret_draws(config)
     for site, reason in told.items():
-        who = "a client that was drawn" if hidden else site
+        who = UNNAMED if hidden else site
         log.warning("round %d goes on without %s: %s", number, who, reason)
     noise = noise_source(config, round=number)
     agg, state, memory = release(now, replies.accepted, config=config, plan=plan, noise=noise)

@@ -29,7 +29,8 @@ from hushtune.server.orders import make_orders, step_of_round
 from hushtune.server.roll_call import RollCall
 from hushtune.server.secure import SecureSession
 from hushtune.server.spending import appended, appended_charges
-from hushtune.server.steps import round_optimizer, steps_of_round
+from hushtune.server.steps import numbers_of_round, round_optimizer
+from hushtune.server.traffic import Traffic
 
 
 def exchange(
@@ -53,9 +54,9 @@ def exchange(
     """
     if now.begun > now.round:
         return _lost(now, plans)
-    began, aggregation, count = time.perf_counter(), 0.0, steps_of_round(config)
+    began, aggregation = time.perf_counter(), 0.0
     plan = next(iter(plans.values()))
-    numbers = tuple(range(now.round * count + 1, (now.round + 1) * count + 1))
+    numbers = numbers_of_round(config, now.round + 1)
     session = SecureSession(
         run=run,
         cohort=cohort_of(config),
@@ -67,7 +68,7 @@ def exchange(
     )
     session.traffic.lost.update(roll.missing)
     session.begin()
-    save(replace(now, begun=now.round + 1))
+    save(_begun(now, session.traffic))
     state, agg, noise = now.state, now.agg, dict[str, str]()
     for place in range(len(numbers)):
         orders = make_orders(
@@ -75,7 +76,10 @@ def exchange(
         )
         if plan.unit is not Unit.CLIENT:
             orders = {site: step_of_round(order, config, place) for site, order in orders.items()}
-        opened = session.step(orders)
+        try:
+            opened = session.step(orders)
+        finally:  # what sites have shown to have paid is known however this round ends
+            save(_begun(now, session.traffic))
         adding = time.perf_counter()
         order = next(iter(orders.values()))
         mean = mean_of(opened.values, order)
@@ -88,10 +92,7 @@ def exchange(
     state = rule.finish(state)
     if rule.new_coordinates:  # what the optimiser remembers is about the old ones
         agg = make_optimizer(config.aggregation).init(state)
-    traffic = session.traffic
-    charges = now.charges
-    for site, entry in traffic.charges:
-        charges = appended_charges(charges, {site: entry})
+    traffic, shown = session.traffic, _begun(now, session.traffic)
     total = time.perf_counter() - began
     return Joined(
         state=state,
@@ -99,13 +100,22 @@ def exchange(
         accepted=tuple(sorted(noise)),
         rejected={site: why for site, why in traffic.lost.items() if site not in noise},
         noise=dict(sorted(noise.items())),
-        charges=charges,
-        refusals=appended(now.refusals, traffic.refusals),
+        charges=shown.charges,
+        refusals=shown.refusals,
         bytes_down=traffic.bytes_down,
         bytes_up=traffic.bytes_up,
         exchanges=traffic.exchanges,
         seconds={"training": total - aggregation, "aggregation": aggregation},
     )
+
+
+def _begun(now: Checkpoint, traffic: Traffic) -> Checkpoint:
+    """``now`` in the round after it, with the charges and refusals that sites have shown in it."""
+    charges = now.charges
+    for site, entry in traffic.charges:
+        charges = appended_charges(charges, {site: entry})
+    refusals = appended(now.refusals, traffic.refusals)
+    return replace(now, begun=now.round + 1, charges=charges, refusals=refusals)
 
 
 def _lost(now: Checkpoint, plans: Mapping[str, PrivacyPlan]) -> Joined:

@@ -27,6 +27,7 @@ from hushtune.server.metrics import ask_for_metrics
 from hushtune.server.orders import is_warmup, trainable_of
 from hushtune.server.roll_call import RollCall
 from hushtune.server.spending import appended, appended_charges, spent
+from hushtune.server.steps import steps_of_round
 
 log = logging.getLogger(__name__)
 
@@ -154,6 +155,7 @@ class Federation:
             )
             charges = appended_charges(charges, released.charges)
             refusals = appended(refusals, released.refusals)
+        steps = steps_of_round(self.config)
         row: Row = {
             "round": number,
             "phase": "warmup" if is_warmup(self.config, number) else "adapter",
@@ -165,6 +167,8 @@ class Federation:
             "bytes_up": joined.bytes_up,
             "exchanges": joined.exchanges,
             **({} if kept is None else {"personal": kept}),
+            "bytes_per_step": round((joined.bytes_down + joined.bytes_up) / steps),
+            "exchanges_per_step": joined.exchanges / steps,
             **({} if released is None else {"released": released.row}),
             "epsilon": central.spent_on_clients(self.plans, joined.ledger)
             if self.at_server

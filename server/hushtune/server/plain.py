@@ -180,9 +180,14 @@ def _require_answers(
 
     Nobody drawn is a round like any other: that it is skipped would tell.
     """
-    failing = num_asked - len(asked.replies.accepted)
+    failing, reasons = num_asked - len(asked.replies.accepted), asked.told
+    if central.secret_draws(config):  # by reason: an order by name would tell of names
+        reasons = {
+            f"{central.UNNAMED} ({place} of {len(reasons)})": why
+            for place, why in enumerate(sorted(reasons.values()), start=1)
+        }
     usable = 0 if 0 < num_asked == failing else num_clients - failing
-    require_quorum(config, number, usable, asked.told)
+    require_quorum(config, number, usable, reasons)
 
 
 def require_quorum(

@@ -38,3 +38,9 @@ def steps_of_round(config: RunConfig) -> int:
     if Unit(config.privacy.unit) is Unit.CLIENT or not sends_gradients(config):
         return 1
     return config.train.local_steps
+
+
+def numbers_of_round(config: RunConfig, round: int) -> tuple[int, ...]:
+    """The steps of a round (from 1), as they are numbered through the run."""
+    count = steps_of_round(config)
+    return tuple(range((round - 1) * count + 1, round * count + 1))

@@ -20,6 +20,7 @@ from hushtune.common.messages import METRICS_RUN, PERSONAL_RUN
 from hushtune.common.metrics_messages import MetricsOrder
 from hushtune.common.planning import (
     charged_unit,
+    cohort_of,
     metrics_rounds,
     personal_charges,
     site_rank,
@@ -28,13 +29,25 @@ from hushtune.common.privacy.ledger_entry import GENESIS, LedgerEntry
 from hushtune.common.privacy.ledger_files import head_path
 from hushtune.common.privacy.ledger_limit import Limit
 from hushtune.common.privacy.ledger_record import read_ledger
-from hushtune.common.privacy.plan import DpSgdEvent, PrivacyPlan, Relation, Unit
+from hushtune.common.privacy.plan import DpSgdEvent, PrivacyPlan, Relation, Trust, Unit
 from hushtune.common.run_context import RunContext
-from hushtune.server.orders import chosen_sites, make_orders
+from hushtune.common.secagg.wire import KeysOrder
+from hushtune.server.aggregation.lora_rules import SERVER_RULES
+from hushtune.server.orders import chosen_sites, make_orders, step_of_round
+from hushtune.server.steps import numbers_of_round, sends_gradients
 
 _RUN = "dry run"
 _MOST_TOLD = 6
 TRAINING, FIGURES = "training", "figures"
+
+
+class _Charge(NamedTuple):
+    """What a site would be asked to pay in a round: under which run's name, and which number."""
+
+    round: int
+    run: str
+    number: int
+    event: DpSgdEvent
 
 
 class OpenedSite(NamedTuple):
@@ -162,7 +175,7 @@ def check_quorum(figures: Mapping[str, Any], *, until: int | None = None) -> Non
         f"too few sites would take part in round {number}" + told,
         given=f"{len(names) - len(lost)} of {len(names)}; not "
         + ", ".join(row["site"] for row in lost),
-        expected=f"at least {figures['quorum']} (simulation.quorum)",
+        expected=f"at least {figures['quorum']} ({figures['quorum_setting']})",
         remedy="see what each site says above; change the run's settings, or have the "
         "sites see to their policies and ledgers",
     )
@@ -193,27 +206,21 @@ def _at_site(
     site: str,
     rounds: Sequence[int],
 ) -> list[dict[str, Any]]:
-    try:
-        order = make_orders(
-            state,
-            run=_RUN,
-            round=rounds[0],
-            config=config,
-            plans=plans,
-            sizes=config.data.public_sizes,
-        )[site]
-        opened.policy.check(order)  # of a later round it would say the same
+    try:  # of a later round a policy would say the same
+        _check_orders(config, plans, state, opened.policy, site=site, round=rounds[0])
     except HushtuneError as error:
         return [_row(site, TRAINING, rounds[0], error)]
     found: list[dict[str, Any]] = []
     if not plans[site].trust.charges_sites:
         return []
-    charges = [(number, _RUN, plans[site].event(config.train.local_steps)) for number in rounds]
+    charges = [
+        charge for number in rounds for charge in _training(config, plans[site], round=number)
+    ]
     charges += [
-        (number, _RUN + PERSONAL_RUN, plans[site].event(steps))
+        _Charge(number, _RUN + PERSONAL_RUN, number, plans[site].event(steps))
         for number, steps in personal_charges(config)
     ]
-    told = metrics_rounds(config)
+    told, give = metrics_rounds(config), SERVER_RULES[config.aggregation.rule].give
     if told:
         noised = config.metrics.release == "noised"
         try:
@@ -222,7 +229,7 @@ def _at_site(
                     run=_RUN,
                     round=told[0],
                     site=site,
-                    adapter=order.adapter,
+                    adapter=give(state, site_rank(config, site)),
                     noise_multiplier=config.metrics.noise_multiplier if noised else None,
                     unit=Unit(config.privacy.unit),
                     relation=Relation(config.privacy.relation),
@@ -232,17 +239,54 @@ def _at_site(
             found.append(_row(site, FIGURES, told[0], error))
         else:
             event = metrics.event(config.metrics.noise_multiplier)
-            charges += [(number, _RUN + METRICS_RUN, event) for number in told if noised]
+            figures = _RUN + METRICS_RUN
+            charges += [_Charge(number, figures, number, event) for number in told if noised]
     # A round is charged for its training first ("dry run" sorts before its own figures).
-    charges.sort(key=lambda charge: charge[:2])
+    charges.sort(key=lambda charge: charge[:3])
     unit = charged_unit(config)
     unpaid = _first_unpaid(opened.limit, opened.spent, charges, unit=unit)
     if unpaid is not None:
-        (number, charged, _), error = unpaid
-        found.append(
-            _row(site, FIGURES if charged == _RUN + METRICS_RUN else TRAINING, number, error)
-        )
+        charge, error = unpaid
+        what = FIGURES if charge.run == _RUN + METRICS_RUN else TRAINING
+        found.append(_row(site, what, charge.round, error))
     return found
+
+
+def _check_orders(
+    config: RunConfig,
+    plans: Mapping[str, PrivacyPlan],
+    state: AdapterState,
+    policy: SitePolicy,
+    *,
+    site: str,
+    round: int,
+) -> None:
+    """Raises what a site's policy says to what it is asked in a round, in the order of asking."""
+    sizes = config.data.public_sizes
+    order = make_orders(state, run=_RUN, round=round, config=config, plans=plans, sizes=sizes)[site]
+    if config.privacy.trust == Trust.DISTRIBUTED:
+        numbers = numbers_of_round(config, round)
+        policy.check_session(
+            KeysOrder(
+                run=_RUN,
+                session=_RUN,
+                site=site,
+                cohort=cohort_of(config),
+                plan=plans[site],
+                steps=numbers,
+            )
+        )
+        if plans[site].unit is not Unit.CLIENT:
+            order = step_of_round(order, config, 0)
+    policy.check(order)
+
+
+def _training(config: RunConfig, plan: PrivacyPlan, *, round: int) -> list[_Charge]:
+    """What a site is charged for a round's training: once, or step by step in secure sums."""
+    if config.privacy.trust == Trust.DISTRIBUTED or sends_gradients(config):
+        numbers = numbers_of_round(config, round)
+        return [_Charge(round, _RUN, number, plan.event(1)) for number in numbers]
+    return [_Charge(round, _RUN, round, plan.event(config.train.local_steps))]
 
 
 def _opened(run: RunContext, state: AdapterState, site: str) -> OpenedSite:
@@ -257,35 +301,35 @@ def _opened(run: RunContext, state: AdapterState, site: str) -> OpenedSite:
 def _first_unpaid(
     limit: Limit,
     spent: Sequence[LedgerEntry],
-    charges: Sequence[tuple[int, str, DpSgdEvent]],
+    charges: Sequence[_Charge],
     *,
     unit: str,
-) -> tuple[tuple[int, str, DpSgdEvent], HushtuneError] | None:
+) -> tuple[_Charge, HushtuneError] | None:
     """The first charge that the limit refuses, with its reason; None if all can be paid.
 
     The data set is taken to be the ledger's last: which one a name stands for, its key alone tells.
     """
     dataset = spent[-1].dataset if spent else "rows"
     entries = list(spent)
-    for number, run, event in charges:
+    for charge in charges:
         last = entries[-1] if entries else None
         entries.append(
             LedgerEntry.after(
                 0 if last is None else last.sequence,
                 GENESIS if last is None else last.hash,
                 dataset=dataset,
-                run=run,
-                round=number,
-                event=event,
+                run=charge.run,
+                round=charge.number,
+                event=charge.event,
                 unit=unit,
             )
         )
 
     def refusal(place: int) -> HushtuneError | None:
         before = entries[: len(spent) + place]
-        _, run, event = charges[place]
+        charge = charges[place]
         try:
-            limit.check(event, before, dataset=dataset, run=run, unit=unit)
+            limit.check(charge.event, before, dataset=dataset, run=charge.run, unit=unit)
         except HushtuneError as error:
             return error
         return None

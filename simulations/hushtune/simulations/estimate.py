@@ -10,24 +10,23 @@ from typing import Any
 from hushtune.client import dp
 from hushtune.common import lora
 from hushtune.common.config import RunConfig
-from hushtune.common.encoding import encode
-from hushtune.common.lora_rules import RULES, sent_keys, trainable_keys
+from hushtune.common.lora_rules import RULES, trainable_keys
 from hushtune.common.model import Level
-from hushtune.common.planning import POOLED, local_batch, site_plans
+from hushtune.common.planning import POOLED, least_sites, local_batch, site_plans
 from hushtune.common.privacy.plan import Unit
 from hushtune.common.tasks import partition
 from hushtune.common.tasks.text_classification import EVALUATION_BATCH
 from hushtune.common.tasks.units import Rows, Units
 from hushtune.common.tasks.workspace import Workspace, check_sizes, open_workspace, resolve
 from hushtune.server.federation import check_sites
+from hushtune.server.steps import steps_of_round
 from hushtune.simulations.agreement import refusals
 from hushtune.simulations.attacks import attack_of
 from hushtune.simulations.baselines import trained_baselines
+from hushtune.simulations.estimate_bytes import round_bytes
 from hushtune.simulations.planner_clients import client_figures
 
 _TIMED_ROWS = 64
-_TEXT_BYTES = 1024
-"""About, of what a message says beside the adapter that it carries."""
 
 
 def estimate(config: RunConfig) -> dict[str, Any]:
@@ -41,32 +40,26 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     check_sizes(config)
     plans = site_plans(config)
     check_sites(config, plans, config.data.public_sizes)
+    quorum, quorum_setting = least_sites(config)
     workspace = open_workspace(config)
     state, train = workspace.initial_state, config.train
     rule = RULES[config.aggregation.rule]
-    keys = trainable_keys(rule, state.spec, turn=0)
-    head = state.select(trainable_keys(rule, state.spec, turn=None))
-    full = state.select(sent_keys(rule, state.spec, keys))
     of_clients = Unit(config.privacy.unit) is Unit.CLIENT
     plan = next(iter(plans.values()))
     per_round = config.simulation.sites_per_round or len(plans)
     if of_clients:  # as many as are expected
         per_round = max(1, round(plan.denominator))
     share = per_round / len(plans)
-    down = len(state.to_bytes()) + _TEXT_BYTES
-    up = {
-        phase: len(encode(sent, config.aggregation.encoding)) + _TEXT_BYTES
-        for phase, sent in (("warmup", head), ("adapter", full))
-    }
     adapted = train.rounds - train.warmup_rounds
-    total = per_round * (
-        train.rounds * down + train.warmup_rounds * up["warmup"] + adapted * up["adapter"]
-    )
+    sent = round_bytes(config, state)
+    in_a_round = per_round * (sent.adapter if adapted else sent.warmup)
+    total = per_round * (train.warmup_rounds * sent.warmup + adapted * sent.adapter)
+    trained = trainable_keys(rule, state.spec, turn=0 if adapted else None)
     batch = share * sum(local_batch(config, site, plan) for site, plan in plans.items())
     steps = adapted * train.local_steps
     private_runs = 1 + (len(trained_baselines(config)) - 1 if config.simulation.baselines else 0)
     whole_runs = 4 if config.simulation.baselines else 1  # the sites alone make up one run
-    frozen, stepping = _seconds_a_row(workspace, full_keys=keys)
+    frozen, stepping = _seconds_a_row(workspace, full_keys=trainable_keys(rule, state.spec, turn=0))
     used = sum(len(workspace.rows(POOLED, part)) for part in ("train", "validation", "test"))
     judged = len(workspace.rows(POOLED, "test")) * private_runs
     seconds = used * frozen + whole_runs * steps * batch * stepping + judged * stepping / 2
@@ -86,7 +79,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
                     len(plans),
                     rounds=train.rounds,
                     turns=config.privacy.client_turns,
-                    trained_values=(full if adapted else head).num_values(),
+                    trained_values=state.select(trained).num_values(),
                 )
             }
             if of_clients and plan.is_private
@@ -108,11 +101,14 @@ def estimate(config: RunConfig) -> dict[str, Any]:
         },
         "who_has_what": partition.table(workspace.data),
         "data_notes": workspace.data.report.lines(),
-        "quorum": config.simulation.quorum,
+        "quorum": quorum,
+        "quorum_setting": quorum_setting,
         "refusals": refusals(config, plans, state),
         "attack": attack_of(config),
-        "bytes_per_round": per_round * (down + up["adapter" if adapted else "warmup"]),
-        "bytes_per_warmup_round": per_round * (down + up["warmup"]),
+        "bytes_per_round": in_a_round,
+        "bytes_per_warmup_round": per_round * sent.warmup,
+        "bytes_per_step": round(in_a_round / steps_of_round(config)),
+        "exchanges_per_step": sent.exchanges / steps_of_round(config),
         "bytes_total": total,
         "memory_megabytes": round(1000 + weights + kept),
         "minutes": round(seconds / 60 + 0.2, 1),

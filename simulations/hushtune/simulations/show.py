@@ -174,6 +174,8 @@ def show_estimate(console: Console, figures: Mapping[str, Any]) -> None:
         "bytes_per_round": f"  in each of {adapted}: the sites send head and adapter",
     }
     told = ["rounds", *(key for key, many in zip(rounds, (warmup, adapted), strict=True) if many)]
+    if figures["trust"] == "distributed":
+        told += ["bytes_per_step", "exchanges_per_step"]
     for key in (*told, "bytes_total", "memory_megabytes", "minutes"):
         line = f"{key.replace('_', ' '):>22}  {figures[key]:,}{rounds.get(key, '')}"
         console.print(line, highlight=False)

@@ -19,7 +19,7 @@ from hushtune.common.config_io import CONFIG, dump_toml, loads_config, replace, 
 from hushtune.common.errors import CheckpointError, ConfigError, HushtuneError, OutputExistsError
 from hushtune.common.files import check_writable, read_json, read_text, write_errors, write_text
 from hushtune.common.names import seen_by
-from hushtune.common.planning import POOLED, site_plans
+from hushtune.common.planning import POOLED, least_sites, site_plans
 from hushtune.common.run_context import RunContext, run_config
 from hushtune.common.tasks.workspace import Workspace, check_sizes, open_workspace, resolve
 from hushtune.server.app import checkpoint_folder, federate
@@ -87,10 +87,12 @@ def run(
         observer.nothing_left()
         return summary
     if not resume:  # there a round that was charged already is answered at no charge
+        quorum, quorum_setting = least_sites(config)
         asked = {
             "sites": config.data.public_sizes,
             "refusals": refusals(config, plans, workspace.initial_state),
-            "quorum": config.simulation.quorum,
+            "quorum": quorum,
+            "quorum_setting": quorum_setting,
         }
         observer.refusing(asked)
         # A finished run is not given up for one that cannot finish.

@@ -1,0 +1,101 @@
+"""How many bytes a round sends between server and sites, before it is run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from hushtune.common.adapter import AdapterState
+from hushtune.common.config import RunConfig
+from hushtune.common.encoding import encode
+from hushtune.common.lora_rules import RULES, sent_keys, trainable_keys
+from hushtune.common.planning import cohort_of
+from hushtune.common.privacy.plan import Trust
+from hushtune.common.secagg.cohort import Cohort
+from hushtune.server.steps import steps_of_round
+
+_TEXT_OF_ORDER = 1024
+"""About, of what a message says beside the adapter that it carries."""
+_HEADER = 2048
+"""What goes with an adapter: names, shapes, the plan, a charge."""
+_TEXT, _CHARGE = 192, 768
+"""Of a message of a secure sum without an adapter, beside what is counted; and with a charge."""
+_PLAN = 512
+# Hexadecimal, with the quotes and commas of JSON.
+_KEYS, _SEALING_KEY = 136, 112  # a site's two keys of a step; its one of a session
+_SHARES, _SEAL = 148, 40  # two shares of a step, sealed; what sealing adds
+_SHARE = 40
+_SIGNATURE = 136
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundBytes:
+    """Of a round with one site: bytes in both directions, and messages that it is sent."""
+
+    warmup: int
+    adapter: int
+    exchanges: int
+
+
+def round_bytes(config: RunConfig, state: AdapterState) -> RoundBytes:
+    """What one site and the server send each other in a round, in warm-up and after it.
+
+    ``state``: the complete adapter. A little more than is sent: texts are taken at their longest.
+    Figures that sites tell of the model are not counted.
+    """
+    rule, steps = RULES[config.aggregation.rule], steps_of_round(config)
+    head, full = (
+        state.select(sent_keys(rule, state.spec, trainable_keys(rule, state.spec, turn=turn)))
+        for turn in (None, 0)
+    )
+    if config.privacy.trust != Trust.DISTRIBUTED:
+        down = len(state.to_bytes()) + _TEXT_OF_ORDER
+        both = [
+            steps * (down + len(encode(sent, config.aggregation.encoding)) + _TEXT_OF_ORDER)
+            for sent in (head, full)
+        ]
+        return RoundBytes(warmup=both[0], adapter=both[1], exchanges=steps)
+    cohort, down = cohort_of(config), 4 * state.num_values() + _HEADER
+    session, agreed = _session(cohort, steps), _agreement(cohort)
+    both = [
+        session
+        + _sealed(cohort, steps)
+        + agreed
+        + steps * (down + 8 * sent.num_values() + _CHARGE + _opening(cohort) + agreed)
+        for sent in (head, full)
+    ]
+    per_step = 3 if cohort.needs_agreement else 2
+    exchanges = (3 if cohort.needs_agreement else 2) + per_step * steps
+    return RoundBytes(warmup=both[0], adapter=both[1], exchanges=exchanges)
+
+
+def _agreement(cohort: Cohort) -> int:
+    """One exchange of who is there and who has signed it, where sites may drop out."""
+    if not cohort.needs_agreement:
+        return 0
+    number, name = len(cohort.sites), _name(cohort)
+    return round(2 * _TEXT + number * (2 * name + _SIGNATURE))
+
+
+def _name(cohort: Cohort) -> float:
+    """The mean length of a site's name, as JSON."""
+    return sum(len(json.dumps(site)) for site in cohort.sites) / len(cohort.sites)
+
+
+def _sealed(cohort: Cohort, steps: int) -> int:
+    """What a site shares of its seeds for all steps of a round, sealed for each neighbour."""
+    return round(cohort.degree * (steps * _SHARES + _SEAL + _name(cohort)))
+
+
+def _session(cohort: Cohort, steps: int) -> int:
+    """Keys and shares of a round: two exchanges."""
+    number, name = len(cohort.sites), _name(cohort)
+    keys = _PLAN + number * (name + 2) + 6 * steps + _TEXT + steps * _KEYS
+    shares = _TEXT + number * (steps * _KEYS + _SEALING_KEY + name) + _TEXT
+    return round(keys + shares) + _sealed(cohort, steps)
+
+
+def _opening(cohort: Cohort) -> int:
+    """The last exchange of a step: who stayed, and a share of each."""
+    number, name = len(cohort.sites), _name(cohort)
+    return round(_TEXT + number * (name + 2) + _TEXT + (cohort.degree + 1) * (_SHARE + name))
