@@ -268,3 +268,35 @@ def test_modules_of_an_embedding_are_in_training_mode_where_they_are_trained() -
     assert all(shapes[key].shape == state.tensors[key].shape for key in state.keys)
     task.model.requires_grad_(False)
     task.model.frozen_mode()
+
+
+def hooks_of(model: nn.Module) -> dict[str, tuple[int, int]]:
+    return {
+        name: (len(module._forward_hooks), len(module._backward_hooks))
+        for name, module in model.named_modules()
+    }
+
+
+def test_hooks_for_gradients_of_an_embedding_leave_nothing_behind() -> None:
+    task = make_task("bert", "mean", model=adapted("bert", targets=("word_embeddings", "value")))
+    before = hooks_of(task.model)
+    summed(task, [0, 1], state=moved(task.model), clip_norm=1.0)
+    assert hooks_of(task.model) == before
+    modules = dict(task.model.named_modules()).items()
+    assert not [name for name, module in modules if getattr(module, "activations", None)]
+    assert all(getattr(p, "grad_sample", None) is None for p in task.model.parameters())
+
+
+@pytest.mark.parametrize(("family", "targets"), [KINDS[1], KINDS[5], KINDS[6]])
+def test_bfloat16_products_keep_the_bound_and_nearly_the_sum(
+    family: str, targets: tuple[str, ...]
+) -> None:
+    exact = kind_task(family, targets, "mean")
+    model = adapted(family, targets=targets, rslora=True, model={"precision": "bfloat16"})
+    short = make_task(family, "mean", model=model)
+    state = moved(model)
+    for row in (0, 4, 8):
+        alone = summed(short, [row], state=state, clip_norm=1e-3)
+        assert alone.norm() <= 1e-3 * (1 + ROUNDING)
+        reference = summed(exact, [row], state=state, clip_norm=1e-3)
+        assert 0 < torch.linalg.norm(alone - reference) <= 0.1 * reference.norm()
