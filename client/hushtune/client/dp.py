@@ -11,15 +11,16 @@ with ``g_u`` the gradient of one unit (an example, or the mean over a patient's 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-from opacus.grad_sample import GradSampleHooks
+from opacus.grad_sample import GradSampleHooks, register_grad_sampler
 from torch import Tensor, nn
 
 from hushtune.common.errors import PrivacyError, UnsupportedModelError
+from hushtune.common.lora_embedding import TokenFactor
 from hushtune.common.model import AdaptedModel, Level
 from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import PrivacyPlan, Trust
@@ -30,6 +31,20 @@ Gradients = Mapping[str, Tensor]
 
 _MOST_NORM = 1e30
 """Far from where squares of float64 overflow, and from what any gradient is."""
+
+
+@register_grad_sampler(TokenFactor)
+def _of_token_factor(
+    layer: TokenFactor, activations: Sequence[Tensor], backprops: Tensor
+) -> dict[nn.Parameter, Tensor]:
+    """Each example's gradient of an embedding's A, ``(b, r, vocab)``.
+
+    A token's column is the sum of ``backprops (b, t, r)`` at the places where ``ids (b, t)`` name
+    it. Written out with the zeros of all other tokens, since noise will reach those too.
+    """
+    ids = activations[0].unsqueeze(1).expand(-1, layer.out_features, -1)  # (b, r, t)
+    sample = backprops.new_zeros(len(ids), *layer.weight.shape)
+    return {layer.weight: sample.scatter_add_(2, ids, backprops.transpose(1, 2))}
 
 
 def poisson_batch(units: Units, probability: float, random: np.random.Generator) -> Units:

@@ -96,8 +96,8 @@ class AdapterConfig(Section):
     )
     targets: Names = Field(
         default=(),
-        description="names of the modules to adapt; empty = the family's value and output "
-        "projections",
+        description="names of the modules to adapt, which may be the embedding of tokens; empty = "
+        "the family's value and output projections",
     )
     layers: CountOrNone = Field(
         default=1, description="adapt only this many of the top blocks; 0 = all"

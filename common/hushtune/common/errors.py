@@ -217,7 +217,7 @@ class MissingWeightsError(ModelError):
 
 
 class TargetModuleError(ModelError):
-    """The adapter names modules that the model does not have."""
+    """The adapter names modules that the model does not have, or that cannot be adapted."""
 
     code = "HT302"
 

@@ -29,6 +29,7 @@ from hushtune.common.adapter import (
 )
 from hushtune.common.config import AdapterConfig, ModelConfig
 from hushtune.common.errors import TargetModuleError, UnsupportedModelError
+from hushtune.common.lora_embedding import columns, hold_in_modules, is_embedding
 from hushtune.common.lora_targets import (
     check_rank,
     find_targets,
@@ -36,6 +37,8 @@ from hushtune.common.lora_targets import (
     head_modules,
     keep_first_blocks,
     name_of,
+    place_in,
+    refuse_tied,
     refuse_unfit,
     transformer_blocks,
 )
@@ -72,10 +75,10 @@ def attach(
             remedy='set model.head = "mean"',
         )
     targets = find_targets(base, adapter)
+    refuse_tied(base, targets)
     check_rank(base, targets, adapter.rank)
     blocks = transformer_blocks(base)
-    prefix = name_of(base, blocks)
-    first = min(int(name[len(prefix) + 1 :].split(".")[0]) for name in targets)
+    places = [place_in(name_of(base, blocks), name) for name in targets]
     identity = fingerprint(base, without=own)
     hidden_size = int(base.config.hidden_size)
     lora = LoraConfig(
@@ -97,7 +100,8 @@ def attach(
     adapted = AdaptedModel(
         wrapped,
         blocks=blocks,
-        first_adapted=first,
+        first_adapted=min(0 if place is None else place for place in places),
+        adapts_tokens=None in places,
         num_labels=num_labels,
         hidden_size=hidden_size,
         feature_scale=model.feature_scale,
@@ -124,6 +128,9 @@ def _layer(model: AdaptedModel, module: str) -> LoraLayer:
 def _prepare(model: AdaptedModel, module: str, *, inner: bool) -> None:
     """Room for R between A and B, and for a change of the frozen weight."""
     layer = cast(Any, _layer(model, module))
+    of_tokens = is_embedding(layer)
+    if of_tokens:
+        hold_in_modules(layer, ADAPTER)
     if inner:
         rank = layer.r[ADAPTER]
         layer.lora_R = nn.ModuleDict({ADAPTER: nn.Linear(rank, rank, bias=False)})
@@ -136,7 +143,8 @@ def _prepare(model: AdaptedModel, module: str, *, inner: bool) -> None:
         if factors is None:
             return output
         a, b = factors
-        return output + nn.functional.linear(nn.functional.linear(inputs[0], a), b)
+        inner = columns(inputs[0], a) if of_tokens else nn.functional.linear(inputs[0], a)
+        return output + nn.functional.linear(inner, b)
 
     layer.base_layer.register_forward_hook(change)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -11,9 +12,11 @@ import safetensors.torch
 import torch
 from peft import LoraConfig
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from hushtune.common import lora
-from hushtune.common.adapter import HEAD_PREFIX, AdapterState, a_key, b_key
+from hushtune.common.adapter import HEAD_PREFIX, AdapterState, a_key, b_key, head_key
+from hushtune.common.lora_embedding import give_back, is_embedding
 from hushtune.common.low_rank import compressed, product, total
 from hushtune.common.model import AdaptedModel
 
@@ -68,14 +71,39 @@ def save_adapter(model: AdaptedModel, state: AdapterState, folder: Path, *, base
     untyped.use_rslora, untyped.inference_mode = state.spec.rslora, True
     untyped.base_model_name_or_path = base_name
     config.save_pretrained(str(folder))
+    names = peft_names(model)
     tensors, head = dict[str, Tensor](), dict[str, Tensor]()
     for key, tensor in state.tensors.items():
-        if not key.startswith(HEAD_PREFIX):
-            tensors[f"base_model.model.{key}.weight"] = tensor.contiguous()
-        elif model.head is None:
-            tensors[f"base_model.model.{key.removeprefix(HEAD_PREFIX)}"] = tensor.contiguous()
+        if key in names:
+            tensors[names[key]] = tensor.contiguous()
         else:
             head[key.removeprefix(HEAD_PREFIX)] = tensor.contiguous()
     safetensors.torch.save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
     if head:
         safetensors.torch.save_file(head, folder / HEAD_FILE)
+
+
+def peft_names(model: AdaptedModel) -> dict[str, str]:
+    """What peft calls the tensors of a plain adapter in its file, by key.
+
+    Without the mean-pooled head, which peft knows nothing of.
+    """
+    spec, start = lora.spec(model), "base_model.model."
+    own = spec.head if model.head is None else ()
+    names = {head_key(name): f"{start}{name}" for name in own}
+    for module in spec.targets:
+        if is_embedding(model.base.get_submodule(start + module)):
+            names[a_key(module)] = f"{start}{module}.lora_embedding_A"
+            names[b_key(module)] = f"{start}{module}.lora_embedding_B"
+        else:
+            names |= {key: f"{start}{key}.weight" for key in (a_key(module), b_key(module))}
+    return names
+
+
+def merged(model: AdaptedModel) -> PreTrainedModel:
+    """The base with the installed plain adapter added to its weights; the model is used up."""
+    give_back(model.base, lora.ADAPTER)
+    with warnings.catch_warnings():
+        # peft goes by the module's name. That no other module has the weight is checked before.
+        warnings.filterwarnings("ignore", message="(?s).*tie_word_embeddings")
+        return cast(PreTrainedModel, cast(Any, model.base).merge_and_unload())

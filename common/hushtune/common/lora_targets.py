@@ -91,7 +91,10 @@ def refuse_unfit(base: PreTrainedModel, own: Sequence[str] = ()) -> None:
 
 
 def find_targets(base: PreTrainedModel, config: AdapterConfig) -> tuple[str, ...]:
-    """Full names of the modules to adapt: the config's, or the family's, in the top blocks."""
+    """Full names of the modules to adapt: the config's, or the family's, in the top blocks.
+
+    The embedding of tokens, which lies below all blocks, is one where the config names it.
+    """
     family = str(base.config.model_type)
     wanted = config.targets or FAMILY_TARGETS.get(family, ())
     if not wanted:
@@ -112,15 +115,22 @@ def find_targets(base: PreTrainedModel, config: AdapterConfig) -> tuple[str, ...
     lowest = len(blocks) - config.layers if config.layers else 0
     prefix = name_of(base, blocks)
     linear = [
-        (name, int(name[len(prefix) + 1 :].split(".")[0]))
+        (name, place)
         for name, module in base.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and name.startswith(prefix + ".")
+        if isinstance(module, nn.Linear | Conv1D) and (place := place_in(prefix, name)) is not None
     ]
     found: list[str] = []
     for target in wanted:
-        ends = [name for name, _ in linear if name == target or name.endswith("." + target)]
+        tokens = _embedding(base, target)
+        if tokens is not None:
+            found.append(tokens)
+            continue
+        ends = [name for name, _ in linear if _is_called(name, target)]
         if not ends:
-            short = sorted({".".join(name[len(prefix) + 1 :].split(".")[1:]) for name, _ in linear})
+            inside = {".".join(name[len(prefix) + 1 :].split(".")[1:]) for name, _ in linear}
+            tokens = base.get_input_embeddings()
+            below = {name_of(base, tokens)} if isinstance(tokens, nn.Embedding) else set[str]()
+            short = sorted(inside | below)
             near = difflib.get_close_matches(target, short, n=3, cutoff=0.3) or short
             raise TargetModuleError(
                 f"the model has no module {target!r} to adapt",
@@ -138,6 +148,68 @@ def find_targets(base: PreTrainedModel, config: AdapterConfig) -> tuple[str, ...
             )
         found += high
     return tuple(sorted(set(found)))
+
+
+def _is_called(name: str, target: str) -> bool:
+    return name == target or name.endswith("." + target)
+
+
+def place_in(prefix: str, name: str) -> int | None:
+    """The block that a module lies in, where the blocks are called ``prefix``; None outside them.
+
+    >>> place_in("encoder.layer", "encoder.layer.2.output.dense")
+    2
+    """
+    if not name.startswith(prefix + "."):
+        return None
+    return int(name[len(prefix) + 1 :].split(".", maxsplit=1)[0])
+
+
+def _embedding(base: PreTrainedModel, target: str) -> str | None:
+    """The full name of the embedding of tokens if that is what a target names.
+
+    Raises TargetModuleError for another embedding: positions are looked up once for a whole batch,
+    so that no example has a gradient of its own there.
+    """
+    named = [
+        (name, module)
+        for name, module in base.named_modules()
+        if isinstance(module, nn.Embedding) and _is_called(name, target)
+    ]
+    if not named:
+        return None
+    tokens = base.get_input_embeddings()
+    for name, module in named:
+        # One of a class of its own may do more than look up rows, as Gemma's, which scales them.
+        if module is not tokens or type(module) is not nn.Embedding or module.max_norm is not None:
+            raise TargetModuleError(
+                "of embeddings only a plain one of tokens can be adapted",
+                given=f"{name}, {type(module).__name__}",
+                expected=f"{name_of(base, tokens)}, torch.nn.Embedding without max_norm",
+                remedy=f"take {target!r} out of adapter.targets",
+            )
+    return named[0][0]
+
+
+def refuse_tied(base: PreTrainedModel, targets: Iterable[str]) -> None:
+    """Refuse a target whose weight is another module's too, as an embedding's may be lm_head's."""
+    owners = [
+        (name, parameter)
+        for name, module in base.named_modules(remove_duplicate=False)
+        for parameter in module.parameters(recurse=False)
+    ]
+    for target in targets:
+        weight = cast(Tensor, base.get_submodule(target).weight)
+        others = [name for name, parameter in owners if parameter is weight and name != target]
+        if others:
+            raise TargetModuleError(
+                "a module to adapt shares its weight with another one: the adapter would change "
+                "the one alone, and, merged into the weight, both",
+                given=f"{target}, tied to {', '.join(others)}",
+                expected="modules whose weights are their own",
+                remedy=f"take {target!r} out of adapter.targets, or load the model without "
+                f"{others[0]!r} (AutoModel) or with tie_word_embeddings = false",
+            )
 
 
 def check_rank(base: PreTrainedModel, targets: Iterable[str], rank: int) -> None:

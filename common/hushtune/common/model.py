@@ -3,7 +3,8 @@
 One such model is loaded once in a process; adapters are swapped in it (``hushtune.common.lora``).
 The base stays in evaluation mode, so its output for a row never changes and can be kept: training
 may start from tokens, from the hidden states that enter the first adapted block, or, while every
-factor B is zero, from the pooled features (``Level``).
+factor B is zero, from the pooled features (``Level``). Where the embedding of tokens is adapted,
+hidden states change with it and are not kept.
 """
 
 from __future__ import annotations
@@ -64,11 +65,15 @@ class AdaptedModel(nn.Module):
         head_kind: str,
         precision: str,
         fingerprint: str,
+        adapts_tokens: bool = False,
     ) -> None:
+        """``adapts_tokens``: the embedding of tokens is adapted, so no states that enter a block
+        can be kept."""
         super().__init__()
         self.base = base
         self.head = nn.Linear(hidden_size, num_labels) if head_kind == "mean" else None
         self.first_adapted = first_adapted
+        self.adapts_tokens = adapts_tokens
         self.num_labels = num_labels
         self.feature_scale = feature_scale
         self.precision = precision
@@ -89,6 +94,11 @@ class AdaptedModel(nn.Module):
             return self.head(inputs["features"])
         if "hidden" not in inputs:
             return self._logits(inputs)
+        if self.adapts_tokens:
+            raise UnsupportedModelError(
+                "hidden states were given to a model whose embedding of tokens is adapted",
+                expected="tokens, or features while the adapter has no effect",
+            )
         rest = {key: value for key, value in inputs.items() if key != "hidden"}
         with self._starting_at(inputs["hidden"]):
             return self._logits(rest)

@@ -65,7 +65,10 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     seconds = used * frozen + whole_runs * steps * batch * stepping + judged * stepping / 2
     tokens = int(workspace.task.tokens.lengths.sum())
     width = int(workspace.task.model.base.config.hidden_size)
-    kept = min(config.train.cache_megabytes, math.ceil(tokens * width * 4 / 2**20))
+    states = used if workspace.task.model.adapts_tokens else tokens  # features, or hidden states
+    kept = min(config.train.cache_megabytes, math.ceil(states * width * 4 / 2**20))
+    # A gradient of each example, and two copies of it while it is clipped.
+    samples = 3 * config.train.microbatch * state.select(keys).num_values() * 4 / 2**20
     weights = sum(p.numel() for p in workspace.task.model.parameters()) * 4 / 2**20
     return {
         "trust": config.privacy.trust,
@@ -110,7 +113,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
         "bytes_per_step": round(in_a_round / steps_of_round(config)),
         "exchanges_per_step": sent.exchanges / steps_of_round(config),
         "bytes_total": total,
-        "memory_megabytes": round(1000 + weights + kept),
+        "memory_megabytes": round(1000 + weights + kept + samples),
         "minutes": round(seconds / 60 + 0.2, 1),
     }
 

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState, head_key
@@ -28,7 +28,14 @@ from hushtune.common.errors import (
     OutputExistsError,
 )
 from hushtune.common.files import read_json, read_text, write_errors
-from hushtune.common.lora_files import ADAPTER_FILE, HEAD_FILE, plain_adapter, save_adapter
+from hushtune.common.lora_files import (
+    ADAPTER_FILE,
+    HEAD_FILE,
+    merged,
+    peft_names,
+    plain_adapter,
+    save_adapter,
+)
 from hushtune.common.model import AdaptedModel
 from hushtune.common.tasks.assets import resolve_model
 from hushtune.common.tasks.text_classification import EVALUATION_BATCH, tokenize
@@ -206,13 +213,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 def _read_state(model: AdaptedModel, folder: Path, *, rank: int) -> AdapterState:
     """The adapter's tensors from peft's file and the head's."""
     stored = _tensors(folder / ADAPTER_FILE)
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in stored.items():
-        short = name.removeprefix("base_model.model.")
-        for suffix in (".lora_A", ".lora_B"):
-            short = short.replace(f"{suffix}.weight", suffix)
-        is_factor = short.endswith((".lora_A", ".lora_B"))
-        tensors[short if is_factor else head_key(short)] = tensor.float()
+    keys = {name: key for key, name in peft_names(model).items()}
+    tensors = {keys.get(name, name): tensor.float() for name, tensor in stored.items()}
     if model.head is not None:
         head = _tensors(folder / HEAD_FILE)
         tensors |= {head_key(name): tensor.float() for name, tensor in head.items()}
@@ -284,7 +286,7 @@ def _whole_folder(to: Path, *, replace: bool = False) -> Generator[Path]:
 
 
 def _write_merged(trained: Predictor, source: Path, folder: Path) -> None:
-    base = cast(PreTrainedModel, trained.model.base.merge_and_unload())
+    base = merged(trained.model)
     names = dict(enumerate(trained.labels))
     base.config.id2label = names
     base.config.label2id = {name: index for index, name in names.items()}

@@ -81,7 +81,9 @@ class TextClassification:
         """
         self._activations()
         still = all(key.startswith("head.") for key in trainable) and not state.has_effect()
-        return Level.FEATURES if still and self._model.head is not None else Level.HIDDEN
+        if still and self._model.head is not None:
+            return Level.FEATURES
+        return Level.TOKENS if self._model.adapts_tokens else Level.HIDDEN
 
     @contextmanager
     def relabelled(self, rows: Rows, labels: Rows) -> Generator[None]:
@@ -188,7 +190,7 @@ class TextClassification:
             a_value = int(self._model.base.config.hidden_size) * 4
             self._kept = self._computed(
                 self._in_use,
-                hidden=(total + count) * a_value <= self._budget,
+                hidden=not self._model.adapts_tokens and (total + count) * a_value <= self._budget,
                 features=count * a_value <= self._budget,
                 on_fill=self._on_fill,
             )
