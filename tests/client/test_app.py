@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hushtune.client import app
+from hushtune.client import app, rounds
+from hushtune.client.memory import SiteMemory
 from hushtune.client.policy import SitePolicy
 from hushtune.client.site import Site
 from hushtune.client.terms import Terms
@@ -85,6 +86,7 @@ def make_site(
         "ledger": Ledger(path / "north.sqlite") if path else None,
         "noise": NoiseSource(),
         "batch_key": b"11",
+        "memory": SiteMemory(path or Path("nowhere"), "north"),
     }
     return Site(**{**usual, **others})
 
@@ -214,7 +216,7 @@ def test_a_rounded_update_is_the_same_bytes_again_and_kept_and_charged_as_it_was
 def test_what_cannot_be_rounded_is_refused_once_it_is_charged(
     task: TensorTask, state: AdapterState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "train_locally", lambda *_, **__: state * float("inf"))  # type: ignore[misc]
+    monkeypatch.setattr(rounds, "train_locally", lambda *_, **__: state * float("inf"))  # type: ignore[misc]
     site = make_site(task, tmp_path)
     for _ in range(2):
         reply = refused(site, make_order(state, PLAN, encoding="int8"))
@@ -255,7 +257,7 @@ def test_of_two_processes_that_trained_the_same_round_both_send_the_first_one_s_
         sent.append(updated(other, order).delta.to_bytes())
         return train_locally(*args, **others)
 
-    monkeypatch.setattr(app, "train_locally", trained_elsewhere)
+    monkeypatch.setattr(rounds, "train_locally", trained_elsewhere)
     assert [updated(site, order).delta.to_bytes()] == sent
     assert site.ledger is not None
     assert len(site.ledger.entries()) == 1

@@ -78,7 +78,7 @@ BEYOND: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a batch that is too small": ({"min_batch": 60.0}, {}, "too small a batch"),
     "another base model": ({"base_models": ("00" * 32,)}, {}, "base model"),
     "a rule that is not allowed": ({"rules": ("ffa",)}, {}, "rule of aggregation"),
-    "a rule that nobody knows": ({}, {"rule": "flexlora"}, "rule of aggregation"),
+    "a rule that nobody knows": ({}, {"rule": "hexlora"}, "rule of aggregation"),
     "a rank that is too high": ({"max_rank": 1}, {}, "at a rank"),
     "a target that is not allowed": ({"targets": ("query",)}, {}, "adapts modules"),
     "a tensor that the rule freezes": ({}, {"rule": "ffa"}, "does not"),
@@ -155,7 +155,7 @@ def test_a_policy_must_name_its_budget(tmp_path: Path) -> None:
         ("max_delta = 1.0", "max_delta"),
         ("max_delta = 1e-15", "too small to account for"),
         ('metrics = "all"', "metrics"),
-        ('rules = ["flexlora"]', "flexlora"),
+        ('rules = ["hexlora"]', "hexlora"),
         ("rules = []", "no rule"),
     ],
 )

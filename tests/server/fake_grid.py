@@ -59,7 +59,9 @@ def config(**sections: Mapping[str, object]) -> RunConfig:
     """A run of six rounds, two of them warm-up, unless ``sections`` say otherwise."""
     train = {"rounds": 6, "local_steps": 2} | dict(sections.pop("train", {}))
     train = {"warmup_rounds": 2 if train["rounds"] != 1 else 0} | train
-    return RunConfig.model_validate({"data": {"source": "demo"}, "train": train, **sections})
+    adapter = {"rank": SPEC.rank} | dict(sections.pop("adapter", {}))
+    tree = {"data": {"source": "demo"}, "train": train, "adapter": adapter, **sections}
+    return RunConfig.model_validate(tree)
 
 
 def charge(order: RoundOrder) -> LedgerEntry | None:

@@ -31,10 +31,13 @@ from hushtune.common.privacy.ledger_record import read_ledger
 from hushtune.common.privacy.plan import DpSgdEvent, PrivacyPlan, Relation, Unit
 from hushtune.common.run_context import RunContext
 from hushtune.server.orders import chosen_sites, make_orders
+from hushtune.server.steps import steps_of_round
 
 _RUN = "dry run"
 _MOST_TOLD = 6
-TRAINING, FIGURES = "training", "figures"
+TRAINING, PERSONAL, FIGURES = "training", "personal training", "figures"
+_CHARGED_AS = {TRAINING: _RUN, PERSONAL: _RUN + PERSONAL_RUN, FIGURES: _RUN + METRICS_RUN}
+"""What a round is charged for, in the order in which it is asked for."""
 
 
 class OpenedSite(NamedTuple):
@@ -48,8 +51,8 @@ class OpenedSite(NamedTuple):
 def refusals(
     config: RunConfig, plans: Mapping[str, PrivacyPlan], state: AdapterState
 ) -> list[dict[str, Any]]:
-    """What sites would refuse: ``site``, ``what`` (training or figures), the ``round`` from which
-    on, ``code``, ``reason`` and ``remedy``.
+    """What sites would refuse: ``site``, ``what`` (training, personal training or figures), the
+    ``round`` from which on, ``code``, ``reason`` and ``remedy``.
 
     Raises what ``check_sites_open`` does. Only a site with a policy, or with a ledger that runs
     share, can refuse what the run asks.
@@ -207,10 +210,12 @@ def _at_site(
     found: list[dict[str, Any]] = []
     if not plans[site].trust.charges_sites:
         return []
-    charges = [(number, _RUN, plans[site].event(config.train.local_steps)) for number in rounds]
+    times = steps_of_round(config)
+    by_client = Unit(config.privacy.unit) is Unit.CLIENT
+    event = plans[site].event(1 if by_client else config.train.local_steps // times)
+    charges = [(number, TRAINING, event) for number in rounds for _ in range(times)]
     charges += [
-        (number, _RUN + PERSONAL_RUN, plans[site].event(steps))
-        for number, steps in personal_charges(config)
+        (number, PERSONAL, plans[site].event(steps)) for number, steps in personal_charges(config)
     ]
     told = metrics_rounds(config)
     if told:
@@ -231,16 +236,14 @@ def _at_site(
             found.append(_row(site, FIGURES, told[0], error))
         else:
             event = metrics.event(config.metrics.noise_multiplier)
-            charges += [(number, _RUN + METRICS_RUN, event) for number in told if noised]
-    # A round is charged for its training first ("dry run" sorts before its own figures).
-    charges.sort(key=lambda charge: charge[:2])
+            charges += [(number, FIGURES, event) for number in told if noised]
+    charges.sort(key=lambda charge: (charge[0], list(_CHARGED_AS).index(charge[1])))
     unit = charged_unit(config)
-    unpaid = _first_unpaid(opened.limit, opened.spent, charges, unit=unit)
-    if unpaid is not None:
-        (number, charged, _), error = unpaid
-        found.append(
-            _row(site, FIGURES if charged == _RUN + METRICS_RUN else TRAINING, number, error)
-        )
+    # What is refused is not charged, so that the rest may go on.
+    while unpaid := _first_unpaid(opened.limit, opened.spent, charges, unit=unit):
+        (since, what, _), error = unpaid
+        found.append(_row(site, what, since, error))
+        charges = [c for c in charges if c[1] != what or c[0] < since]
     return found
 
 
@@ -262,18 +265,20 @@ def _first_unpaid(
 ) -> tuple[tuple[int, str, DpSgdEvent], HushtuneError] | None:
     """The first charge that the limit refuses, with its reason; None if all can be paid.
 
+    ``charges``: round, what for, and the event.
+
     The data set is taken to be the ledger's last: which one a name stands for, its key alone tells.
     """
     dataset = spent[-1].dataset if spent else "rows"
     entries = list(spent)
-    for number, run, event in charges:
+    for number, what, event in charges:
         last = entries[-1] if entries else None
         entries.append(
             LedgerEntry.after(
                 0 if last is None else last.sequence,
                 GENESIS if last is None else last.hash,
                 dataset=dataset,
-                run=run,
+                run=_CHARGED_AS[what],
                 round=number,
                 event=event,
                 unit=unit,
@@ -282,9 +287,9 @@ def _first_unpaid(
 
     def refusal(place: int) -> HushtuneError | None:
         before = entries[: len(spent) + place]
-        _, run, event = charges[place]
+        _, what, event = charges[place]
         try:
-            limit.check(event, before, dataset=dataset, run=run, unit=unit)
+            limit.check(event, before, dataset=dataset, run=_CHARGED_AS[what], unit=unit)
         except HushtuneError as error:
             return error
         return None
