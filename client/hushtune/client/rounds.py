@@ -112,10 +112,14 @@ def _control_of(order: RoundOrder, site: Site) -> AdapterState:
     """``c_k``, zero over what the site did not train before."""
     assert order.control is not None
     zero = 0.0 * order.control
-    kept = site.memory.before(Purpose.CONTROL, run=order.run, round=order.round)
+    kept = _kept_control(order, site)
     if kept is None:
         return zero
     return zero.merge(kept.select(key for key in zero.keys if key in kept.tensors))
+
+
+def _kept_control(order: RoundOrder, site: Site) -> AdapterState | None:
+    return site.memory.before(Purpose.CONTROL, run=order.run, round=order.round)
 
 
 def _keep_control(order: RoundOrder, site: Site, delta: AdapterState) -> None:
@@ -123,7 +127,9 @@ def _keep_control(order: RoundOrder, site: Site, delta: AdapterState) -> None:
     assert order.control is not None
     moved = (1.0 / sum_of_rates(order)) * delta
     now = _control_of(order, site) - order.control - moved
-    site.memory.keep(Purpose.CONTROL, now, run=order.run, round=order.round)
+    before = _kept_control(order, site)  # of other turns too, whose tensors this one leaves alone
+    whole = now if before is None else before.merge(now)
+    site.memory.keep(Purpose.CONTROL, whole, run=order.run, round=order.round)
 
 
 def _update(
