@@ -337,6 +337,7 @@ def make_order(state: AdapterState, plan: PrivacyPlan, **changed: Any) -> RoundO
         "first_step": 0,
         "schedule_steps": 10,
         "microbatch": 4,
+        "proximal": 0.0,
     }
     training |= {key: changed.pop(key) for key in list(changed) if key in training}
     usual: dict[str, Any] = {
