@@ -133,17 +133,6 @@ def test_the_pull_is_to_the_order_s_adapter_and_is_neither_clipped_nor_divided(
         torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_strong_pull_leaves_nothing_of_the_drift(task: TensorTask, state: AdapterState) -> None:
-    plan = plan_off(sampling_probability=1.0, denominator=8.0)
-    drifts = [
-        locally(
-            task, make_order(state, plan, local_steps=8, learning_rate=0.02, proximal=mu), ALL
-        ).norm()
-        for mu in (0.0, 5.0, 40.0)
-    ]
-    assert drifts[0] > 1.5 * drifts[1] > 3.0 * drifts[2] > 0
-
-
 # ------------------------------------------------------------------------------ SCAFFOLD ----
 
 
