@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -14,7 +14,13 @@ from torch import Tensor, nn
 
 from hushtune.client import dp
 from hushtune.common import lora
-from hushtune.common.adapter import AdapterState
+from hushtune.common.adapter import (
+    A_SUFFIX,
+    B_SUFFIX,
+    R_SUFFIX,
+    AdapterState,
+    base_keys,
+)
 from hushtune.common.config import AdapterConfig, ModelConfig
 from hushtune.common.messages import LocalTraining, RoundOrder
 from hushtune.common.model import AdaptedModel, Level
@@ -85,16 +91,48 @@ def tiny_base(family: str, head: str = "mean") -> Any:
 
 
 def adapted(
-    family: str, head: str = "mean", *, model: Mapping[str, Any] | None = None, **adapter: Any
+    family: str,
+    head: str = "mean",
+    *,
+    model: Mapping[str, Any] | None = None,
+    inner: bool = False,
+    **adapter: Any,
 ) -> AdaptedModel:
-    """A new adapted model: LoRA of rank 2 in the two top blocks."""
+    """A new adapted model: LoRA of rank 2 in the two top blocks; ``inner``: with R in between."""
     return lora.attach(
         tiny_base(family, head),
         model=ModelConfig(head=head, **{"precision": "float32", **(model or {})}),
         adapter=AdapterConfig(**{"rank": 2, "alpha": 4.0, "layers": 2, **adapter}),
         num_labels=NUM_LABELS,
         seed=0,
+        inner=inner,
     )
+
+
+def at_rank(model: AdaptedModel, rank: int, *, seed: int = 1, by: float = 0.1) -> AdapterState:
+    """A state of another rank in which nothing is zero."""
+    like, random = lora.extract(model).adapter_part(), torch.Generator().manual_seed(seed)
+    tensors: dict[str, Tensor] = {}
+    for key, tensor in like.tensors.items():
+        shape = list(tensor.shape)
+        if key.endswith((A_SUFFIX, R_SUFFIX)):
+            shape[0] = rank
+        if key.endswith((B_SUFFIX, R_SUFFIX)):
+            shape[1] = rank
+        tensors[key] = by * torch.randn(shape, generator=random)
+    return AdapterState(replace(like.spec, rank=rank), tensors)
+
+
+def with_change(state: AdapterState, n: int, *, seed: int = 5, by: float = 0.2) -> AdapterState:
+    """The same with a change of each adapted weight, of ``n`` columns and rows."""
+    random = torch.Generator().manual_seed(seed)
+    tensors = dict(state.tensors)
+    for module in state.spec.targets:
+        a, b = state.factors(module)
+        shapes = (n, a.shape[1]), (b.shape[0], n)
+        for key, shape in zip(base_keys(module), shapes, strict=True):
+            tensors[key] = by * torch.randn(shape, generator=random)
+    return AdapterState(state.spec, tensors)
 
 
 def moved(model: AdaptedModel, *, seed: int = 1, by: float = 0.1) -> AdapterState:
@@ -247,13 +285,19 @@ def one_gradient(task: Any, row: int, trained: Mapping[str, nn.Parameter]) -> Te
 
 
 def reference_sum(
-    task: Any, rows: Iterable[int], *, state: AdapterState, clip_norm: float
+    task: Any,
+    rows: Iterable[int],
+    *,
+    state: AdapterState,
+    clip_norm: float,
+    keys: Sequence[str] | None = None,
 ) -> Tensor:
     """Abadi et al., algorithm 1: one example at a time, clipped jointly, summed in float64."""
     lora.install(task.model, state)
-    trained = lora.set_trainable(task.model, state.keys)
+    trained = lora.set_trainable(task.model, keys or state.keys)
     task.model.frozen_mode()
-    total = torch.zeros(state.num_values(), dtype=torch.float64)
+    size = sum(parameter.numel() for parameter in trained.values())
+    total = torch.zeros(size, dtype=torch.float64)
     for row in rows:
         gradient = one_gradient(task, row, trained)
         total += gradient / max(1.0, float(gradient.norm()) / clip_norm)
@@ -293,6 +337,7 @@ def make_order(state: AdapterState, plan: PrivacyPlan, **changed: Any) -> RoundO
         "first_step": 0,
         "schedule_steps": 10,
         "microbatch": 4,
+        "proximal": 0.0,
     }
     training |= {key: changed.pop(key) for key in list(changed) if key in training}
     usual: dict[str, Any] = {

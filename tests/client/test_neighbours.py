@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from hushtune.client import app
+from hushtune.client.memory import SiteMemory
 from hushtune.client.policy import SitePolicy
 from hushtune.client.site import Site, ledger_path
 from hushtune.client.terms import Terms
@@ -88,6 +89,7 @@ def public_part(
         ledger=Ledger(ledger_path(folder, "north")),
         noise=NoiseSource(),
         batch_key=bytes([rows]),
+        memory=SiteMemory(folder / "own", "north"),
     )
     texts, sizes, shown, history = [], [], [], []
     for round in (1, 2):

@@ -71,7 +71,7 @@ def charge(order: RoundOrder) -> LedgerEntry | None:
         order.round - 1,
         GENESIS,
         dataset=f"rows of {order.site}",
-        run=order.run,
+        run=order.charged_run,
         round=order.round,
         unit=RECORD,
         event=order.plan.event(order.local_steps),

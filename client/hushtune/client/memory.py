@@ -7,7 +7,7 @@ a round that is asked for again, as after a crash, begins where it began the fir
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -35,7 +35,12 @@ class Purpose(StrEnum):
 
 @dataclass(frozen=True)
 class SiteMemory:
-    """The files of one site in one folder."""
+    """The files of one site in one folder.
+
+    What a round made that was not ``paid`` for, as its charge failed, is as if it had not been
+    kept: what is sent later must follow from nothing else than what was charged. None: no round is
+    charged.
+    """
 
     folder: Path
     site: str
@@ -44,24 +49,42 @@ class SiteMemory:
         """Where what is kept for a purpose lies."""
         return self.folder / f"{site_stem(self.site)}.{purpose}.safetensors"
 
-    def before(self, purpose: Purpose, *, run: str, round: int) -> AdapterState | None:
+    def before(
+        self, purpose: Purpose, *, run: str, round: int, paid: Collection[int] | None = None
+    ) -> AdapterState | None:
         """What the site had kept when a round of a run began; None where there was nothing.
 
         Raises SiteError for a damaged file.
         """
-        kept = {number: s for number, s in self._read(purpose, run).items() if number < round}
+        kept = {n: s for n, s in self._paid(purpose, run, paid).items() if n < round}
         return kept[max(kept)] if kept else None
 
-    def newest(self, purpose: Purpose, *, run: str) -> AdapterState | None:
+    def newest(
+        self, purpose: Purpose, *, run: str, paid: Collection[int] | None = None
+    ) -> AdapterState | None:
         """What the site has kept of a run."""
-        kept = self._read(purpose, run)
+        kept = self._paid(purpose, run, paid)
         return kept[max(kept)] if kept else None
 
-    def keep(self, purpose: Purpose, state: AdapterState, *, run: str, round: int) -> None:
+    def keep(
+        self,
+        purpose: Purpose,
+        state: AdapterState,
+        *,
+        run: str,
+        round: int,
+        paid: Collection[int] | None = None,
+    ) -> None:
         """Keep what a round made, durably, and what was there before that round."""
-        earlier = {n: s for n, s in self._read(purpose, run).items() if n < round}
+        earlier = {n: s for n, s in self._paid(purpose, run, paid).items() if n < round}
         last = [(number, earlier[number]) for number in sorted(earlier)[-1:]]
         write_bytes(self.file(purpose), _to_bytes(run, [*last, (round, state)]), private=True)
+
+    def _paid(
+        self, purpose: Purpose, run: str, paid: Collection[int] | None
+    ) -> dict[int, AdapterState]:
+        kept = self._read(purpose, run)
+        return {n: state for n, state in kept.items() if paid is None or n in paid}
 
     def _read(self, purpose: Purpose, run: str) -> dict[int, AdapterState]:
         path = self.file(purpose)

@@ -72,13 +72,14 @@ def trained(order: RoundOrder, site: Site, *, sequence: int) -> AdapterState:
     if own:
         purpose = Purpose.ADAPTER if order.personal else Purpose.FACTORS
         now = start.select(own) + delta.select(own)
-        site.memory.keep(purpose, now, run=order.run, round=order.round)
+        paid = _paid(site, order.charged_run)
+        site.memory.keep(purpose, now, run=order.run, round=order.round, paid=paid)
     return delta.select(order.sent)
 
 
 def own_model(adapter: AdapterState, site: Site, *, run: str) -> AdapterState:
     """The global adapter with what the site keeps for itself in place of its own factors."""
-    kept = site.memory.newest(Purpose.FACTORS, run=run)
+    kept = site.memory.newest(Purpose.FACTORS, run=run, paid=_paid(site, run))
     return adapter if kept is None else adapter.merge(kept)
 
 
@@ -87,8 +88,17 @@ def _start(order: RoundOrder, site: Site) -> AdapterState:
     purpose = Purpose.ADAPTER if order.personal else Purpose.FACTORS
     if not order.personal and not RULES[order.rule].kept:
         return order.adapter
-    kept = site.memory.before(purpose, run=order.run, round=order.round)
+    paid = _paid(site, order.charged_run)
+    kept = site.memory.before(purpose, run=order.run, round=order.round, paid=paid)
     return order.adapter if kept is None else order.adapter.merge(kept)
+
+
+def _paid(site: Site, charged_run: str) -> frozenset[int] | None:
+    """The rounds that the site's ledger charges; None where it has no ledger."""
+    if site.ledger is None:
+        return None
+    entries = site.ledger.entries(site.dataset)
+    return frozenset(entry.round for entry in entries if entry.run == charged_run)
 
 
 def _correction(order: RoundOrder, site: Site) -> AdapterState | None:
@@ -102,10 +112,14 @@ def _control_of(order: RoundOrder, site: Site) -> AdapterState:
     """``c_k``, zero over what the site did not train before."""
     assert order.control is not None
     zero = 0.0 * order.control
-    kept = site.memory.before(Purpose.CONTROL, run=order.run, round=order.round)
+    kept = _kept_control(order, site)
     if kept is None:
         return zero
     return zero.merge(kept.select(key for key in zero.keys if key in kept.tensors))
+
+
+def _kept_control(order: RoundOrder, site: Site) -> AdapterState | None:
+    return site.memory.before(Purpose.CONTROL, run=order.run, round=order.round)
 
 
 def _keep_control(order: RoundOrder, site: Site, delta: AdapterState) -> None:
@@ -113,7 +127,9 @@ def _keep_control(order: RoundOrder, site: Site, delta: AdapterState) -> None:
     assert order.control is not None
     moved = (1.0 / sum_of_rates(order)) * delta
     now = _control_of(order, site) - order.control - moved
-    site.memory.keep(Purpose.CONTROL, now, run=order.run, round=order.round)
+    before = _kept_control(order, site)  # of other turns too, whose tensors this one leaves alone
+    whole = now if before is None else before.merge(now)
+    site.memory.keep(Purpose.CONTROL, whole, run=order.run, round=order.round)
 
 
 def _update(

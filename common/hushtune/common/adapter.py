@@ -199,13 +199,20 @@ class AdapterState:
         return (self.tensors[a], self.tensors[b]) if a in self.tensors else None
 
     def is_whole(self) -> bool:
-        """Whether nothing is missing that a complete state has, and changes of weights come in
-        pairs."""
-        beyond = set(self.keys) - set(self.spec.all_keys())
-        pairs = all(
-            set(base_keys(m)) <= beyond or not beyond & set(base_keys(m)) for m in self.spec.targets
-        )
-        return pairs and set(self.spec.all_keys()) <= set(self.keys)
+        """Whether nothing is missing that a complete state has, and changes of weights fit."""
+        complete = set(self.spec.all_keys()) <= set(self.keys)
+        return complete and all(map(self._has_fit_change, self.spec.targets))
+
+    def _has_fit_change(self, module: str) -> bool:
+        """A change of a weight has two factors or none, of the weight's shape, and no wider."""
+        factors = [self.tensors[key] for key in base_keys(module) if key in self.tensors]
+        if not factors:
+            return True
+        if [factor.dim() for factor in factors] != [2, 2]:
+            return False
+        (n, d_in), (d_out, also_n) = (factor.shape for factor in factors)
+        a, b = self.tensors[a_key(module)], self.tensors[b_key(module)]
+        return n == also_n <= min(d_in, d_out) and (d_in, d_out) == (*a.shape[1:], *b.shape[:1])
 
     def adapter_part(self) -> AdapterState:
         """Without any change of the frozen weights."""

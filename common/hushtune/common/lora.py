@@ -277,7 +277,7 @@ def install(model: AdaptedModel, state: AdapterState) -> None:
         if factors is not None:
             (a_name, b_name), (a, b) = base_keys(module), factors
             like_a, like_b = found[a_key(module)], found[module + B_SUFFIX]
-            rank = a.shape[0]
+            rank = a.shape[0] if a.dim() else 0
             _require_shape(a_name, a, (rank, like_a.shape[1]))
             _require_shape(b_name, b, (like_b.shape[0], rank))
             model.base_change[module] = (a.to(like_a.device), b.to(like_b.device))

@@ -261,7 +261,7 @@ def _check_whole(order: RoundOrder) -> None:
     if missing or unknown or not order.trainable or not adapter.is_whole():
         raise MessageError(
             "an order does not carry the adapter that it speaks of",
-            given=", ".join(missing + unknown) or "nothing to train, or half a change of weights",
+            given=", ".join(missing + unknown) or "nothing to train, or an unfit change of weights",
         )
     control = order.control
     if control is not None and (

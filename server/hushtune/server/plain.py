@@ -122,7 +122,7 @@ def exchange(
     joined = _with_step(begun, asked, config, number, aggregator)
     accepted = asked.replies.accepted
     if control is not None:
-        memory = scaffold.moved(joined.agg, control, accepted, orders, len(plans))
+        memory = scaffold.moved(joined.agg, now.agg, control, accepted, orders, len(plans))
         joined = replace(joined, agg=memory)
     return replace(joined, bias=measured_bias(config, now.state, accepted))
 

@@ -35,12 +35,18 @@ def control_of(now: Checkpoint, config: RunConfig) -> AdapterState | None:
 
 def moved(
     memory: AggState,
+    before: AggState,
     control: AdapterState,
     updates: Sequence[ClientUpdate],
     orders: Mapping[str, RoundOrder],
     num_sites: int,
 ) -> AggState:
-    """``c <- c + 1/N sum_k (c_k' - c_k)``, with ``c_k' - c_k = -c - delta_k / sum of rates``."""
+    """``c <- c + 1/N sum_k (c_k' - c_k)``, with ``c_k' - c_k = -c - delta_k / sum of rates``.
+
+    ``before``: what was remembered when the round began. Over tensors that are not trained in every
+    round the variate stays as it was, whatever the server's optimiser, whose ``memory`` it joins,
+    remembers.
+    """
     change = 0.0 * control
     for update in sorted(updates, key=lambda update: update.site):
         how, steps = orders[update.site].training, orders[update.site].local_steps
@@ -49,7 +55,7 @@ def moved(
             for k in range(steps)
         )
         change = change - control - (1.0 / rates) * update.delta
-    known = memory.moments.get(CONTROL)
+    known = before.moments.get(CONTROL)
     new = control + (1.0 / num_sites) * change
     whole = new if known is None else known.merge(new)
     return replace(memory, moments={**memory.moments, CONTROL: whole})

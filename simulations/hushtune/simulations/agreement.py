@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from hushtune.client.site import agreed_terms, simulated_ledger, simulated_terms
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
 from hushtune.common.errors import HushtuneError, LedgerError, QuorumError, SiteError
-from hushtune.common.messages import METRICS_RUN, PERSONAL_RUN
 from hushtune.common.metrics_messages import MetricsOrder
 from hushtune.common.planning import (
     charged_unit,
@@ -25,29 +23,28 @@ from hushtune.common.planning import (
     personal_charges,
     site_rank,
 )
-from hushtune.common.privacy.ledger_entry import GENESIS, LedgerEntry
+from hushtune.common.privacy.ledger_entry import LedgerEntry
 from hushtune.common.privacy.ledger_files import head_path
 from hushtune.common.privacy.ledger_limit import Limit
 from hushtune.common.privacy.ledger_record import read_ledger
-from hushtune.common.privacy.plan import DpSgdEvent, PrivacyPlan, Relation, Trust, Unit
+from hushtune.common.privacy.plan import PrivacyPlan, Relation, Trust, Unit
 from hushtune.common.run_context import RunContext
 from hushtune.common.secagg.wire import KeysOrder
 from hushtune.server.aggregation.lora_rules import SERVER_RULES
 from hushtune.server.orders import chosen_sites, make_orders, step_of_round
-from hushtune.server.steps import numbers_of_round, sends_gradients
+from hushtune.server.steps import numbers_of_round
+from hushtune.simulations.foreseen_charges import (
+    CHARGED_AS,
+    DRY_RUN,
+    FIGURES,
+    PERSONAL,
+    TRAINING,
+    Charge,
+    first_unpaid,
+    training_charges,
+)
 
-_RUN = "dry run"
 _MOST_TOLD = 6
-TRAINING, FIGURES = "training", "figures"
-
-
-class _Charge(NamedTuple):
-    """What a site would be asked to pay in a round: under which run's name, and which number."""
-
-    round: int
-    run: str
-    number: int
-    event: DpSgdEvent
 
 
 class OpenedSite(NamedTuple):
@@ -61,8 +58,8 @@ class OpenedSite(NamedTuple):
 def refusals(
     config: RunConfig, plans: Mapping[str, PrivacyPlan], state: AdapterState
 ) -> list[dict[str, Any]]:
-    """What sites would refuse: ``site``, ``what`` (training or figures), the ``round`` from which
-    on, ``code``, ``reason`` and ``remedy``.
+    """What sites would refuse: ``site``, ``what`` (training, personal training or figures), the
+    ``round`` from which on, ``code``, ``reason`` and ``remedy``.
 
     Raises what ``check_sites_open`` does. Only a site with a policy, or with a ledger that runs
     share, can refuse what the run asks.
@@ -214,10 +211,12 @@ def _at_site(
     if not plans[site].trust.charges_sites:
         return []
     charges = [
-        charge for number in rounds for charge in _training(config, plans[site], round=number)
+        charge
+        for number in rounds
+        for charge in training_charges(config, plans[site], round=number)
     ]
     charges += [
-        _Charge(number, _RUN + PERSONAL_RUN, number, plans[site].event(steps))
+        Charge(number, PERSONAL, number, plans[site].event(steps))
         for number, steps in personal_charges(config)
     ]
     told, give = metrics_rounds(config), SERVER_RULES[config.aggregation.rule].give
@@ -226,7 +225,7 @@ def _at_site(
         try:
             opened.policy.check_metrics(
                 MetricsOrder(
-                    run=_RUN,
+                    run=DRY_RUN,
                     round=told[0],
                     site=site,
                     adapter=give(state, site_rank(config, site)),
@@ -239,16 +238,15 @@ def _at_site(
             found.append(_row(site, FIGURES, told[0], error))
         else:
             event = metrics.event(config.metrics.noise_multiplier)
-            figures = _RUN + METRICS_RUN
-            charges += [_Charge(number, figures, number, event) for number in told if noised]
-    # A round is charged for its training first ("dry run" sorts before its own figures).
-    charges.sort(key=lambda charge: charge[:3])
+            charges += [Charge(number, FIGURES, number, event) for number in told if noised]
+    places = list(CHARGED_AS)
+    charges.sort(key=lambda charge: (charge.round, places.index(charge.what), charge.number))
     unit = charged_unit(config)
-    unpaid = _first_unpaid(opened.limit, opened.spent, charges, unit=unit)
-    if unpaid is not None:
+    # What is refused is not charged, so that the rest may go on.
+    while unpaid := first_unpaid(opened.limit, opened.spent, charges, unit=unit):
         charge, error = unpaid
-        what = FIGURES if charge.run == _RUN + METRICS_RUN else TRAINING
-        found.append(_row(site, what, charge.round, error))
+        found.append(_row(site, charge.what, charge.round, error))
+        charges = [c for c in charges if c.what != charge.what or c.round < charge.round]
     return found
 
 
@@ -263,13 +261,15 @@ def _check_orders(
 ) -> None:
     """Raises what a site's policy says to what it is asked in a round, in the order of asking."""
     sizes = config.data.public_sizes
-    order = make_orders(state, run=_RUN, round=round, config=config, plans=plans, sizes=sizes)[site]
+    order = make_orders(state, run=DRY_RUN, round=round, config=config, plans=plans, sizes=sizes)[
+        site
+    ]
     if config.privacy.trust == Trust.DISTRIBUTED:
         numbers = numbers_of_round(config, round)
         policy.check_session(
             KeysOrder(
-                run=_RUN,
-                session=_RUN,
+                run=DRY_RUN,
+                session=DRY_RUN,
                 site=site,
                 cohort=cohort_of(config),
                 plan=plans[site],
@@ -281,14 +281,6 @@ def _check_orders(
     policy.check(order)
 
 
-def _training(config: RunConfig, plan: PrivacyPlan, *, round: int) -> list[_Charge]:
-    """What a site is charged for a round's training: once, or step by step in secure sums."""
-    if config.privacy.trust == Trust.DISTRIBUTED or sends_gradients(config):
-        numbers = numbers_of_round(config, round)
-        return [_Charge(round, _RUN, number, plan.event(1)) for number in numbers]
-    return [_Charge(round, _RUN, round, plan.event(config.train.local_steps))]
-
-
 def _opened(run: RunContext, state: AdapterState, site: str) -> OpenedSite:
     """Raises what opening the site would."""
     spec = replace(state.spec, rank=site_rank(run.config, site))
@@ -296,51 +288,6 @@ def _opened(run: RunContext, state: AdapterState, site: str) -> OpenedSite:
     ledger = simulated_ledger(run, site)
     begun = policy.trust.charges_sites and (ledger.exists() or head_path(ledger).exists())
     return OpenedSite(policy, limit, read_ledger(ledger).entries if begun else ())
-
-
-def _first_unpaid(
-    limit: Limit,
-    spent: Sequence[LedgerEntry],
-    charges: Sequence[_Charge],
-    *,
-    unit: str,
-) -> tuple[_Charge, HushtuneError] | None:
-    """The first charge that the limit refuses, with its reason; None if all can be paid.
-
-    The data set is taken to be the ledger's last: which one a name stands for, its key alone tells.
-    """
-    dataset = spent[-1].dataset if spent else "rows"
-    entries = list(spent)
-    for charge in charges:
-        last = entries[-1] if entries else None
-        entries.append(
-            LedgerEntry.after(
-                0 if last is None else last.sequence,
-                GENESIS if last is None else last.hash,
-                dataset=dataset,
-                run=charge.run,
-                round=charge.number,
-                event=charge.event,
-                unit=unit,
-            )
-        )
-
-    def refusal(place: int) -> HushtuneError | None:
-        before = entries[: len(spent) + place]
-        charge = charges[place]
-        try:
-            limit.check(charge.event, before, dataset=dataset, run=charge.run, unit=unit)
-        except HushtuneError as error:
-            return error
-        return None
-
-    if not charges or refusal(len(charges) - 1) is None:
-        return None
-    # What is spent only grows, so that after the first refusal there are only refusals.
-    place = bisect_left(range(len(charges)), True, key=lambda k: refusal(k) is not None)
-    error = refusal(place)
-    assert error is not None
-    return charges[place], error
 
 
 def _row(site: str, what: str, number: int, error: HushtuneError) -> dict[str, Any]:

@@ -59,7 +59,8 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     steps = adapted * train.local_steps
     private_runs = 1 + (len(trained_baselines(config)) - 1 if config.simulation.baselines else 0)
     whole_runs = 4 if config.simulation.baselines else 1  # the sites alone make up one run
-    frozen, stepping = _seconds_a_row(workspace, full_keys=trainable_keys(rule, state.spec, turn=0))
+    keys = trainable_keys(rule, state.spec, turn=0)
+    frozen, stepping = _seconds_a_row(workspace, full_keys=keys)
     used = sum(len(workspace.rows(POOLED, part)) for part in ("train", "validation", "test"))
     judged = len(workspace.rows(POOLED, "test")) * private_runs
     seconds = used * frozen + whole_runs * steps * batch * stepping + judged * stepping / 2

@@ -31,7 +31,6 @@ from hushtune.common.files import read_json, read_text, write_errors
 from hushtune.common.lora_files import (
     ADAPTER_FILE,
     HEAD_FILE,
-    merged,
     peft_names,
     plain_adapter,
     save_adapter,
@@ -41,7 +40,7 @@ from hushtune.common.tasks.assets import resolve_model
 from hushtune.common.tasks.text_classification import EVALUATION_BATCH, tokenize
 from hushtune.common.tasks.tokenizer import load_tokenizer
 from hushtune.common.tasks.workspace import Workspace, load_base, set_padding
-from hushtune.simulations.card import merged_card
+from hushtune.simulations.merged import write_merged
 from hushtune.simulations.privacy_report import how_to_go_on
 
 DESCRIPTION = "hushtune.json"
@@ -255,7 +254,7 @@ def export(folder: Path, to: Path, *, merged: bool) -> Path:
             )
     with _whole_folder(to) as partial:
         if merged:
-            _write_merged(load(source), source, partial)
+            write_merged(load(source), read_text(source / "README.md", remedy=_MEND), partial)
         else:
             for file in source.glob("*.safetensors"):
                 _tensors(file)  # what is damaged is found here, and not where it is carried to
@@ -283,72 +282,3 @@ def _whole_folder(to: Path, *, replace: bool = False) -> Generator[Path]:
                 "the disk is full", given=str(to), remedy="free some space and try again"
             ) from error
         raise
-
-
-def _write_merged(trained: Predictor, source: Path, folder: Path) -> None:
-    base = merged(trained.model)
-    names = dict(enumerate(trained.labels))
-    base.config.id2label = names
-    base.config.label2id = {name: index for index, name in names.items()}
-    base.save_pretrained(str(folder), safe_serialization=True)
-    trained.tokenizer.save_pretrained(str(folder))
-    card = merged_card(
-        read_text(source / "README.md", remedy=_MEND),
-        labels=trained.labels,
-        head=trained.settings.head,
-        max_tokens=trained.settings.max_tokens,
-    )
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    if trained.model.head is None:
-        return
-    width, scale = trained.model.head.in_features, trained.settings.feature_scale
-    _write_json(
-        folder / "sentence_bert_config.json",
-        {"max_seq_length": trained.settings.max_tokens, "do_lower_case": False},
-    )
-    _write_json(
-        folder / "1_Pooling" / "config.json",
-        {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True},
-    )
-    (folder / "2_Normalize").mkdir()
-    _write_json(
-        folder / "3_Dense" / "config.json",
-        {
-            "in_features": width,
-            "out_features": len(trained.labels),
-            "bias": True,
-            "activation_function": "torch.nn.modules.linear.Identity",
-        },
-    )
-    dense = {
-        "linear.weight": (trained.model.head.weight.detach() * scale).contiguous(),
-        "linear.bias": trained.model.head.bias.detach().clone(),
-    }
-    safetensors.torch.save_file(dense, folder / "3_Dense" / "model.safetensors")
-    kinds = [
-        ("", "Transformer"),
-        ("1_Pooling", "Pooling"),
-        ("2_Normalize", "Normalize"),
-        ("3_Dense", "Dense"),
-    ]
-    _write_json(
-        folder / "modules.json",
-        [
-            {
-                "idx": index,
-                "name": str(index),
-                "path": path,
-                "type": f"sentence_transformers.models.{kind}",
-            }
-            for index, (path, kind) in enumerate(kinds)
-        ],
-    )
-    _write_json(
-        folder / "config_sentence_transformers.json",
-        {"similarity_fn_name": "cosine", "labels": list(trained.labels)},
-    )
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

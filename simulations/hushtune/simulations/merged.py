@@ -1,0 +1,85 @@
+"""A trained adapter merged into its base: one folder that loads without hushtune and peft."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import safetensors.torch
+
+from hushtune.common.lora_files import merged
+from hushtune.simulations.card import merged_card
+
+if TYPE_CHECKING:
+    from hushtune.simulations.saved import Predictor
+
+
+def write_merged(trained: Predictor, card: str, folder: Path) -> None:
+    """Merge a trained model into its base; ``card``: that of the adapter."""
+    base = merged(trained.model)
+    names = dict(enumerate(trained.labels))
+    base.config.id2label = names
+    base.config.label2id = {name: index for index, name in names.items()}
+    base.save_pretrained(str(folder), safe_serialization=True)
+    trained.tokenizer.save_pretrained(str(folder))
+    card = merged_card(
+        card,
+        labels=trained.labels,
+        head=trained.settings.head,
+        max_tokens=trained.settings.max_tokens,
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    if trained.model.head is None:
+        return
+    width, scale = trained.model.head.in_features, trained.settings.feature_scale
+    _write_json(
+        folder / "sentence_bert_config.json",
+        {"max_seq_length": trained.settings.max_tokens, "do_lower_case": False},
+    )
+    _write_json(
+        folder / "1_Pooling" / "config.json",
+        {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True},
+    )
+    (folder / "2_Normalize").mkdir()
+    _write_json(
+        folder / "3_Dense" / "config.json",
+        {
+            "in_features": width,
+            "out_features": len(trained.labels),
+            "bias": True,
+            "activation_function": "torch.nn.modules.linear.Identity",
+        },
+    )
+    dense = {
+        "linear.weight": (trained.model.head.weight.detach() * scale).contiguous(),
+        "linear.bias": trained.model.head.bias.detach().clone(),
+    }
+    safetensors.torch.save_file(dense, folder / "3_Dense" / "model.safetensors")
+    kinds = [
+        ("", "Transformer"),
+        ("1_Pooling", "Pooling"),
+        ("2_Normalize", "Normalize"),
+        ("3_Dense", "Dense"),
+    ]
+    _write_json(
+        folder / "modules.json",
+        [
+            {
+                "idx": index,
+                "name": str(index),
+                "path": path,
+                "type": f"sentence_transformers.models.{kind}",
+            }
+            for index, (path, kind) in enumerate(kinds)
+        ],
+    )
+    _write_json(
+        folder / "config_sentence_transformers.json",
+        {"similarity_fn_name": "cosine", "labels": list(trained.labels)},
+    )
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

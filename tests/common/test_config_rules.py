@@ -1,0 +1,167 @@
+"""What does not go with a rule: each refusal names the key, what was given and what would do."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from hushtune.common.config import RunConfig
+from hushtune.common.config_io import loads_config
+from hushtune.common.config_rules import SAME_COORDINATES
+from hushtune.common.errors import ConfigError
+from hushtune.common.lora_rules import RULES
+
+DATA = {"data.source": "demo"}
+SGD = {"train.optimizer": "sgd", "train.learning_rate": 0.1, "privacy.trust": "off"}
+BY_CLIENT = {"privacy.unit": "client", "privacy.delta": 1e-2}
+
+
+def toml(changes: dict[str, Any]) -> str:
+    lines = [f"{key} = {json.dumps(value)}" for key, value in {**DATA, **changes}.items()]
+    return "\n".join(lines).replace("{", "{ ").replace('": ', '" = ')
+
+
+def made(changes: dict[str, Any]) -> RunConfig:
+    return loads_config(toml(changes))
+
+
+# name -> (settings, the key that is named, what was given, what would do)
+REFUSALS: dict[str, tuple[dict[str, Any], str, str, str]] = {
+    "ranks under a rule of one shape": (
+        {"adapter.ranks": {"amazon": 2, "nyt": 8}},
+        "adapter.ranks",
+        "ranks of amazon, nyt, with ffa",
+        "no ranks, or a rule for any ranks: flora, flexlora, hetlora",
+    ),
+    "a proximal term at sites that take no steps": (
+        {"aggregation.rule": "fedsgd", "train.proximal": 0.5},
+        "train.proximal",
+        "0.5",
+        "none of the two",
+    ),
+    "a proximal term in secure sums of gradients": (
+        {"privacy.trust": "distributed", "train.proximal": 0.5},
+        "train.proximal",
+        "0.5",
+        "none of the two",
+    ),
+    "control variates at sites that take no steps": (
+        {**SGD, "aggregation.rule": "fedsgd", "train.scaffold": True},
+        "train.scaffold",
+        "true",
+        "none of the two",
+    ),
+    "a B of the site's own in secure sums": (
+        {"aggregation.rule": "fedsa", "privacy.trust": "distributed"},
+        "aggregation.rule",
+        "fedsa, trust = distributed, unit = example",
+        "another rule, or unit = client",
+    ),
+    "control variates under privacy": (
+        {**SGD, "privacy.trust": "site", "train.scaffold": True},
+        "train.scaffold",
+        "true, privacy.trust = 'site'",
+        'false, or privacy.trust = "off"',
+    ),
+    "control variates under an adaptive optimiser": (
+        {**SGD, "train.optimizer": "adamw", "train.scaffold": True},
+        "train.scaffold",
+        "true, train.optimizer = 'adamw'",
+        'train.optimizer = "sgd", with a learning rate for it',
+    ),
+    "control variates under a rule that changes coordinates": (
+        {**SGD, "aggregation.rule": "fedsvd", "train.scaffold": True},
+        "train.scaffold",
+        "true, aggregation.rule = 'fedsvd'",
+        "one of fedit, ffa, rolora, fedsb",
+    ),
+    "personal training where noise is on a sum": (
+        {"privacy.trust": "distributed", "personal.method": "finetune"},
+        "personal.method",
+        "finetune, privacy.trust = 'distributed'",
+        '"none", or privacy.trust = "site" or "off"',
+    ),
+    "personal training where noise is at the server": (
+        {**BY_CLIENT, "privacy.trust": "server", "personal.method": "finetune"},
+        "personal.method",
+        "finetune, privacy.trust = 'server'",
+        '"none", or privacy.trust = "site" or "off"',
+    ),
+    "an adapter drawn to one of other coordinates": (
+        {"aggregation.rule": "fedex", "personal.method": "ditto"},
+        "personal.method",
+        "ditto, aggregation.rule = 'fedex'",
+        "one of fedit, ffa, rolora, fedsb, fedsgd",
+    ),
+    "two adapters of the site's own": (
+        {"aggregation.rule": "fedsa", "personal.method": "finetune"},
+        "personal.method",
+        "finetune, aggregation.rule = 'fedsa'",
+        '"none"',
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_it_is_refused_and_says_why(name: str) -> None:
+    changes, key, given, expected = REFUSALS[name]
+    with pytest.raises(ConfigError) as caught:
+        made(changes)
+    error = caught.value
+    assert key in error.message
+    assert (error.given, error.expected) == (given, expected)
+    # The setting at fault is at fault: without it the rest is fine.
+    made({k: v for k, v in changes.items() if k not in (key, "aggregation.rule")})
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_what_a_rule_can_do_is_not_refused(rule: str) -> None:
+    """One cell a rule of each table: ranks, personal training, control variates, FedProx."""
+    base: dict[str, Any] = {**SGD, "aggregation.rule": rule}
+    allowed = {
+        "ranks": RULES[rule].any_ranks,
+        "finetune": not RULES[rule].kept,
+        "ditto": rule in (*SAME_COORDINATES, "fedsgd"),
+        "scaffold": rule in SAME_COORDINATES,
+        "proximal": not RULES[rule].gradient,
+    }
+    settings: dict[str, dict[str, Any]] = {
+        "ranks": {"adapter.ranks": {"amazon": 2}},
+        "finetune": {"personal.method": "finetune"},
+        "ditto": {"personal.method": "ditto"},
+        "scaffold": {"train.scaffold": True},
+        "proximal": {"train.proximal": 0.1},
+    }
+    for what, changes in settings.items():
+        if allowed[what]:
+            made({**base, **changes})
+        else:
+            with pytest.raises(ConfigError):
+                made({**base, **changes})
+
+
+def test_a_whole_client_s_own_b_and_steps_are_fine_in_secure_sums() -> None:
+    clients = {**BY_CLIENT, "privacy.trust": "distributed"}
+    made({**clients, "aggregation.rule": "fedsa"})
+    made({**clients, "train.proximal": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("personal.method", "both"),
+        ("personal.steps", 0),
+        ("personal.learning_rate", 0.0),
+        ("personal.proximal", -1.0),
+        ("train.proximal", -0.1),
+        ("train.scaffold", "yes"),
+        ("adapter.ranks", {"amazon": 0}),
+        ("adapter.ranks", {"": 2}),
+        ("aggregation.rule", "hexlora"),
+    ],
+)
+def test_a_value_out_of_range_names_its_key(key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
+        made({key: value})
