@@ -42,6 +42,9 @@ def summary(names: Sequence[str], *, epsilon: float = 2.0, **changes: Any) -> di
         },
         "table": {**baselines, **own},
         "baselines": {"alone_private": 0.5},
+        "worst_site": {"site": names[-1], "value": value[names[-1]]},
+        "spread": value[names[0]] - value[names[-1]],
+        "aggregation_bias": None,
         "rejected": {},
         "attack": None,
         "data_notes": [],
@@ -174,3 +177,13 @@ def test_groups_are_counted_where_groups_are_protected() -> None:
     show_summary(at, summary(FEW, group="patient"))
     assert "public groups by patient" in said(at)
     assert "training rows" not in said(at)
+
+
+def test_the_worst_site_the_spread_and_what_a_rule_loses_are_told() -> None:
+    at = console()
+    show_summary(at, summary(["east", "north"]))
+    text = said(at)
+    assert "worst site: north, 0.890; best and worst are 0.010 apart" in text
+    assert "lost" not in text
+    show_summary(at, summary(["east", "north"], aggregation_bias=0.312))
+    assert "lost 31% of the sites' mean adapter" in said(at)

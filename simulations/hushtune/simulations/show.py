@@ -21,9 +21,10 @@ _WRITTEN = {
     **{"adapter/": "adapter", "privacy.md": "statement", "privacy.html": "as a page"},
     **{"privacy.json": "as data", "metrics.jsonl": "metrics", "summary.json": "summary"},
     **{"curve.png": "plot", "sites.png": "who has what", "config.toml": "settings"},
-    **{"ledger/": "ledgers", "checkpoint/": "checkpoint"},
+    **{"ledger/": "ledgers", "checkpoint/": "checkpoint", "own/": "sites' own"},
 }
 """All that a run may leave in its folder, and what it is called in the closing list."""
+_MUCH_BIAS = 0.1
 _NOT_PRIVATE = "[bold red]NO PRIVACY: this run adds no noise[/]"
 _SEEDED = (
     "[bold red]NO PRIVACY: privacy.insecure_seeded_noise = true, so whoever knows the run's seed "
@@ -52,6 +53,7 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
         cells = [f"{row[site]:.3f}" if site in row else "" for site in [*sites, "pooled"]]
         table.add_row(labels[name], *cells, style=style)
     console.print(table)
+    _show_spread(console, summary)
     if any(name == "alone_private" for name, _ in _rows(summary)):
         line = "under all, the mean of the sites' own models on all test rows"
         line = f"{labels['alone_private']}: {line}"
@@ -78,6 +80,20 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
     if "missing" in summary:
         console.print(f"[yellow]not drawn:[/] {_plain(summary['missing'])}", highlight=False)
     console.print(f"{'took':>12}  {summary['seconds']['total']:.0f} s", highlight=False)
+
+
+def _show_spread(console: Console, summary: Mapping[str, Any]) -> None:
+    """How unequal the sites are served, and what the rule of aggregation loses."""
+    worst = summary["worst_site"]
+    if len(summary["sites"]) > 1:
+        line = f"worst site: {worst['site']}, {worst['value']:.3f}; "
+        line += f"best and worst are {summary['spread']:.3f} apart"
+        console.print(line, style="dim", highlight=False, markup=False)
+    bias = summary["aggregation_bias"]
+    if bias is not None and bias > _MUCH_BIAS:
+        line = f"averaging A and B apart lost {bias:.0%} of the sites' mean adapter in the last "
+        line += "round: aggregation.rule = ffa, fedsvd, fedex or flora loses none"
+        console.print(line, style="yellow", highlight=False, markup=False)
 
 
 def _first(names: Iterable[str], rank: Callable[[str], float]) -> list[str]:
