@@ -32,6 +32,7 @@ from hushtune.common.privacy.figures import upwards
 from hushtune.common.tasks import assets
 from hushtune.common.tasks.workspace import open_workspace
 from hushtune.server import checkpoint
+from hushtune.simulations import merged as merged_module
 from hushtune.simulations import run, saved
 from hushtune.simulations.card import model_card
 
@@ -421,7 +422,7 @@ def test_an_interrupted_export_leaves_nothing_half(
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            saved, "merged_card", stop
+            merged_module, "merged_card", stop
         )  # of the card, after the weights of a merged model
         patch.setattr(shutil, "copytree", stop)
         with pytest.raises(how):
