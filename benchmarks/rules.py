@@ -14,6 +14,7 @@ run again. With ``--doc`` the table replaces what stands between its two markers
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
@@ -72,15 +73,16 @@ def main() -> None:
     done = (
         [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     )
-    for seed in range(options.seeds):
-        for data in options.data:
-            for epsilon in options.epsilons:
-                for rule in options.rules:
-                    key = {"data": data, "seed": seed, "epsilon": epsilon, "rule": rule}
-                    if not any(key.items() <= row.items() for row in done):
-                        done.append(measured(key, options))
-                        results.parent.mkdir(parents=True, exist_ok=True)
-                        write_text(results, "".join(json.dumps(row) + "\n" for row in done))
+    # Rules with another kind of adapter last: a process keeps one model and its features.
+    rules = sorted(options.rules, key=lambda rule: rule in RULES and RULES[rule].inner)
+    for seed, data, rule, epsilon in itertools.product(
+        range(options.seeds), options.data, rules, options.epsilons
+    ):
+        key = {"data": data, "seed": seed, "epsilon": epsilon, "rule": rule}
+        if not any(key.items() <= row.items() for row in done):
+            done.append(measured(key, options))
+            results.parent.mkdir(parents=True, exist_ok=True)
+            write_text(results, "".join(json.dumps(row) + "\n" for row in done))
     table = as_markdown(done)
     print(table)
     if options.doc is not None:
