@@ -19,16 +19,18 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-ONE_FACTOR = ("ffa", "rolora", "fedsa", "fedsb", "fedsgd")
+ONE_FACTOR = ("ffa", "rolora", "fedsb", "fedsgd")
 """Rules that train one factor at a time, in one basis through the run: sums of coordinates mean
 something, over sites and over rounds."""
 MOVING_BASIS = ("fedsvd",)
 """The basis of B is another one in every round, and the same at all sites within one."""
+OWN_FACTOR = ("fedsa",)
+"""Each site has a B of its own, so that a coordinate of A means something else at each of them."""
 BOTH_FACTORS = ("fedit", "hetlora")
 """A and B are trained at once."""
 MEAN_PRODUCT = ("fedex", "flora", "flexlora")
 """The next model is the mean of the sites' products B A, and nothing else."""
-RULES = (*ONE_FACTOR, *MOVING_BASIS, *BOTH_FACTORS, *MEAN_PRODUCT)
+RULES = (*ONE_FACTOR, *MOVING_BASIS, *OWN_FACTOR, *BOTH_FACTORS, *MEAN_PRODUCT)
 
 WHOLE_UPDATES = ("mean", "krum", "multi_krum", "geometric_median")
 """Estimates that give each site's update a share."""
@@ -74,6 +76,11 @@ def _of_coordinates(rule: str, estimate: str) -> str | None:
             "it takes coordinates of A and B one by one, which mean nothing by themselves where "
             "both are trained: (A, B) and (M A, B M^-1) are the same model"
         )
+    if rule in OWN_FACTOR and estimate not in ("mean", "norm_clipping"):
+        return (
+            "it compares the sites' A, and each of them goes with a B of its site's own: one model "
+            "may have quite another A beside another B"
+        )
     if rule in MEAN_PRODUCT and estimate not in WHOLE_UPDATES:
         return (
             "this rule takes the mean of the sites' products B A, to which an estimate can only "
@@ -99,6 +106,11 @@ def _of_memory(rule: str, optimizer: str) -> str | None:
 
 
 def _of_average(rule: str) -> str | None:
+    if rule in OWN_FACTOR:
+        return (
+            "each site's own B goes with the A that it was trained beside, and not with an average "
+            "of earlier ones"
+        )
     if rule in MOVING_BASIS:
         return (
             "an average of iterates adds up coordinates of B, and this rule writes B in another "

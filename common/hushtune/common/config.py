@@ -271,6 +271,7 @@ class RunConfig(Section):
             local_optimizer=self.train.optimizer,
             proximal=self.train.proximal,
             scaffold=self.train.scaffold,
+            adapter_rounds=self.train.rounds - self.train.warmup_rounds,
         )
         return self
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from hushtune.common.compatibility import MOVING_BASIS
 from hushtune.common.config_base import refuse
 from hushtune.common.config_federation import AggregationConfig, PersonalConfig
 from hushtune.common.config_privacy import PrivacyConfig
@@ -11,6 +12,9 @@ from hushtune.common.lora_rules import RULES, LoraRule
 
 SAME_COORDINATES = ("fedit", "ffa", "rolora", "fedsb")
 """Rules under which a number of an adapter means the same in each round and at each site."""
+
+WITH_DITTO = ("fedit", "ffa", "fedsb", "fedsgd")
+"""Of these, rules that train all that they train in each round, so that an own adapter is whole."""
 
 
 def check_rule(
@@ -22,6 +26,7 @@ def check_rule(
     local_optimizer: str,
     proximal: float,
     scaffold: bool,
+    adapter_rounds: int,
 ) -> None:
     """Refuse what a rule cannot do."""
     rule = RULES[aggregation.rule]
@@ -49,10 +54,26 @@ def check_rule(
             given=f"{rule.name}, trust = distributed, unit = {privacy.unit}",
             expected="another rule, or unit = client",
         )
+    if privacy.client_turns is not None and rule.name in MOVING_BASIS:
+        refuse(
+            "correlated noise takes back what earlier rounds added, number by number, and this "
+            "rule writes B in another basis in every round",
+            key="privacy.client_turns",
+            given=f"{privacy.client_turns}, aggregation.rule = {rule.name!r}",
+            expected="no client_turns, or another rule",
+        )
     if scaffold:
         _check_scaffold(rule, privacy, local_optimizer)
+        _check_scaffold_mean(aggregation)
     if personal.method != "none":
         _check_personal(rule, privacy, personal)
+        if personal.method == "ditto" and not adapter_rounds:
+            refuse(
+                "own adapters are trained beside rounds after the warm-up, and there are none",
+                key="personal.method",
+                given="ditto, train.warmup_rounds = train.rounds",
+                expected="fewer rounds of warm-up",
+            )
 
 
 def _check_scaffold(rule: LoraRule, privacy: PrivacyConfig, local_optimizer: str) -> None:
@@ -82,6 +103,19 @@ def _check_scaffold(rule: LoraRule, privacy: PrivacyConfig, local_optimizer: str
         )
 
 
+def _check_scaffold_mean(aggregation: AggregationConfig) -> None:
+    """The server's variate is the mean of the sites' only where it sees the very same changes."""
+    if (aggregation.estimate, aggregation.encoding) != ("mean", "float32"):
+        refuse(
+            "each site's control variate follows from its change, and the server's from the mean "
+            "of all changes as they were",
+            key="train.scaffold",
+            given=f"true, aggregation.estimate = {aggregation.estimate!r}, "
+            f"encoding = {aggregation.encoding!r}",
+            expected='estimate = "mean" and encoding = "float32"',
+        )
+
+
 def _check_personal(rule: LoraRule, privacy: PrivacyConfig, personal: PersonalConfig) -> None:
     if privacy.trust in ("server", "distributed"):
         refuse(
@@ -91,13 +125,13 @@ def _check_personal(rule: LoraRule, privacy: PrivacyConfig, personal: PersonalCo
             given=f"{personal.method}, privacy.trust = {privacy.trust!r}",
             expected='"none", or privacy.trust = "site" or "off"',
         )
-    if personal.method == "ditto" and rule.name not in (*SAME_COORDINATES, "fedsgd"):
+    if personal.method == "ditto" and rule.name not in WITH_DITTO:
         refuse(
             "an own adapter is drawn to the global one number by number, and under this rule "
             "the numbers change their meaning from round to round, or are the site's own already",
             key="personal.method",
             given=f"ditto, aggregation.rule = {rule.name!r}",
-            expected="one of " + ", ".join((*SAME_COORDINATES, "fedsgd")),
+            expected="one of " + ", ".join(WITH_DITTO),
             remedy="finetune goes with every rule",
         )
     if rule.kept and personal.method != "none":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from hushtune.common.config import DEFAULT_SAMPLING_PROBABILITY, RunConfig
 from hushtune.common.errors import HushtuneError, PlanError
+from hushtune.common.lora_rules import FEDIT, RULES
 from hushtune.common.privacy.batch import check_expected
 from hushtune.common.privacy.ledger_entry import unit_name
 from hushtune.common.privacy.plan import (
@@ -237,12 +238,23 @@ def _with_sizes(config: RunConfig, sizes: Mapping[str, int]) -> RunConfig:
     simulation = config.simulation.model_copy(update={"sites_per_round": 0, "quorum": 1})
     data = config.data.model_copy(update={"public_sizes": dict(sizes)})
     # Of one site every estimate is its update, and none could be wary of it.
-    plain = {"estimate": "mean", "faulty_sites": None, "norm_bound": None}
-    aggregation = config.aggregation.model_copy(update=plain)
-    changed = config.model_copy(
-        update={"data": data, "simulation": simulation, "aggregation": aggregation}
-    )
-    return _at_sites(changed)
+    plain: dict[str, object] = {"estimate": "mean", "faulty_sites": None, "norm_bound": None}
+    if RULES[config.aggregation.rule].kept:  # with nobody to share with, nothing is kept apart
+        plain["rule"] = FEDIT.name
+    update = {
+        "data": data,
+        "simulation": simulation,
+        "aggregation": config.aggregation.model_copy(update=plain),
+        "adapter": config.adapter.model_copy(
+            update={"rank": max(_ranks(config, sizes)), "ranks": {}}
+        ),
+    }
+    return _at_sites(config.model_copy(update=update))
+
+
+def _ranks(config: RunConfig, sites: Iterable[str]) -> list[int]:
+    """The ranks of sites, or of all of them together."""
+    return [global_rank(config) if s == POOLED else site_rank(config, s) for s in sites]
 
 
 def _at_sites(config: RunConfig) -> RunConfig:

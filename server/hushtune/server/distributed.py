@@ -24,7 +24,7 @@ from hushtune.common.secagg.ring import Ring, from_ring
 from hushtune.server.aggregation.aggregator import make_optimizer
 from hushtune.server.aggregation.lora_rules import SERVER_RULES
 from hushtune.server.checkpoint import Checkpoint
-from hushtune.server.joined import Joined
+from hushtune.server.joined import Joined, lost
 from hushtune.server.orders import make_orders, step_of_round
 from hushtune.server.roll_call import RollCall
 from hushtune.server.secure import SecureSession
@@ -53,7 +53,7 @@ def exchange(
     few sites stay, which leaves the sums of unfinished steps closed.
     """
     if now.begun > now.round:
-        return _lost(now, plans)
+        return lost(now, plans)
     began, aggregation = time.perf_counter(), 0.0
     plan = next(iter(plans.values()))
     numbers = numbers_of_round(config, now.round + 1)
@@ -116,22 +116,6 @@ def _begun(now: Checkpoint, traffic: Traffic) -> Checkpoint:
         charges = appended_charges(charges, {site: entry})
     refusals = appended(now.refusals, traffic.refusals)
     return replace(now, begun=now.round + 1, charges=charges, refusals=refusals)
-
-
-def _lost(now: Checkpoint, plans: Mapping[str, PrivacyPlan]) -> Joined:
-    return Joined(
-        state=now.state,
-        agg=now.agg,
-        accepted=(),
-        rejected=dict.fromkeys(plans, "the server stopped in this round, whose steps are lost"),
-        noise={},
-        charges=now.charges,
-        refusals=now.refusals,
-        bytes_down=0,
-        bytes_up=0,
-        exchanges=0,
-        seconds={"training": 0.0, "aggregation": 0.0},
-    )
 
 
 def mean_of(total: Ring, order: RoundOrder) -> AdapterState:

@@ -224,6 +224,7 @@ class Federation:
             sizes=self.sizes,
             aggregator=self.aggregator,
             timeout=timeout,
+            save=save,
         )
 
 
@@ -237,6 +238,13 @@ def check_sites(
         raise ConfigError(
             "each site needs a plan and a public size",
             given=f"plans of {', '.join(sorted(plans))}; sizes of {', '.join(sorted(sizes))}",
+        )
+    unknown = sorted(set(config.adapter.ranks) - set(plans))
+    if unknown:
+        raise ConfigError(
+            "adapter.ranks names a site that the run does not have",
+            given=", ".join(unknown),
+            expected=", ".join(sorted(plans)),
         )
     for key, given in (
         ("quorum", simulation.quorum),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from hushtune.common.adapter import AdapterState
 from hushtune.server.aggregation.central_dp import Memory
 from hushtune.server.aggregation.optimizers import AggState
-from hushtune.server.checkpoint import Row
+from hushtune.server.checkpoint import Checkpoint, Row
 from hushtune.server.spending import Rows
 
 
@@ -38,3 +38,25 @@ class Joined:
     bias: Mapping[str, float] | None = None
     central: Memory | None = None
     ledger: tuple[Row, ...] = ()
+
+
+def lost(now: Checkpoint, sites: Iterable[str]) -> Joined:
+    """A round that was begun before the server stopped, and whose steps are not asked for again.
+
+    What sites had charged for them stays charged.
+    """
+    return Joined(
+        state=now.state,
+        agg=now.agg,
+        accepted=(),
+        rejected=dict.fromkeys(sites, "the server stopped in this round, whose steps are lost"),
+        noise={},
+        charges=now.charges,
+        refusals=now.refusals,
+        bytes_down=0,
+        bytes_up=0,
+        exchanges=0,
+        seconds={"training": 0.0, "aggregation": 0.0},
+        central=now.central,
+        ledger=now.ledger,
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -26,7 +26,7 @@ from hushtune.server import central, scaffold
 from hushtune.server.aggregation.aggregator import Aggregator, make_aggregator
 from hushtune.server.aggregation.bias import measured_bias
 from hushtune.server.checkpoint import Checkpoint
-from hushtune.server.joined import Joined
+from hushtune.server.joined import Joined, lost
 from hushtune.server.orders import make_orders, step_of_round
 from hushtune.server.replies import Replies, content_bytes, read_replies
 from hushtune.server.roll_call import RollCall
@@ -85,8 +85,13 @@ def exchange(
     sizes: Mapping[str, int],
     aggregator: Aggregator,
     timeout: float,
+    save: Callable[[Checkpoint], object],
 ) -> Joined:
-    """The round after ``now``; QuorumError where too few sites give a usable update."""
+    """The round after ``now``; QuorumError where too few sites give a usable update.
+
+    Charged steps of one round are asked for once, as in secure sums: each order follows from the
+    answers to the one before, and who answers may be others the second time.
+    """
     number, control = now.round + 1, scaffold.control_of(now, config)
     ordered = partial(
         make_orders, run=run, round=number, config=config, plans=plans, sizes=sizes, control=control
@@ -110,7 +115,13 @@ def exchange(
         )
     begun = _begun(now)
     if RULES[config.aggregation.rule].gradient:
+        charged = config.privacy.trust == Trust.SITE
+        if now.begun > now.round:
+            return lost(now, plans)
         for step in range(steps_of_round(config)):
+            if charged:
+                told = {"charges": begun.charges, "refusals": begun.refusals}
+                save(replace(now, begun=number, **told))
             optimizer = round_optimizer(config, round=number, step=step)
             own = make_aggregator(config.aggregation, seed=config.seed, optimizer=optimizer)
             orders = ordered(begun.state)

@@ -100,6 +100,8 @@ def spoil(delta: AdapterState, simulation: SimulationConfig, *, seed: int) -> Ad
     ``seed``: the run's, which every attacker knows.
     """
     scale = simulation.attack_scale
+    if not delta.num_values():  # of what stays at the site nothing is sent
+        return delta
     match simulation.attack:
         case "sign_flip":
             return delta * -scale
@@ -145,7 +147,9 @@ def _spoiled(reply: Message, message: Message, config: RunConfig) -> Message:
     if not isinstance(update, ClientUpdate):
         return reply
     delta = spoil(update.delta, config.simulation, seed=config.seed)
-    return Message(encode_update(replace(update, delta=delta)), reply_to=message)
+    # NaN has no int8; as float32 it is refused by the server, by name.
+    encoding = "float32" if not delta.is_finite() else update.encoding
+    return Message(encode_update(replace(update, delta=delta, encoding=encoding)), reply_to=message)
 
 
 def _direction(like: AdapterState, *, seed: int) -> AdapterState:

@@ -7,14 +7,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from hushtune.client.memory import Purpose
-from hushtune.client.site import site_memory
+from hushtune.client.site import simulated_ledger, site_memory
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import CONFIG, loads_config
 from hushtune.common.errors import ConfigError, MissingFileError
 from hushtune.common.files import read_text
 from hushtune.common.lora_rules import RULES
+from hushtune.common.messages import PERSONAL_RUN
 from hushtune.common.planning import POOLED, site_rank
+from hushtune.common.privacy.ledger import Ledger
+from hushtune.common.privacy.plan import Trust
 from hushtune.common.run_context import RunContext
 from hushtune.common.tasks.base import Metrics
 from hushtune.common.tasks.workspace import Workspace, open_workspace
@@ -42,9 +45,18 @@ def site_states(context: RunContext, state: AdapterState, *, run: str) -> dict[s
         given = give(state, site_rank(config, site))
         kept = None
         if personal or RULES[config.aggregation.rule].kept:
-            kept = site_memory(context, site).newest(purpose, run=run)
+            paid = _paid(context, site, f"{run}{PERSONAL_RUN}" if personal else run)
+            kept = site_memory(context, site).newest(purpose, run=run, paid=paid)
         found[site] = given if kept is None else given.merge(kept)
     return found
+
+
+def _paid(context: RunContext, site: str, run: str) -> frozenset[int] | None:
+    """The rounds that a site has paid for under a run's name; None where none is charged."""
+    if context.config.privacy.trust != Trust.SITE:
+        return None
+    entries = Ledger(simulated_ledger(context, site)).entries()
+    return frozenset(entry.round for entry in entries if entry.run == run)
 
 
 def global_metrics(
@@ -96,6 +108,14 @@ def export_own(folder: Path, site: str, to: Path, *, merged: bool) -> Path:
     context, names = RunContext(config, folder.resolve()), sorted(config.data.public_sizes)
     if site not in names:
         raise ConfigError("the run has no site of this name", given=site, expected=", ".join(names))
+    if RULES[config.aggregation.rule].kept and config.privacy.trust not in (Trust.SITE, Trust.OFF):
+        raise ConfigError(
+            "the site's own part of the model was trained without noise, which only the sum over "
+            "clients has: it is for the site alone",
+            given=f"aggregation.rule = {config.aggregation.rule!r}, "
+            f"privacy.trust = {config.privacy.trust!r}",
+            expected='privacy.trust = "site", or "off"',
+        )
     last = load(checkpoint_folder(folder))
     workspace = open_workspace(config)
     state = site_states(context, last.shown, run=last.run)[site]

@@ -41,7 +41,7 @@ from hushtune.server.app import checkpoint_folder
 from hushtune.server.checkpoint import exists, load
 from hushtune.server.orders import trainable_of
 from hushtune.server.spending import appended
-from hushtune.server.steps import steps_of_round
+from hushtune.server.steps import sends_gradients, steps_of_round
 from hushtune.server.strategy import FederationResult
 from hushtune.simulations.server_report import server_privacy
 
@@ -106,14 +106,14 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
             received=_received(result, site, asked, {entry.round for entry in told}),
             metrics=_metrics(result, site, told, public_held_out(config, site)),
         )
-    lost = [] if cohort is None else _lost_rounds(result)
+    lost = _lost_rounds(result) if sends_gradients(config) or cohort is not None else []
     return statement(
         sites=sites, run=result.run, group=config.data.group, cohort=cohort, lost_rounds=lost
     )
 
 
 def _lost_rounds(result: FederationResult) -> list[int]:
-    """Rounds of secure sums without a survivor: a round that too few survive ends the run."""
+    """Rounds of steps without an answer: a round that too few answer ends the run."""
     return [row["round"] for row in result.history if not row["accepted"]]
 
 

@@ -92,7 +92,7 @@ def _show_spread(console: Console, summary: Mapping[str, Any]) -> None:
     bias = summary["aggregation_bias"]
     if bias is not None and bias > _MUCH_BIAS:
         line = f"averaging A and B apart lost {bias:.0%} of the sites' mean adapter in the last "
-        line += "round: aggregation.rule = ffa, fedsvd, fedex or flora loses none"
+        line += "round: other rules, such as ffa, fedex and fedsb, lose none"
         console.print(line, style="yellow", highlight=False, markup=False)
 
 
