@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hushtune.common.config import RunConfig
+from hushtune.common.lora_rules import RULES
 from hushtune.common.names import SEEN_BY, methods
 from hushtune.common.planning import POOLED
 from hushtune.common.privacy.figures import at_most, upwards
@@ -88,6 +89,11 @@ _TRUSTED = {
     "server": "clients trust the server, which receives their updates in the clear",
     "distributed": "each site trusts that enough others keep apart from the server",
 }
+_PARTED = (
+    "> **A part of each model stayed at its site.** The figures below are of each site's rows with "
+    "that part; what is in this folder goes without it. `hushtune export RUN --site SITE` writes a "
+    "site's whole model.\n\n"
+)
 _USE = re.compile(r"^## Use\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 
 
@@ -147,6 +153,8 @@ def model_card(
     first = "" if privacy["guarantee"] else f"> {promise}\n\n"
     if summary["attack"] is not None:
         first = f"> **Attacked.** {plain(told_attack(summary['attack']))}.\n\n{first}"
+    if RULES[config.aggregation.rule].kept:
+        first += _PARTED
     return f"""---
 library_name: peft
 pipeline_tag: text-classification
