@@ -48,7 +48,7 @@ ESTIMATE = """
          mean median trimmed_mean krum multi_krum bulyan norm_clipping geometric_median
 ffa      x    x      x            x    x          x      x             x
 rolora   x    x      x            x    x          x      x             x
-fedsa    x    x      x            x    x          x      x             x
+fedsa    x    -      -            -    -          -      x             -
 fedsb    x    x      x            x    x          x      x             x
 fedsgd   x    x      x            x    x          x      x             x
 fedsvd   x    x      x            x    x          x      x             x
@@ -62,7 +62,7 @@ STEP = """
          sgd momentum adam yogi adagrad learning_rate average
 ffa      x   x        x    x    x       x             x
 rolora   x   x        x    x    x       x             x
-fedsa    x   x        x    x    x       x             x
+fedsa    x   x        x    x    x       x             -
 fedsb    x   x        x    x    x       x             x
 fedsgd   x   x        x    x    x       x             x
 fedsvd   x   -        -    -    -       x             -

@@ -9,7 +9,7 @@ import pytest
 
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import loads_config
-from hushtune.common.config_rules import SAME_COORDINATES
+from hushtune.common.config_rules import SAME_COORDINATES, WITH_DITTO
 from hushtune.common.errors import ConfigError
 from hushtune.common.lora_rules import RULES
 
@@ -93,7 +93,25 @@ REFUSALS: dict[str, tuple[dict[str, Any], str, str, str]] = {
         {"aggregation.rule": "fedex", "personal.method": "ditto"},
         "personal.method",
         "ditto, aggregation.rule = 'fedex'",
-        "one of fedit, ffa, rolora, fedsb, fedsgd",
+        "one of fedit, ffa, fedsb, fedsgd",
+    ),
+    "an adapter drawn to half of the global one": (
+        {"aggregation.rule": "rolora", "personal.method": "ditto"},
+        "personal.method",
+        "ditto, aggregation.rule = 'rolora'",
+        "one of fedit, ffa, fedsb, fedsgd",
+    ),
+    "an adapter that is never trained": (
+        {"personal.method": "ditto", "train.warmup_rounds": 20},
+        "personal.method",
+        "ditto, train.warmup_rounds = train.rounds",
+        "fewer rounds of warm-up",
+    ),
+    "a variate beside another estimate": (
+        {**SGD, "privacy.trust": "off", "train.scaffold": True, "aggregation.estimate": "median"},
+        "train.scaffold",
+        "true, aggregation.estimate = 'median', encoding = 'float32'",
+        'estimate = "mean" and encoding = "float32"',
     ),
     "two adapters of the site's own": (
         {"aggregation.rule": "fedsa", "personal.method": "finetune"},
@@ -123,7 +141,7 @@ def test_what_a_rule_can_do_is_not_refused(rule: str) -> None:
     allowed = {
         "ranks": RULES[rule].any_ranks,
         "finetune": not RULES[rule].kept,
-        "ditto": rule in (*SAME_COORDINATES, "fedsgd"),
+        "ditto": rule in WITH_DITTO,
         "scaffold": rule in SAME_COORDINATES,
         "proximal": not RULES[rule].gradient,
     }

@@ -10,7 +10,7 @@ from typing import Any
 from hushtune.common.config import RunConfig
 from hushtune.common.lora_rules import RULES
 from hushtune.common.names import SEEN_BY, methods
-from hushtune.common.planning import POOLED
+from hushtune.common.planning import POOLED, global_rank
 from hushtune.common.privacy.figures import at_most, upwards
 from hushtune.common.privacy.statement_markdown import plain
 from hushtune.common.privacy.statement_sentence import unit_word
@@ -165,8 +165,8 @@ tags: [{", ".join(tags)}]
 
 {first}- Base model: {base}{depth}, frozen (sha256 of its weights \
 {workspace.task.model.fingerprint[:16]}...)
-- Adapter: LoRA of rank {config.adapter.rank}, alpha {config.adapter.alpha:g}, rule \
-`{config.aggregation.rule}`, {_rounds(config, summary["rounds"])}
+- Adapter: LoRA of rank {_rank(config, summary)}, rule `{config.aggregation.rule}`, \
+{_rounds(config, summary["rounds"])}
 - Data: texts of {len(summary["sites"])} sites with {_size(summary)}, labels \
 {plain(", ".join(workspace.data.label_names))}
 
@@ -196,6 +196,15 @@ sites together: {train} training, {validation} validation and {test} test rows.
 |---|---|---|---|
 {told}
 """
+
+
+def _rank(config: RunConfig, summary: Mapping[str, Any]) -> str:
+    """The rank that sites trained, and that of what lies beside the card."""
+    trained = f"{global_rank(config)}, alpha {config.adapter.alpha:g}"
+    saved = summary["saved_rank"]
+    if saved == global_rank(config):
+        return trained
+    return f"{trained} (saved as one exact adapter of rank {saved}: see adapter_config.json)"
 
 
 def merged_card(card: str, *, labels: Sequence[str], head: str, max_tokens: int) -> str:

@@ -13,6 +13,7 @@ from hushtune.common.config_io import config_hash
 from hushtune.common.errors import CheckpointError
 from hushtune.common.files import read_json, write_text
 from hushtune.common.json_text import json_text
+from hushtune.common.lora_files import plain_adapter
 from hushtune.common.names import METHODS, OURS, SEEN_BY
 from hushtune.common.planning import POOLED
 from hushtune.common.run_context import RunContext
@@ -34,7 +35,7 @@ ADAPTER = f"adapter/{saved.DESCRIPTION}"
 SUMMARY_KEYS = frozenset(
     (
         *("metric", "higher_is_better", "value", "macro_f1", "sites", "baselines", "table"),
-        *("personal", "worst_site", "spread", "aggregation_bias"),
+        *("personal", "worst_site", "spread", "aggregation_bias", "saved_rank"),
         *("rounds", "trust", "refusals", "rejected", "seconds", "seed", "config_hash"),
         *("adapter_digest", "out", "data_notes", "unit", "group", "seen_by", "attack"),
     )
@@ -179,6 +180,7 @@ def summarise(run: FinishedRun, privacy: Mapping[str, Any]) -> dict[str, Any]:
         "seed": context.config.seed,
         "config_hash": config_hash(context.config),
         "adapter_digest": result.state.digest(),
+        "saved_rank": plain_adapter(result.state).spec.rank,
         "out": str(context.out),
         "data_notes": workspace.data.report.lines(),
     }

@@ -106,6 +106,13 @@ def export_own(folder: Path, site: str, to: Path, *, merged: bool) -> Path:
         )
     config = loads_config(read_text(folder / CONFIG, remedy="name the folder of a whole run"))
     context, names = RunContext(config, folder.resolve()), sorted(config.data.public_sizes)
+    if not has_own_models(config) and not RULES[config.aggregation.rule].kept:
+        raise ConfigError(
+            "the sites of this run have no models of their own: there is one for all",
+            given=f"--site {site}",
+            expected="a run with adapter.ranks, personal.method or aggregation.rule = fedsa",
+            remedy="leave --site out",
+        )
     if site not in names:
         raise ConfigError("the run has no site of this name", given=site, expected=", ".join(names))
     if RULES[config.aggregation.rule].kept and config.privacy.trust not in (Trust.SITE, Trust.OFF):
@@ -120,14 +127,17 @@ def export_own(folder: Path, site: str, to: Path, *, merged: bool) -> Path:
     workspace = open_workspace(config)
     state = site_states(context, last.shown, run=last.run)[site]
     card = (saved.adapter_folder(folder) / "README.md").read_text(encoding="utf-8")
-    note = f"> The model of site {site} alone, as its run left it there.\n\n"
+    note = (
+        f"\n> The model of site {site} alone, as its run left it there. The figures below are of "
+        "all sites' models.\n"
+    )
     front, mark, rest = card.partition("\n---\n")
     with TemporaryDirectory(prefix="hushtune-") as place:
         saved.save(
             workspace,
             state,
             Path(place) / "adapter",
-            card=f"{front}{mark}\n{note}{rest}" if mark else note + card,
+            card=f"{front}{mark}{note}{rest}" if mark else note + card,
             model=config.model,
             adapter=config.adapter,
         )
