@@ -24,6 +24,7 @@ from hushtune.common.adapter import AdapterSpec, AdapterState, a_key, b_key, r_k
 from hushtune.common.config import AggregationConfig
 from hushtune.common.lora_rules import RULES, sent_keys, trainable_keys
 from hushtune.common.messages import ClientUpdate
+from hushtune.common.tuning import keep_freed_memory
 from hushtune.server.aggregation.aggregator import make_aggregator
 
 GIB = 2**30
@@ -61,6 +62,7 @@ _NUMBERS = ("clients", "rank", "modules", "width")
 
 def measured(name: str, options: argparse.Namespace) -> dict[str, float]:
     """One rule, one round."""
+    keep_freed_memory()  # as every run does
     rule = RULES[name]
     spec = AdapterSpec(
         base="",

@@ -71,6 +71,10 @@ def finished(out: Path, config: RunConfig) -> dict[str, Any]:
     return {**summary, "source_commit": privacy.get("source_commit")}
 
 
+ROWS = {name: label for name, label in METHODS.items() if name != "personal"}
+"""The demo has no models of the sites' own."""
+
+
 def as_markdown(summaries: list[dict[str, Any]]) -> str:
     """A row a model: accuracy under each seed, their mean and standard deviation; below it the
     largest epsilon and delta of any site, and the code that made the runs."""
@@ -79,7 +83,7 @@ def as_markdown(summaries: list[dict[str, Any]]) -> str:
         f"| accuracy, all test rows | {' | '.join(f'seed {s}' for s in seeds)} | mean | sd |",
         "|---|" + "---|" * (len(seeds) + 2),
     ]
-    for name, label in METHODS.items():
+    for name, label in ROWS.items():
         values = [
             summary["value"] if name == "federated" else summary["baselines"][name]
             for summary in summaries
