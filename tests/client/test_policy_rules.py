@@ -69,7 +69,9 @@ def fit(rule: LoraRule, state: AdapterState) -> tuple[str, ...]:
 # --------------------------------------------------------------------------------- rules ----
 
 
-@pytest.mark.parametrize("rule", [rule for rule in RULES.values() if not rule.inner], ids=str)
+@pytest.mark.parametrize(
+    "rule", [rule for rule in RULES.values() if not rule.inner], ids=lambda rule: rule.name
+)
 def test_a_rule_gets_what_it_trains_and_no_tensor_more(
     task: TensorTask, state: AdapterState, rule: LoraRule
 ) -> None:
