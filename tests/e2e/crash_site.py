@@ -35,6 +35,7 @@ from typing import Any
 import torch
 
 from hushtune.client import app, charging
+from hushtune.client import rounds as work_of_rounds
 from hushtune.common.errors import HushtuneError
 from hushtune.common.messages import ClientUpdate, decode_reply, encode_order
 from hushtune.common.privacy import accountant, ledger_files, ledger_replies
@@ -129,7 +130,7 @@ class Clock:
 
     def _skip_training(self) -> None:
         """Nothing of the ledger happens while a model trains, and tracing it takes long."""
-        train = app.train_locally
+        train = work_of_rounds.train_locally
 
         def untraced(*arguments: Any, **options: Any) -> Any:
             sys.settrace(None)
@@ -139,15 +140,12 @@ class Clock:
                 self.trained = self.counts["line"]
                 sys.settrace(self._trace)
 
-        app.train_locally = untraced
+        work_of_rounds.train_locally = untraced
 
     def _trace(self, frame: Any, event: str, _: Any) -> Any:
         name = frame.f_code.co_filename
-        return (
-            self._line
-            if "/privacy/ledger" in name or name in (app.__file__, charging.__file__)
-            else None
-        )
+        traced = (app.__file__, work_of_rounds.__file__, charging.__file__)
+        return self._line if "/privacy/ledger" in name or name in traced else None
 
     def _line(self, frame: Any, event: str, _: Any) -> Any:
         if event == "line":
@@ -319,7 +317,7 @@ def aftermath(folder: Path, rounds: range, sent: list[Piece], fault: str | None)
     def work(file: int) -> None:
         late = plant(fault)
         # What training gives has no part in the order of things, and takes most of the time.
-        app.train_locally = lambda *_, **__: STATE
+        work_of_rounds.train_locally = lambda *_, **__: STATE
         try:
             wrong = [*as_left(folder, left, said), *going_on(folder, rounds, left, late)]
         except HushtuneError as error:
