@@ -95,9 +95,10 @@ def _noised(
     random: np.random.Generator,
 ) -> dict[str, Tensor]:
     """The noised mean gradient of one Poisson batch, where the model stands."""
+    batch = dp.poisson_batch(units, plan.sampling_probability, random)
     total = dp.clipped_sum(
         task,
-        dp.poisson_batch(units, plan.sampling_probability, random),
+        batch,
         trained=trained,
         clip_norm=plan.clip_norm,
         microbatch=order.training.microbatch,
