@@ -78,7 +78,7 @@ def test_secure_sums_between_processes_survive_a_site_that_is_ended(
         wait_for_run(checkout, home, str(run["run-id"]), out / "adapter" / LAST)
     (row,) = storage.load(checkpoint_folder(out)).history
     stayed = [site for site in SITES if site != LOST]
-    assert (row["accepted"], list(row["rejected"]), row["exchanges"]) == (stayed, [LOST], 4)
+    assert (row["accepted"], list(row["rejected"]), row["exchanges"]) == (stayed, [LOST], 6)
     assert row["update_norm"] > 0
     charged = {site: len(Ledger(ledger_path(out, site)).entries()) for site in SITES}
     assert charged == {site: int(site != LOST) for site in SITES}

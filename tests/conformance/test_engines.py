@@ -305,8 +305,8 @@ def test_secure_sums_over_flower_s_own_simulation(settings: Any, tmp_path: Path)
     text = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
     assert [(row["accepted"], row["exchanges"]) for row in rows] == [
-        (["east", "north", "south"], 6),
-        (["east", "north", "south"], 6),
+        (["east", "north", "south"], 7),
+        (["east", "north", "south"], 7),
     ]
     assert all(0 < row["update_norm"] < 5 for row in rows)
     for site, row in summary["sites"].items():

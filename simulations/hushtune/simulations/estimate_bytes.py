@@ -65,7 +65,7 @@ def round_bytes(config: RunConfig, state: AdapterState) -> RoundBytes:
         for sent in (head, full)
     ]
     per_step = 3 if cohort.needs_agreement else 2
-    exchanges = (3 if cohort.needs_agreement else 2) + per_step * steps
+    exchanges = 3 + per_step * steps
     return RoundBytes(warmup=both[0], adapter=both[1], exchanges=exchanges)
 
 
