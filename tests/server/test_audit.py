@@ -7,13 +7,14 @@ no promise.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from hushtune.client import dp
 from hushtune.client.train import gradient_sum
@@ -202,8 +203,8 @@ def scores_of_sums(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     def asked(site: str, number: int) -> Any:
         return replace(order(site, number, of=plan), adapter=start, trainable=head)
 
-    def vector(gradients: AdapterState) -> np.ndarray:
-        parts = [gradients.tensors[key].double().numpy().ravel() for key in sorted(head)]
+    def vector(gradients: Mapping[str, Tensor]) -> np.ndarray:
+        parts = [gradients[key].double().numpy().ravel() for key in sorted(head)]
         return np.concatenate(parts)
 
     certain = replace(asked("east", 1), plan=replace(plan, sampling_probability=1.0))
