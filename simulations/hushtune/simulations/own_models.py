@@ -26,6 +26,7 @@ from hushtune.server.app import checkpoint_folder
 from hushtune.server.checkpoint import exists, load
 from hushtune.server.strategy import FederationResult
 from hushtune.simulations import saved
+from hushtune.simulations.baselines import site_metrics
 
 
 def has_own_models(config: RunConfig) -> bool:
@@ -69,9 +70,7 @@ def global_metrics(
     config = context.config
     if RULES[config.aggregation.rule].kept:
         return own_metrics(context, workspace, state, part, run=run)
-    names = [*sorted(config.data.public_sizes), POOLED]
-    rows = {name: workspace.rows(name, part) for name in names}
-    return workspace.task.metrics_by_group(state, {n: r for n, r in rows.items() if len(r)})
+    return site_metrics(workspace, config, state, part)
 
 
 def own_metrics(
