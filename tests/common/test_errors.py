@@ -57,6 +57,13 @@ CODES = {
     "InterruptedRunError": "HT604",
     "AssetError": "HT700",
     "AssetMismatchError": "HT701",
+    "DeploymentError": "HT800",
+    "KeyFileError": "HT801",
+    "SignatureError": "HT802",
+    "CertificateError": "HT803",
+    "EnrolmentError": "HT804",
+    "UnreachableError": "HT805",
+    "BusyError": "HT806",
 }
 
 

@@ -290,7 +290,7 @@ class RunConfig(Section):
                 if group is None
                 else 'set privacy.unit = "group", or leave data.group out',
             )
-        if self.data.group is not None and self.data.source is not None:
+        if self.data.group is not None and self.data.source == "demo":
             refuse(
                 "the built-in data name no patients or users",
                 key="data.group",

@@ -7,7 +7,15 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from hushtune.common.config_base import Count, FilePath, Name, Positive, Section, refuse
+from hushtune.common.config_base import (
+    Count,
+    FilePath,
+    Name,
+    Names,
+    Positive,
+    Section,
+    refuse,
+)
 
 SOURCES = ("source", "file", "files", "dataset")
 """Keys of [data] of which exactly one names where the rows come from."""
@@ -16,10 +24,17 @@ SOURCES = ("source", "file", "files", "dataset")
 class DataConfig(Section):
     """Where the labelled rows come from, how they are cleaned, and who holds which."""
 
-    source: Literal["demo"] | None = Field(
+    source: Literal["demo", "sites"] | None = Field(
         default=None,
-        description="a built-in data set; demo = rated sentences from four real sources",
+        description="demo = rated sentences from four real sources; sites = each site has rows of "
+        "its own, which its site.toml names, and which nobody else reads",
         examples=["demo"],
+    )
+    labels: Names | None = Field(
+        default=None,
+        description="all labels, where the data do not tell them: needed with source = sites, as "
+        "the sites must number them alike. A row with any other label is refused",
+        examples=[["negative", "positive"]],
     )
     file: FilePath | None = Field(
         default=None,
@@ -113,6 +128,9 @@ class DataConfig(Section):
                 given="an empty table",
                 expected="site = path, at least once",
             )
+        self._check_labels()
+        if self.source == "sites":
+            self._check_own_rows()
         if self.validation_fraction + self.test_fraction >= 1:
             refuse(
                 "validation and test leave nothing to train on",
@@ -121,3 +139,36 @@ class DataConfig(Section):
                 expected="a sum below 1",
             )
         return self
+
+    def _check_labels(self) -> None:
+        labels = self.labels
+        if labels is not None and (len(set(labels)) < len(labels) or len(labels) < 2):
+            refuse(
+                "labels are at least two, each named once",
+                key="labels",
+                given=", ".join(labels),
+                expected='such as labels = ["negative", "positive"]',
+            )
+
+    def _check_own_rows(self) -> None:
+        """What the rows would tell has to be declared where no one place has them."""
+        for key, given, remedy in (
+            ("labels", self.labels, 'data.labels = ["negative", "positive"]'),
+            ("public_sizes", self.public_sizes, "data.public_sizes = {north = 5000, south = 3000}"),
+        ):
+            if not given:
+                refuse(
+                    f"with rows that only their sites see, data.{key} must be declared",
+                    key=key,
+                    given="nothing",
+                    expected="names and numbers that are public",
+                    remedy=f"set {remedy}",
+                )
+        if self.partition != "natural":
+            refuse(
+                "rows that only their sites see cannot be dealt to sites",
+                key="partition",
+                given=self.partition,
+                expected="natural",
+                remedy="leave data.partition out",
+            )

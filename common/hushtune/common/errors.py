@@ -35,8 +35,15 @@
     │   ├── CheckpointError     HT602
     │   ├── DiskFullError       HT603
     │   └── InterruptedRunError HT604
-    └── AssetError              HT700  a named model or data set could not be had
-        └── AssetMismatchError  HT701  its bytes are not the ones that were pinned
+    ├── AssetError              HT700  a named model or data set could not be had
+    │   └── AssetMismatchError  HT701  its bytes are not the ones that were pinned
+    └── DeploymentError         HT800  machines could not be set up, or do not know each other
+        ├── KeyFileError        HT801
+        ├── SignatureError      HT802
+        ├── CertificateError    HT803
+        ├── EnrolmentError      HT804
+        ├── UnreachableError    HT805
+        └── BusyError           HT806
 
 ``docs/errors.md`` has a section for each code. An error says what is wrong and, where known, what
 was given, what was expected and what to do; all of it survives pickling between processes.
@@ -46,55 +53,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any
 
-
-def _text(value: object) -> str | None:
-    """A value as the reader of an error should see it: text as it stands, the rest by repr."""
-    return value if value is None or isinstance(value, str) else repr(value)
-
-
-class HushtuneError(Exception):
-    """The root of all errors that hushtune raises on purpose.
-
-    Args:
-        message: what is wrong, in one sentence that names the thing.
-        given: what was found; anything but text is shown by its ``repr``.
-        expected: what would have been accepted.
-        remedy: what the reader can do about it.
-
-    >>> print(HushtuneError("rounds is wrong", given=0, expected="1 or more", remedy="set 12"))
-    rounds is wrong
-      given: 0
-      expected: 1 or more
-      do: set 12
-    """
-
-    code: ClassVar[str] = "HT000"
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        given: object = None,
-        expected: object = None,
-        remedy: str | None = None,
-    ) -> None:
-        # Only the message goes to args: Exception's own pickling calls the class with args and then
-        # restores __dict__, which carries the rest whatever keywords a subclass has.
-        super().__init__(message)
-        self.message = message
-        self.given = _text(given)
-        self.expected = _text(expected)
-        self.remedy = remedy
-
-    def __str__(self) -> str:
-        lines = [self.message]
-        told = {"given": self.given, "expected": self.expected, "do": self.remedy}
-        for name, value in told.items():
-            if value is not None:
-                lines.append(f"  {name}: {value}")
-        return "\n".join(lines)
+from hushtune.common.error_root import HushtuneError as HushtuneError
 
 
 class ConfigError(HushtuneError):
@@ -343,3 +304,45 @@ class AssetMismatchError(AssetError):
     """An asset's bytes are not the ones that were pinned by sha256."""
 
     code = "HT701"
+
+
+class DeploymentError(HushtuneError):
+    """A coordinator or a site is not set up to work with the other."""
+
+    code = "HT800"
+
+
+class KeyFileError(DeploymentError):
+    """A private key is missing, no key, or readable by others."""
+
+    code = "HT801"
+
+
+class SignatureError(DeploymentError):
+    """What was received is not signed by the key that it must be signed by; it is not used."""
+
+    code = "HT802"
+
+
+class CertificateError(DeploymentError):
+    """A certificate is missing, expired, of another name, or signed by another authority."""
+
+    code = "HT803"
+
+
+class EnrolmentError(DeploymentError):
+    """A site is not enrolled, enrolled twice, or its card is none."""
+
+    code = "HT804"
+
+
+class UnreachableError(DeploymentError):
+    """The other end does not answer, or its clock differs too much for it to be believed."""
+
+    code = "HT805"
+
+
+class BusyError(DeploymentError):
+    """The same site, server or run is being worked with by another process."""
+
+    code = "HT806"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 from hushtune.common.config import DataConfig
 from hushtune.common.errors import LabelError
@@ -11,11 +12,14 @@ from hushtune.common.tasks.rows import RawRow
 
 
 def label_names(rows: Sequence[RawRow], config: DataConfig) -> tuple[str, ...]:
-    """All labels, sorted.
+    """All labels: those that are declared, or else those of the rows, sorted.
 
-    Raises LabelError unless there are two, each occurs twice and, where the data say who holds
-    what and there are more sites than one, at two sites.
+    Raises LabelError where a row has one that is not declared. Where none is, unless there are two,
+    each occurs twice and, where the data say who holds what and there are more sites than one, at
+    two sites.
     """
+    if config.labels is not None:
+        return _declared(rows, config.labels, column=config.label)
     return _checked(rows, config, sampled=None)
 
 
@@ -26,6 +30,8 @@ def check_sample(
 
     ``by``: the setting that leaves them, or several.
     """
+    if config.labels is not None:  # a site may lack a label that others have
+        return
     left = {row.label for row in rows}
     for name in names:
         if name not in left:
@@ -33,6 +39,21 @@ def check_sample(
                 f"label {name!r} has no row left", "0 rows", "rows of each label", None, by
             )
     _checked(rows, config, sampled=by)
+
+
+def _declared(rows: Sequence[RawRow], labels: tuple[str, ...], *, column: str) -> tuple[str, ...]:
+    """The declared labels, in their order; LabelError for a row that has another."""
+    for row in rows:
+        if str(row.label) not in labels:
+            near = get_close_matches(str(row.label), labels, n=1)
+            raise LabelError(
+                "a row has a label that data.labels does not have",
+                given=f"{row.label!r} at {row.place}",
+                expected=", ".join(labels),
+                remedy=(f"did you mean {near[0]!r}? " if near else "")
+                + f"Mend the row, or see whether column {column!r} is the label",
+            )
+    return labels
 
 
 def _checked(rows: Sequence[RawRow], config: DataConfig, *, sampled: str | None) -> tuple[str, ...]:
