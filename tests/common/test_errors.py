@@ -18,7 +18,7 @@ def _tree(root: type[HushtuneError]) -> list[type[HushtuneError]]:
     return [root, *(below for child in root.__subclasses__() for below in _tree(child))]
 
 
-ALL = [error for error in _tree(HushtuneError) if error.__module__ == errors.__name__]
+ALL = [error for error in _tree(HushtuneError) if getattr(errors, error.__name__, None) is error]
 
 # Codes are a contract: scripts and documents refer to them. A new class adds a line here.
 CODES = {

@@ -9,17 +9,21 @@ import hashlib
 import hmac
 import json
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from flwr.app import Context
 
+from hushtune.client.deployment.site_file import SiteFile
 from hushtune.client.memory import SiteMemory
 from hushtune.client.policy import SitePolicy
 from hushtune.client.terms import Terms, load_terms
 from hushtune.common.adapter import AdapterSpec
 from hushtune.common.config import RunConfig
 from hushtune.common.config_base import MOST_STEPS
+from hushtune.common.config_io import config_hash
+from hushtune.common.deployment import SITE_KEY
 from hushtune.common.errors import PolicyError, SiteError
 from hushtune.common.planning import charged_unit, public_held_out, site_rank
 from hushtune.common.privacy.accountant import LEAST_NOISE_MULTIPLIER
@@ -65,8 +69,10 @@ class Site:
 
 
 def open_site(context: Context) -> Site:
-    """The site that a Flower node stands for in a simulation."""
+    """The site that a Flower node stands for: an institution's own, or one of a simulation."""
     run = read_run_config(context.run_config)
+    if SITE_KEY in context.node_config:
+        return _own_site(run, Path(str(context.node_config[SITE_KEY])))
     names = sorted(run.config.data.public_sizes)
     place = context.node_config.get("partition-id")
     if not isinstance(place, int) or not 0 <= place < len(names):
@@ -104,8 +110,41 @@ def close_sites() -> None:
     _open.clear()
 
 
-def _kept_site(run: RunContext, name: str, policy: Path | None, ledger: Path) -> Site:
-    workspace = open_workspace(run.config)
+def _own_site(run: RunContext, file: Path) -> Site:
+    """The site whose ``site.toml`` a file is; of the run's data only what it declares counts."""
+    own = SiteFile.read(file)
+    if run.config.data.source != "sites":
+        raise SiteError(
+            "the run brings data of its own, which a site with rows does not take",
+            given="a run without data.source = 'sites'",
+            expected="data.source = 'sites'",
+            remedy="the coordinator: set data.source, data.labels and data.public_sizes",
+        )
+    if own.name not in run.config.data.public_sizes:
+        raise SiteError(
+            "the run does not know this site",
+            given=own.name,
+            expected=", ".join(sorted(run.config.data.public_sizes)),
+            remedy="the coordinator: add it to data.public_sizes, or use its name",
+        )
+    mine = _at_site(run, own)
+    alone = {own.name: mine.config.data.public_sizes[own.name]}
+    data = mine.config.data.model_copy(update={"public_sizes": alone})
+    rows = mine.config.model_copy(update={"data": data})
+    return _kept_site(mine, own.name, own.table.policy, own.ledger, rows=rows)
+
+
+@lru_cache(maxsize=64)
+def _at_site(run: RunContext, own: SiteFile) -> RunContext:
+    """A run as its site has it: with its rows, and a folder of its own."""
+    return RunContext(own.configured(run.config), own.runs / config_hash(run.config)[:12])
+
+
+def _kept_site(
+    run: RunContext, name: str, policy: Path | None, ledger: Path, *, rows: RunConfig | None = None
+) -> Site:
+    """``rows``: the run's configuration as far as this process has its rows; else all of it."""
+    workspace = open_workspace(rows or run.config)
     if any(site.task is not workspace.task for site in _open.values()):
         _open.clear()  # they would keep the model and activations of an earlier study
     # Read for every order, so that a policy that is made stricter holds at once.

@@ -55,7 +55,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from hushtune.common.error_root import HushtuneError as HushtuneError
+from hushtune.common.error_root import HushtuneError as HushtuneError  # noqa: PLC0414
 
 
 class ConfigError(HushtuneError):

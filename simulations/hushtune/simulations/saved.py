@@ -37,9 +37,10 @@ from hushtune.common.lora_files import (
 )
 from hushtune.common.model import AdaptedModel
 from hushtune.common.tasks.assets import resolve_model
+from hushtune.common.tasks.base_model import load_base, set_padding
 from hushtune.common.tasks.text_classification import EVALUATION_BATCH, tokenize
 from hushtune.common.tasks.tokenizer import load_tokenizer
-from hushtune.common.tasks.workspace import Workspace, load_base, set_padding
+from hushtune.common.tasks.workspace import Workspace
 from hushtune.simulations.merged import write_merged
 from hushtune.simulations.privacy_report import how_to_go_on
 

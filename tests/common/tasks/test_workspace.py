@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from hushtune.common.config import ModelConfig
 from hushtune.common.errors import MissingWeightsError, ModelError, UnsupportedModelError
+from hushtune.common.tasks.base_model import load_base
 from hushtune.common.tasks.tokenizer import load_tokenizer
-from hushtune.common.tasks.workspace import load_base, open_workspace
+from hushtune.common.tasks.workspace import open_workspace
 
 LABELS = ("bad", "good")
 WEIGHTS = "model.safetensors"

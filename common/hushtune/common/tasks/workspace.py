@@ -4,35 +4,23 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from safetensors import SafetensorError
-from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-)
-from transformers.utils.logging import disable_progress_bar
 
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState
-from hushtune.common.config import ModelConfig, PrivacyConfig, RunConfig
+from hushtune.common.config import PrivacyConfig, RunConfig
 from hushtune.common.config_io import config_hash
 from hushtune.common.errors import (
     ConfigError,
     DataError,
-    MissingWeightsError,
-    UnsupportedModelError,
 )
 from hushtune.common.lora_rules import RULES
-from hushtune.common.lora_targets import head_modules
 from hushtune.common.planning import POOLED, global_rank
 from hushtune.common.tasks.assets import public_name, resolve_model
+from hushtune.common.tasks.base_model import adapted_model
 from hushtune.common.tasks.data import LabelledText, load_data
 from hushtune.common.tasks.text_classification import TextClassification, tokenize, weights_of
 from hushtune.common.tasks.tokenizer import load_tokenizer
@@ -40,10 +28,7 @@ from hushtune.common.tasks.units import Rows, Units
 from hushtune.common.tuning import keep_freed_memory, measured_precision
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-_COUNT_FROM_PADDING = frozenset(("roberta", "xlm-roberta", "camembert", "mpnet"))
-"""Families whose first position is the one after the padding token's id."""
+    pass
 
 Progress = Callable[[str, int, int], None]
 """Hears (what, done, total) while something long is prepared."""
@@ -58,20 +43,7 @@ class Workspace:
         source = str(resolve_model(config.model.name))
         self.tokenizer = load_tokenizer(source)
         tokens = tokenize(self.tokenizer, data.texts, max_tokens=config.model.max_tokens)
-        base = load_base(source, config.model, data.label_names)
-        _check_length(base, config.model.max_tokens)
-        set_padding(base, tokens.pad_id)
-        # Before adapters and hooks: they must be made where they will live.
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        nn.Module.to(base, device)
-        model = lora.attach(
-            base,
-            model=config.model,
-            adapter=config.adapter.model_copy(update={"rank": global_rank(config)}),
-            num_labels=len(data.label_names),
-            seed=config.seed,
-            inner=RULES[config.aggregation.rule].inner,
-        ).to(device)
+        model = adapted_model(config, source, data.label_names, pad_id=tokens.pad_id)
         self.initial_state: AdapterState = lora.initial_state(model, seed=config.seed)
         self.task = TextClassification(
             model,
@@ -104,91 +76,6 @@ class Workspace:
         return self.data.fingerprints[site] if site != POOLED else POOLED
 
 
-def _check_length(base: PreTrainedModel, max_tokens: int) -> None:
-    positions = getattr(base.config, "max_position_embeddings", None)
-    if isinstance(positions, int) and base.config.model_type in _COUNT_FROM_PADDING:
-        positions -= int(base.config.pad_token_id or 0) + 1
-    if isinstance(positions, int) and max_tokens > positions:
-        raise UnsupportedModelError(
-            "model.max_tokens is more than the model has positions for",
-            given=max_tokens,
-            expected=f"at most {positions}",
-        )
-
-
-def set_padding(base: PreTrainedModel, pad_id: int | None) -> None:
-    """Tell a base which token rows are padded with: heads that read the last token skip it.
-
-    Families that count positions from it keep theirs: loaded anew they would count otherwise.
-    """
-    if base.config.model_type not in _COUNT_FROM_PADDING:
-        base.config.pad_token_id = pad_id
-
-
-def load_base(name: str, model: ModelConfig, labels: tuple[str, ...]) -> PreTrainedModel:
-    """A pretrained base in float32; safetensors only, and never code from the model's folder."""
-    disable_progress_bar()
-    options: Mapping[str, object] = {
-        "trust_remote_code": False,
-        "use_safetensors": True,
-        "dtype": torch.float32,
-        # Fused attention on CPUs is several times slower than this one in bfloat16.
-        "attn_implementation": "eager",
-    }
-    try:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)  # weights that a checkpoint lacks are the same in every process
-            base, report = _from_pretrained(name, model.head, labels, options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise MissingWeightsError(
-            "the model cannot be loaded",
-            given=name,
-            expected="a folder with config.json and *.safetensors, or an id of the model hub",
-            remedy=str(error).strip().splitlines()[0][:300],
-        ) from error
-    _check_loaded(base, name, model.head, report)
-    return base
-
-
-def _check_loaded(
-    base: PreTrainedModel, name: str, head: str, report: Mapping[str, Iterable[object]]
-) -> None:
-    """Refuse a checkpoint that lacks weights which no training makes up for."""
-    # The mean head never reads a pooler; the family's own head is trained from new weights.
-    made_anew = ("pooler",) if head == "mean" else head_modules(base)
-    absent = {str(key) for key in report["missing_keys"]}
-    # A weight of another shape is listed as (key, shape there, shape expected).
-    absent |= {str(key[0] if isinstance(key, tuple) else key) for key in report["mismatched_keys"]}
-    lacking = sorted(key for key in absent if key.split(".")[0] not in made_anew)
-    if lacking:
-        raise MissingWeightsError(
-            "the model's weights are not whole, or belong to another configuration",
-            given=f"{name}: {len(lacking)} weights are absent or of another shape, such as "
-            f"{lacking[0]}",
-            expected="every weight that config.json speaks of",
-            remedy="get the checkpoint again"
-            + ('; without a pooler, set model.head = "mean"' if "pooler" in lacking[0] else ""),
-        )
-
-
-def _from_pretrained(
-    name: str, head: str, labels: tuple[str, ...], options: Mapping[str, object]
-) -> tuple[PreTrainedModel, Mapping[str, Iterable[object]]]:
-    """The model, and which weights the checkpoint lacks or has in another shape."""
-    options = {**options, "output_loading_info": True}
-    if head == "mean":
-        return AutoModel.from_pretrained(name, **options)
-    config = AutoConfig.from_pretrained(
-        name,
-        trust_remote_code=False,
-        id2label=dict(enumerate(labels)),
-        label2id={label: index for index, label in enumerate(labels)},
-    )
-    return AutoModelForSequenceClassification.from_pretrained(
-        name, config=config, ignore_mismatched_sizes=True, **options
-    )
-
-
 def resolve(config: RunConfig) -> RunConfig:
     """A configuration with every site's public size and the precision in it.
 
@@ -200,7 +87,7 @@ def resolve(config: RunConfig) -> RunConfig:
         config = config.model_copy(update={"model": model})
     if config.data.public_sizes:
         return config
-    data = _data(config)
+    data = _data(config)  # never of rows that only their sites see, which must declare sizes
     sizes = {site: len(data.units(split.train)) for site, split in data.sites.items()}
     return config.model_copy(
         update={"data": config.data.model_copy(update={"public_sizes": sizes})}
@@ -209,7 +96,8 @@ def resolve(config: RunConfig) -> RunConfig:
 
 def check_sizes(config: RunConfig) -> None:
     """Refuse declared sizes that are not those of all sites of the data, and no others."""
-    sites, sizes = set(_data(config).sites), set(config.data.public_sizes)
+    sizes = set(config.data.public_sizes)
+    sites = sizes if config.data.source == "sites" else set(_data(config).sites)
     if POOLED in sites:
         raise DataError(
             f"a site cannot be called {POOLED!r}: the pooled baseline is", remedy="rename the site"

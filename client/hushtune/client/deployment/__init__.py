@@ -1,0 +1,1 @@
+"""A site at its own institution: its folder, its processes, and what it checks before it joins."""
