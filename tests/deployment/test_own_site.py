@@ -1,4 +1,4 @@
-"""A site with rows of its own: the run's settings are the coordinator's, the rows and columns its."""
+"""A site with rows of its own: settings are the coordinator's, rows and columns the site's."""
 
 from __future__ import annotations
 
