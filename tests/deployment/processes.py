@@ -1,4 +1,4 @@
-"""A federation of real processes on this machine: a coordinator and sites, by their own commands."""
+"""A federation of real processes: a coordinator and sites, by their own commands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +99,8 @@ class Started:
         """As a service manager does: SIGTERM, and SIGKILL to all that is left after a while."""
         if self.process.poll() is None:
             self.process.terminate()
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                pass
         for _ in range(2):
             try:
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -139,11 +137,14 @@ class Institution:
         assert self.joined is not None
         found = {"join": self.joined.process.pid}
         for entry in Path("/proc").iterdir():
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
-            except OSError:
+            if not entry.name.isdigit():
                 continue
-            line = b" ".join(words).decode(errors="replace")
+            try:
+                line = (
+                    (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                )
+            except OSError:  # it has ended since
+                continue
             if str(self.folder) in line and (kind := re.search(r"deployment\.(\w+)", line)):
                 found[kind.group(1)] = int(entry.name)
         return found
