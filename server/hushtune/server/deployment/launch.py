@@ -107,6 +107,10 @@ def plan_launch(
             remedy=f"--name ANOTHER; or go on with it: {again}",
         )
     stored = stored_config(folder) if there else None
+    if stored is not None and config is not None and config.model.precision == "auto":
+        # What was measured when the run began: sites must be told, and signed, one precision.
+        model = config.model.model_copy(update={"precision": stored.model.precision})
+        config = config.model_copy(update={"model": model})
     if resume and stored is None:
         known = sorted(path.parent.name for path in home.runs.glob(f"*/{CONFIG}"))
         raise CheckpointError(
@@ -129,6 +133,10 @@ def plan_launch(
             expected="a configuration file, or --resume --name NAME",
             remedy=f"hushtune server run {home.folder} run.toml",
         )
+    if settings.model.precision == "auto":
+        from hushtune.common.tasks.workspace import resolve
+
+        settings = resolve(settings)
     return Launch(
         config=settings,
         folder=folder,
@@ -139,10 +147,12 @@ def plan_launch(
 
 
 def load_sites_config(path: Path, overrides: list[str]) -> RunConfig:
-    """A configuration file with overrides, as ``hushtune simulate`` reads it."""
-    from hushtune.common.presets import PRESETS
+    """A configuration of a run of real sites; ConfigError for one that means something else."""
+    from hushtune.server.deployment.federate import check_config
 
-    return load_config(path, presets=PRESETS, overrides=overrides)
+    config = load_config(path, overrides=overrides)
+    check_config(config)
+    return config
 
 
 def launch(home: Home, plan: Launch, *, on_status: OnStatus | None = None) -> dict[str, Any]:
@@ -154,9 +164,8 @@ def launch(home: Home, plan: Launch, *, on_status: OnStatus | None = None) -> di
         InterruptedRunError: Ctrl-C, after which the run is stopped and can be resumed.
         HushtuneError: what ended the run, of the class that the ServerApp told.
     """
-    from hushtune.server.deployment.federate import check_config, sites_of_run
+    from hushtune.server.deployment.federate import sites_of_run
 
-    check_config(plan.config)
     sites_of_run(plan.config, home)
     say = on_status or (lambda _: None)
     with _only_one(home), control(home) as client:
