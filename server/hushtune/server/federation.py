@@ -68,6 +68,11 @@ class Federation:
         )
 
     @property
+    def updates_a_round(self) -> int:
+        """The updates of a round in which every site answers that is asked."""
+        return self.config.simulation.sites_per_round or len(self.plans)
+
+    @property
     def is_distributed(self) -> bool:
         """Whether the sites' answers are joined by secure sums."""
         return self.config.privacy.trust == Trust.DISTRIBUTED

@@ -14,6 +14,7 @@ from hushtune.common.names import SEEN_BY, methods
 from hushtune.common.privacy.figures import at_most, upwards
 from hushtune.simulations.attacks import show_attack
 from hushtune.simulations.planner_clients import show_clients
+from hushtune.simulations.weak import show_warning
 
 _MOST_LABELS = 8
 _MOST_SITES, _OF_MANY = 6, 4
@@ -181,6 +182,8 @@ def show_estimate(console: Console, figures: Mapping[str, Any]) -> None:
     elif figures.get("insecure_seeded_noise"):
         console.print(_SEEDED)
     show_attack(console, figures["attack"])
+    for told in figures.get("warnings", ()):
+        show_warning(console, told["message"], told["remedy"])
     if "clients" in figures:
         show_clients(console, figures["clients"])
     warmup, adapted = figures["warmup_rounds"], figures["rounds"] - figures["warmup_rounds"]
