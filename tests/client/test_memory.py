@@ -16,7 +16,7 @@ import torch
 from flwr.app import Context, RecordDict
 
 from hushtune.client import app, rounds
-from hushtune.client.memory import Purpose, SiteMemory
+from hushtune.client.memory import Purpose, SiteMemory, _digest
 from hushtune.client.site import Site, close_sites, open_site
 from hushtune.common.adapter import AdapterState
 from hushtune.common.errors import DiskFullError, SiteError
@@ -153,6 +153,7 @@ def test_it_is_for_the_owner_s_eyes_alone(memory: SiteMemory, state: AdapterStat
         for number in (1, 2):
             memory.keep(FACTORS, state, run=RUN, round=number)
             assert memory.file(FACTORS).stat().st_mode & 0o777 == 0o600
+            assert memory.folder.stat().st_mode & 0o777 == 0o700
     finally:
         os.umask(before)
 
@@ -177,15 +178,28 @@ def test_a_write_that_fails_leaves_what_was_there(
 
 
 def not_finite(data: bytes) -> bytes:
-    return data[:-4] + np.float32(np.nan).tobytes()
+    tensors = {
+        key: torch.full_like(value, np.nan) for key, value in safetensors.torch.load(data).items()
+    }
+    return edited()(safetensors.torch.save(tensors, metadata(data)))
+
+
+def metadata(data: bytes) -> dict[str, str]:
+    return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+
+
+def flipped(data: bytes) -> bytes:
+    """A value that is one bit off, and finite."""
+    return data[:-4] + bytes([data[-4] ^ 1]) + data[-3:]
 
 
 def edited(**changes: Any) -> Callable[[bytes], bytes]:
     def edit(data: bytes) -> bytes:
-        size = int.from_bytes(data[:8], "little")
-        body = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["hushtune"])
+        text = metadata(data)["hushtune"].split(" ", 1)[1]
         tensors = safetensors.torch.load(data)
-        return safetensors.torch.save(tensors, {"hushtune": json.dumps({**body, **changes})})
+        text = json.dumps({**json.loads(text), **changes})
+        signed = f"{_digest(text, tensors)} {text}"  # so that the edit itself has to be seen
+        return safetensors.torch.save(tensors, {"hushtune": signed})
 
     return edit
 
@@ -197,6 +211,8 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "other bytes": lambda data: b"\xff" * len(data),
     "a header beyond the file": lambda data: (2**40).to_bytes(8, "little") + data[8:],
     "not a number": not_finite,
+    "one bit of a value": flipped,
+    "one digit of a round": lambda data: data.replace(b'rounds\\": [1]', b'rounds\\": [2]'),
     "no metadata": lambda data: safetensors.torch.save(safetensors.torch.load(data)),
     "no rounds": edited(rounds=None),
     "a round that is none": edited(rounds=["one"]),
@@ -213,7 +229,9 @@ def test_a_damaged_file_is_an_error_that_names_it(
 ) -> None:
     memory.keep(FACTORS, state, run=RUN, round=1)
     path = memory.file(FACTORS)
-    path.write_bytes(DAMAGE[how](path.read_bytes()))
+    damaged = DAMAGE[how](path.read_bytes())
+    assert damaged != path.read_bytes()
+    path.write_bytes(damaged)
     for use in (
         lambda: memory.newest(FACTORS, run=RUN),
         lambda: memory.before(FACTORS, run=RUN, round=2),
