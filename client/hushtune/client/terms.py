@@ -191,6 +191,7 @@ def load_terms(path: Path) -> Terms:
             f"rules names none, or one that is not known (in {path})",
             given=", ".join(unknown) or "no rule",
             expected=", ".join(sorted(RULES)),
+            remedy="name rules of this list, or leave rules out for all of them",
         )
     return terms
 

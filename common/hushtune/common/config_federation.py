@@ -102,6 +102,7 @@ class AggregationConfig(Section):
                 key="faulty_sites",
                 given=f"faulty_sites = {self.faulty_sites}, estimate = 'mean'",
                 expected="another aggregation.estimate, such as median, or no faulty_sites",
+                remedy='set aggregation.estimate = "median", or leave aggregation.faulty_sites out',
             )
         if self.norm_bound is not None and self.estimate != "norm_clipping":
             refuse(
@@ -186,6 +187,7 @@ class SimulationConfig(Section):
                 key="ledgers",
                 given=f"ledgers = {self.ledgers}, policies = {self.policies}",
                 expected="one of the two",
+                remedy="leave simulation.ledgers or simulation.policies out",
             )
         return self
 
@@ -197,6 +199,7 @@ class SimulationConfig(Section):
                 key="quorum",
                 given=self.quorum,
                 expected=f"at most {self.sites_per_round} (simulation.sites_per_round)",
+                remedy="lower simulation.quorum, or raise simulation.sites_per_round",
             )
         return self
 

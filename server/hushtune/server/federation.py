@@ -250,6 +250,7 @@ def check_sites(
             "adapter.ranks names a site that the run does not have",
             given=", ".join(unknown),
             expected=", ".join(sorted(plans)),
+            remedy="name only sites of the run in adapter.ranks",
         )
     for key, given in (
         ("quorum", simulation.quorum),
@@ -260,5 +261,6 @@ def check_sites(
                 f"simulation.{key} is larger than the number of sites",
                 given=given,
                 expected=f"at most {len(plans)}",
+                remedy=f"lower simulation.{key}, or have more sites",
             )
     check_estimate(config.aggregation, simulation.sites_per_round or len(plans))
