@@ -217,3 +217,45 @@ def test_a_refusal_of_the_tables_says_what_to_do(changes: dict[str, Any], remedy
     with pytest.raises(ConfigError) as caught:
         made(changes)
     assert remedy in str(caught.value.remedy)
+
+
+IDLE: dict[str, tuple[dict[str, Any], str]] = {
+    "steps of no method": ({"personal.steps": 3}, "personal.method"),
+    "a learning rate of no method": ({"personal.learning_rate": 0.1}, "personal.method"),
+    "a pull of no method": ({"personal.proximal": 1.0}, "personal.method"),
+    "steps of the other method": ({"personal.method": "ditto", "personal.steps": 3}, "finetune"),
+    "a pull of the other method": (
+        {"personal.method": "finetune", "personal.proximal": 1.0},
+        "ditto",
+    ),
+    "momentum of another optimiser": (
+        {"aggregation.optimizer": "adam", "aggregation.momentum": 0.5},
+        "aggregation.optimizer",
+    ),
+    "attackers without an attack": ({"simulation.attackers": 0.3}, "simulation.attack"),
+    "a scale without an attack": ({"simulation.attack_scale": 2.0}, "simulation.attack"),
+    "a scale of an attack without one": (
+        {"simulation.attack": "nan", "simulation.attack_scale": 2.0},
+        "sign_flip",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IDLE)
+def test_a_setting_that_would_change_nothing_is_refused(name: str) -> None:
+    changes, needed = IDLE[name]
+    key = list(changes)[-1]
+    with pytest.raises(ConfigError, match="changes nothing here") as caught:
+        made(changes)
+    assert key in caught.value.message
+    assert f"leave {key} out" in str(caught.value.remedy)
+    assert needed in str(caught.value.expected)
+
+
+def test_the_same_settings_are_taken_where_they_have_an_effect_or_are_the_defaults() -> None:
+    made({"personal.method": "finetune", "personal.steps": 3, "personal.learning_rate": 0.1})
+    made({"personal.method": "ditto", "personal.proximal": 1.0})
+    made({"aggregation.optimizer": "momentum", "aggregation.momentum": 0.5})
+    made({"simulation.attack": "label_flip", "simulation.attackers": 0.3})
+    made({"simulation.attack": "collude", "simulation.attack_scale": 2.0})
+    made({"personal.steps": 6, "aggregation.momentum": 0.9, "simulation.attack_scale": 10.0})

@@ -14,7 +14,11 @@ from hushtune.common.config_base import (
     Positive,
     Section,
     refuse,
+    refuse_idle,
 )
+
+SCALED_ATTACKS = ("sign_flip", "scale", "collude")
+"""The attacks that ``simulation.attack_scale`` is of."""
 
 
 class AggregationConfig(Section):
@@ -114,6 +118,18 @@ class AggregationConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _momentum_for_momentum(self) -> AggregationConfig:
+        if self.optimizer != "momentum":
+            refuse_idle(
+                self,
+                "momentum",
+                table="aggregation",
+                needed="one optimiser of the server",
+                expected='aggregation.optimizer = "momentum"',
+            )
+        return self
+
 
 class PersonalConfig(Section):
     """What each site trains for itself alone, which never leaves it."""
@@ -132,6 +148,27 @@ class PersonalConfig(Section):
     proximal: Annotated[float, Field(ge=0, le=1000)] = Field(
         default=0.1, description="of ditto: how strongly the own adapter is drawn to the global one"
     )
+
+    @model_validator(mode="after")
+    def _settings_of_the_method(self) -> PersonalConfig:
+        if self.method == "none":
+            refuse_idle(
+                self,
+                *("steps", "learning_rate", "proximal"),
+                table="personal",
+                needed="adapters of the sites' own",
+                expected='personal.method = "finetune" or "ditto"',
+            )
+        for key, method in (("steps", "finetune"), ("proximal", "ditto")):
+            if self.method != method:
+                refuse_idle(
+                    self,
+                    key,
+                    table="personal",
+                    needed=f"the method {method}",
+                    expected=f'personal.method = "{method}"',
+                )
+        return self
 
 
 class SimulationConfig(Section):
@@ -178,6 +215,26 @@ class SimulationConfig(Section):
         description="what sign_flip, scale and collude multiply the update or its norm by; 1 is "
         "the plain sign flip of the literature",
     )
+
+    @model_validator(mode="after")
+    def _settings_of_the_attack(self) -> SimulationConfig:
+        if self.attack == "none":
+            refuse_idle(
+                self,
+                *("attackers", "attack_scale"),
+                table="simulation",
+                needed="an attack",
+                expected='simulation.attack = "sign_flip" or another one',
+            )
+        if self.attack not in SCALED_ATTACKS:
+            refuse_idle(
+                self,
+                "attack_scale",
+                table="simulation",
+                needed="attacks that multiply the update",
+                expected="simulation.attack of " + ", ".join(SCALED_ATTACKS),
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_place_for_ledgers(self) -> SimulationConfig:
