@@ -63,6 +63,10 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
         console.print(_promised_to_clients(rows), highlight=False)
     else:
         console.print(_spent(rows, summary["group"]) if private else _NOT_PRIVATE)
+    if private and summary.get("rests_on") and not any(map(_none, rows.values())):
+        console.print(
+            summary["rests_on"], style="dim", highlight=False, markup=False, soft_wrap=True
+        )
     show_attack(console, summary["attack"])
     rejected: Mapping[str, Sequence[Mapping[str, Any]]] = summary["rejected"]
     worst = _first(rejected, lambda site: -len(rejected[site]))
