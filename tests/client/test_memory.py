@@ -383,6 +383,46 @@ def test_a_b_whose_charge_failed_has_no_part_in_what_is_sent_later(
     assert not same(begun[1], begun[0])
 
 
+def test_of_two_processes_the_b_is_kept_that_goes_with_the_reply_that_was_paid_for(
+    task: TensorTask, state: AdapterState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slower one's B was trained beside an A that nobody has."""
+    site, other = site_at(task, tmp_path, private=True), site_at(task, tmp_path, private=True)
+    order = order_of(state, 0, SHARED)
+    first: list[AdapterState | None] = []
+    original = rounds.train_locally
+
+    def trained_elsewhere(*args: Any, **how: Any) -> AdapterState:
+        monkeypatch.undo()
+        updated(other, order)
+        first.append(other.memory.newest(FACTORS, run="run"))
+        return original(*args, **how)
+
+    monkeypatch.setattr(rounds, "train_locally", trained_elsewhere)
+    updated(site, order)
+    (kept,) = first
+    assert kept is not None
+    assert same(site.memory.newest(FACTORS, run="run"), kept)
+
+
+def test_a_b_that_cannot_be_kept_is_neither_charged_nor_sent(
+    task: TensorTask, state: AdapterState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = site_at(task, tmp_path, private=True)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise DiskFullError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SiteMemory, "keep", full)
+        reply = decode_reply(app.answer(encode_order(order_of(state, 0, SHARED)), site))
+    assert isinstance(reply, Refusal)
+    assert site.ledger is not None
+    assert not site.ledger.entries()
+    updated(site, order_of(state, 0, SHARED))
+    assert [entry.round for entry in site.ledger.entries()] == [0]
+
+
 def test_a_damaged_memory_is_a_refusal_that_says_nothing_of_the_place(
     task: TensorTask, state: AdapterState, tmp_path: Path
 ) -> None:
