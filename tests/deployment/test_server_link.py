@@ -137,7 +137,7 @@ def test_sites_reach_what_a_node_calls_and_nothing_else(server: Server) -> None:
 def test_old_tls_is_refused(server: Server) -> None:
     context = ssl.create_default_context(cafile=str(server.home.certificates.authority))
     context.set_ciphers("DEFAULT@SECLEVEL=0")
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="TLS"):
         context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
     with pytest.raises(httpx.TransportError):
         httpx.get(f"https://{server.home.settings.address}/v1/fleet/hushtune/time", verify=context)
