@@ -71,6 +71,7 @@ _COLUMNS = {
     "seconds": "seconds",
     "cpu": "CPU seconds",
     "meter": "bias meter, seconds",
+    "meter_cpu": "its CPU seconds",
     "floor": "floor, seconds",
     "peak": "peak GiB",
     "updates": "of which updates",
@@ -119,13 +120,14 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, float | None]:
     began, processor = time.perf_counter(), time.process_time()
     _, after = aggregator.apply(memory, state, updates)
     seconds, cpu = time.perf_counter() - began, time.process_time() - processor
-    began = time.perf_counter()
+    began, processor = time.perf_counter(), time.process_time()
     bias = measured_bias(config, state, updates, after=after)
-    meter = time.perf_counter() - began
+    meter, meter_cpu = time.perf_counter() - began, time.process_time() - processor
     return {
         "seconds": seconds,
         "cpu": cpu,
         "meter": None if bias is None else meter,
+        "meter_cpu": None if bias is None else meter_cpu,
         "floor": floor,
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB,
         "updates": 4 * sent.num_values() * options.clients / GIB,
