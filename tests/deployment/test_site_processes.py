@@ -29,7 +29,6 @@ from ..conformance.flower_commands import (
     started,
     superlink,
     wait_for_run,
-    wait_until,
 )
 from .institutions import LABELS, coordinator_key, site_folder
 
@@ -78,7 +77,8 @@ class Quick:
         return getattr(self.grid, name)
 
     def send_and_receive(self, messages, *, timeout=None):
-        names, found, end = set(self.grid.push_messages(messages)), [], time.time() + (timeout or 60)
+        names, found = set(self.grid.push_messages(messages)), []
+        end = time.time() + (timeout or 60)
         while names and time.time() < end:
             new = list(self.grid.pull_messages(names))
             found += new
@@ -112,7 +112,8 @@ def federated(grid, context):
         said = [one.error.reason if one.has_error() else "" for one in replies]
     rows = []
     if not any(said):
-        model = adapted_model(run.config, run.config.model.name, run.config.data.labels, pad_id=None)
+        config = run.config
+        model = adapted_model(config, config.model.name, config.data.labels, pad_id=None)
         result = federate(
             run, grid, initial=lora.initial_state(model, seed=0), timeout=100.0
         )

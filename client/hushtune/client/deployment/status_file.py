@@ -84,8 +84,9 @@ def read_status(path: Path) -> Status | None:
     try:
         raw: Any = json.loads(path.read_text(encoding="utf-8"))
         fields = cast("dict[str, Any]", raw)
-        restarts = Restarts(**fields["restarts"])
-        return Status(**{**fields, "state": State(fields["state"]), "restarts": restarts})
+        fields["restarts"] = Restarts(**fields["restarts"])
+        fields["state"] = State(fields["state"])
+        return Status(**fields)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
