@@ -17,6 +17,12 @@ WITH_DITTO = ("fedit", "ffa", "fedsb", "fedsgd")
 """Of these, rules that train all that they train in each round, so that an own adapter is whole."""
 
 
+def sends_gradients(aggregation: AggregationConfig, privacy: PrivacyConfig) -> bool:
+    """Whether sites send gradients, and take no steps of their own."""
+    by_step = privacy.trust == "distributed" and privacy.unit != "client"
+    return by_step or RULES[aggregation.rule].gradient
+
+
 def check_rule(
     aggregation: AggregationConfig,
     privacy: PrivacyConfig,
@@ -38,8 +44,7 @@ def check_rule(
             expected="no ranks, or a rule for any ranks: "
             + ", ".join(other.name for other in RULES.values() if other.any_ranks),
         )
-    steps_at_server = rule.gradient or (privacy.trust == "distributed" and privacy.unit != "client")
-    if (proximal or scaffold) and steps_at_server:
+    if (proximal or scaffold) and sends_gradients(aggregation, privacy):
         refuse(
             "sites send gradients here and take no steps of their own, so nothing drifts",
             key="train.scaffold" if scaffold else "train.proximal",
