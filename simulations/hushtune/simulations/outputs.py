@@ -16,6 +16,7 @@ from hushtune.common.json_text import json_text
 from hushtune.common.lora_files import plain_adapter
 from hushtune.common.names import METHODS, OURS, SEEN_BY
 from hushtune.common.planning import POOLED
+from hushtune.common.privacy.report_files import write_statement
 from hushtune.common.run_context import RunContext
 from hushtune.common.tasks import partition
 from hushtune.common.tasks.base import Metrics
@@ -26,7 +27,7 @@ from hushtune.server.strategy import FederationResult
 from hushtune.simulations import saved
 from hushtune.simulations.attacks import attack_of
 from hushtune.simulations.card import model_card
-from hushtune.simulations.privacy_report import privacy_of, write_statement
+from hushtune.simulations.privacy_report import privacy_of
 
 Table = Mapping[str, Mapping[str, float]]
 METRIC = "accuracy"
@@ -70,7 +71,7 @@ def write_all(run: FinishedRun) -> dict[str, Any]:
     """Write statement, adapter, plot and, last, the summary; return the summary."""
     context, workspace, result = run.context, run.workspace, run.result
     privacy = privacy_of(context, result)
-    write_statement(context, privacy)
+    write_statement(context.out, privacy)
     summary = summarise(run, privacy)
     saved.save(
         workspace,
