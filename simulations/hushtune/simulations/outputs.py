@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+from hushtune.common.adapter_folder import DESCRIPTION, write_adapter_folder
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import config_hash
 from hushtune.common.errors import CheckpointError
@@ -24,7 +25,6 @@ from hushtune.common.tasks.workspace import Workspace
 from hushtune.server.app import checkpoint_folder
 from hushtune.server.checkpoint import Checkpoint, exists, load
 from hushtune.server.strategy import FederationResult
-from hushtune.simulations import saved
 from hushtune.simulations.attacks import attack_of
 from hushtune.simulations.card import model_card
 from hushtune.simulations.privacy_report import privacy_of
@@ -32,7 +32,7 @@ from hushtune.simulations.privacy_report import privacy_of
 Table = Mapping[str, Mapping[str, float]]
 METRIC = "accuracy"
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
-ADAPTER = f"adapter/{saved.DESCRIPTION}"
+ADAPTER = f"adapter/{DESCRIPTION}"
 SUMMARY_KEYS = frozenset(
     (
         *("metric", "higher_is_better", "value", "macro_f1", "sites", "baselines", "table"),
@@ -73,7 +73,7 @@ def write_all(run: FinishedRun) -> dict[str, Any]:
     privacy = privacy_of(context, result)
     write_statement(context.out, privacy)
     summary = summarise(run, privacy)
-    saved.save(
+    write_adapter_folder(
         workspace,
         result.state,
         context.out / "adapter",
