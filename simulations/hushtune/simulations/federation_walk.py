@@ -162,9 +162,7 @@ def walk(folder: Path, console: Console) -> None:
         way.begin(last, "site", "join", folder / last)
         _follow(way, home / "runs" / "walk", console, until=ROUNDS, after=2)
         if way.ended("run"):
-            raise DeploymentError(
-                "the run failed", given=(folder / "run.log").read_text()[-2000:]
-            )
+            raise DeploymentError("the run failed", given=(folder / "run.log").read_text()[-2000:])
         way.step("7. What is left: a model and a statement, here and at each site, verified")
         way.command("server", "status", home)
         way.command("verify", home / "runs" / "walk")
