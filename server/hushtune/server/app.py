@@ -22,6 +22,7 @@ from hushtune.common.tasks.workspace import check_sizes, open_workspace
 from hushtune.server.aggregation.aggregator import make_aggregator
 from hushtune.server.checkpoint import exists, load
 from hushtune.server.federation import check_sites
+from hushtune.server.roll_call import RollCall
 from hushtune.server.strategy import FederatedStrategy, FederationResult, RoundResult
 
 _app = ServerApp()
@@ -37,12 +38,15 @@ def federate(
     initial: AdapterState,
     on_round: OnRound | None = None,
     resume: bool = False,
+    roll: Callable[[Grid], RollCall] | None = None,
+    timeout: float = 3600.0,
 ) -> FederationResult:
     """Run a federation over a grid, from its last checkpoint if asked to resume.
 
     The run's name follows from its configuration, but for the engine and what it shows: without
     privacy the sites' batches are drawn from the seed and this name, so that a run can be repeated,
     on either engine. Where ledgers outlive the run it is a name that no other run has.
+    ``roll``: who is there, asked before each round; ``timeout``: seconds that sites have to answer.
     """
     config = run.config
     folder = checkpoint_folder(run.out)
@@ -58,6 +62,8 @@ def federate(
         aggregator=make_aggregator(config.aggregation, seed=config.seed),
         checkpoint_dir=folder,
         on_round=on_round,
+        timeout=timeout,
+        roll=roll,
     )
     return strategy.run(grid, initial, resume=checkpoint)
 
@@ -71,7 +77,8 @@ def run_name(config: RunConfig) -> str:
 def new_run_name(config: RunConfig) -> str:
     """The name of a run that begins: where ledgers outlive it, one that no other run has."""
     name = run_name(config)
-    outlive = config.simulation.ledgers is not None or config.simulation.policies is not None
+    simulation, of_sites = config.simulation, config.data.source == "sites"
+    outlive = of_sites or simulation.ledgers is not None or simulation.policies is not None
     return f"{name}-{uuid4().hex[:12]}" if outlive else name
 
 
@@ -89,6 +96,11 @@ def main(grid: Grid, context: Context) -> None:
     ``hushtune simulate --out DIR --resume`` adds them to the folder of the finished run.
     """
     run = read_run_config(context.run_config)
+    if run.config.data.source == "sites":
+        from hushtune.server.deployment.federate import main as of_institutions
+
+        of_institutions(grid, context)
+        return
     if run.config.simulation.attack != "none":
         raise ConfigError(
             "attackers are simulated by hushtune's own command alone: here no site would attack",

@@ -26,7 +26,7 @@ from hushtune.server import checkpoint as storage
 from hushtune.server.aggregation.aggregator import Aggregator
 from hushtune.server.checkpoint import Checkpoint, Row
 from hushtune.server.federation import Federation
-from hushtune.server.roll_call import call_roll
+from hushtune.server.roll_call import RollCall, call_roll
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +78,7 @@ class FederatedStrategy(Strategy):
         on_round: called after each round, before its checkpoint; what it returns joins the row.
         timeout: seconds that sites have to answer a round; those that do not are left out of it.
         connect_timeout: seconds to wait for all sites to be there before the first round.
+        roll: which sites are there, asked before each round; None calls the roll once.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class FederatedStrategy(Strategy):
         on_round: OnRound | None = None,
         timeout: float = 3600.0,
         connect_timeout: float = 120.0,
+        roll: Callable[[Grid], RollCall] | None = None,
     ) -> None:
         self._federation = Federation(
             run=run,
@@ -106,6 +108,7 @@ class FederatedStrategy(Strategy):
         self._on_round = on_round
         self._timeout = timeout
         self._connect_timeout = connect_timeout
+        self._roll = roll
 
     def run(
         self, grid: Grid, initial: AdapterState, *, resume: Checkpoint | None = None
@@ -123,14 +126,10 @@ class FederatedStrategy(Strategy):
         seconds = {"training": 0.0, "aggregation": 0.0, "evaluation": 0.0, "checkpoint": saving}
         rounds = federation.config.train.rounds
         if now.round < rounds:
-            roll = call_roll(
-                grid,
-                federation.plans,
-                quorum=federation.config.simulation.quorum,
-                connect_timeout=self._connect_timeout,
-                answer_timeout=self._timeout,
-            )
+            roll: RollCall | None = None
             for _ in range(now.round, rounds):
+                if roll is None or self._roll is not None:
+                    roll = self._called(grid)
                 now = federation.next_round(
                     now, grid, roll, timeout=self._timeout, saved_in=saving, save=self._save
                 )
@@ -154,6 +153,17 @@ class FederatedStrategy(Strategy):
             refusals=now.refusals,
             seconds=seconds,
             ledger=now.ledger,
+        )
+
+    def _called(self, grid: Grid) -> RollCall:
+        if self._roll is not None:
+            return self._roll(grid)
+        return call_roll(
+            grid,
+            self._federation.plans,
+            quorum=self._federation.config.simulation.quorum,
+            connect_timeout=self._connect_timeout,
+            answer_timeout=self._timeout,
         )
 
     def _told(self, now: Checkpoint) -> Checkpoint:

@@ -1,0 +1,250 @@
+"""A run of real sites: the ServerApp's part, from the enrolled sites to the hand-over.
+
+It runs in a process that the SuperLink starts, which knows the coordinator's folder by an
+environment variable. What happens is told in the run's folder, where `hushtune server run` and the
+status page read it: ``state.json``, ``metrics.jsonl`` (a row a round) and, at the end, the adapter,
+the sites' receipts and the federation's statement.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid
+
+from hushtune.common import lora
+from hushtune.common.config import RunConfig
+from hushtune.common.config_io import CONFIG, dump_toml
+from hushtune.common.deployment import ANSWER_SECONDS, CONNECT_SECONDS, RESUME
+from hushtune.common.errors import ConfigError, EnrolmentError, HushtuneError, QuorumError
+from hushtune.common.files import write_errors, write_text
+from hushtune.common.json_text import json_text
+from hushtune.common.lora_files import plain_adapter, save_adapter
+from hushtune.common.model import AdaptedModel
+from hushtune.common.planning import site_plans
+from hushtune.common.run_context import RunContext, read_run_config
+from hushtune.common.signing import load_signing_key
+from hushtune.common.tasks.assets import public_name, resolve_model
+from hushtune.common.tasks.base_model import adapted_model
+from hushtune.server.app import checkpoint_folder, federate
+from hushtune.server.checkpoint import exists, load
+from hushtune.server.deployment.enrol import Enrolled, enrolled_sites
+from hushtune.server.deployment.grid import PollingGrid
+from hushtune.server.deployment.handover import hand_over
+from hushtune.server.deployment.home import FOLDER_VARIABLE, Home, open_home
+from hushtune.server.federation import check_sites
+from hushtune.server.roll_call import RollCall
+from hushtune.server.strategy import RoundResult
+
+STATE, METRICS = "state.json", "metrics.jsonl"
+_POLL_SECONDS = 0.5
+log = logging.getLogger(__name__)
+
+
+def main(grid: Grid, context: Context) -> None:
+    """Run a Flower run's configuration with the enrolled sites; raises what ends it."""
+    run = read_run_config(context.run_config)
+    told = _Told(run)
+    try:
+        _run(PollingGrid(grid), context, run, told)
+    except BaseException as error:
+        told.failed(error)
+        raise
+
+
+def _run(grid: Grid, context: Context, run: RunContext, told: _Told) -> None:
+    home = open_home(Path(os.environ[FOLDER_VARIABLE]))
+    raw = context.run_config
+    answer, connect = float(raw[ANSWER_SECONDS]), float(raw[CONNECT_SECONDS])
+    config, resume = run.config, str(raw[RESUME]) == "true"
+    sites = sites_of_run(config, home)
+    check_sites(config, site_plans(config), config.data.public_sizes)
+    model = loaded_model(config)
+    write_text(run.out / CONFIG, dump_toml(config))
+    told.began(resume=resume)
+    result = federate(
+        run,
+        grid,
+        initial=lora.initial_state(model, seed=config.seed),
+        on_round=told.round,
+        resume=resume,
+        roll=_present(sites, quorum=config.simulation.quorum, patience=connect, told=told),
+        timeout=answer,
+    )
+    save_adapter(
+        model,
+        plain_adapter(result.state),
+        run.out / "adapter",
+        base_name=public_name(config.model.name),
+    )
+    told.phase("hand-over")
+    hand_over(
+        grid,
+        {name: site.node for name, site in sites.items()},
+        run=run,
+        result=result,
+        key=load_signing_key(home.signing_key),
+        federation=home.settings.name,
+        cards={name: site.card for name, site in sites.items()},
+        timeout=answer,
+    )
+    told.finished()
+
+
+def loaded_model(config: RunConfig) -> AdaptedModel:
+    """The run's model, which needs no rows."""
+    source = str(resolve_model(config.model.name))
+    return adapted_model(config, source, config.data.labels or (), pad_id=None)
+
+
+def sites_of_run(config: RunConfig, home: Home) -> Mapping[str, Enrolled]:
+    """The run's sites as they are enrolled; EnrolmentError for one that is not."""
+    known = enrolled_sites(home)
+    strangers = sorted(set(config.data.public_sizes) - set(known))
+    if strangers:
+        raise EnrolmentError(
+            "a run names sites that are not enrolled",
+            given=", ".join(strangers),
+            expected=", ".join(sorted(known)) or "no site is enrolled yet",
+            remedy=f"hushtune server enrol {home.folder} SITE.pub, or mend data.public_sizes",
+        )
+    return {name: known[name] for name in sorted(config.data.public_sizes)}
+
+
+def check_config(config: RunConfig) -> None:
+    """Refuse settings that mean something in a simulation alone; ConfigError."""
+    simulation = config.simulation
+    given = {
+        "simulation.attack": simulation.attack != "none",
+        "simulation.policies": simulation.policies is not None,
+        "simulation.ledgers": simulation.ledgers is not None,
+        "privacy.insecure_seeded_noise": config.privacy.insecure_seeded_noise,
+    }
+    if config.data.source != "sites":
+        raise ConfigError(
+            "a run of real sites takes their own rows, and no others",
+            given="data that the coordinator names",
+            expected='data.source = "sites"',
+            remedy="set data.source, data.labels and data.public_sizes, and leave files out",
+        )
+    wrong = [key for key, is_set in given.items() if is_set]
+    if wrong:
+        raise ConfigError(
+            "settings of a simulation have no meaning for real sites",
+            given=", ".join(wrong),
+            expected="none of them",
+            remedy="leave them out: each site has its own policy, ledger and noise",
+        )
+
+
+def _present(
+    sites: Mapping[str, Enrolled], *, quorum: int, patience: float, told: _Told
+) -> Callable[[Grid], RollCall]:
+    """Who is connected when a round begins: all, or as many as have come when patience ends.
+
+    A site that has left is waited for in its first round without it only, and taken in again
+    whenever it is back. A node is a site by the key that it was enrolled with, never by what it
+    says. QuorumError where too few are there.
+    """
+    gone: set[str] = set()
+
+    def roll(grid: Grid) -> RollCall:
+        deadline = time.monotonic() + patience
+        while True:
+            online = set(grid.get_node_ids())
+            nodes = {name: site.node for name, site in sites.items() if site.node in online}
+            told.connected(sorted(nodes))
+            missing = sorted(set(sites) - set(nodes))
+            if len(nodes) >= quorum and set(missing) <= gone:
+                break
+            if time.monotonic() > deadline:
+                break
+            time.sleep(_POLL_SECONDS)
+        gone.clear()
+        gone.update(missing)
+        if len(nodes) < quorum:
+            raise QuorumError(
+                "fewer sites are connected than the quorum",
+                given=f"{len(nodes)} of {len(sites)}; missing: {', '.join(missing)}",
+                expected=f"at least {quorum} (simulation.quorum)",
+                remedy="ask the sites that are missing, and run again with --resume",
+            )
+        if missing:
+            log.warning("going on without %s: not connected", ", ".join(missing))
+        return RollCall(nodes, dict.fromkeys(missing, "not connected"))
+
+    return roll
+
+
+class _Told:
+    """What a run tells of itself in its folder."""
+
+    def __init__(self, run: RunContext) -> None:
+        self._run = run
+        self._state: dict[str, Any] = {
+            "status": "running",
+            "phase": "preparation",
+            "pid": os.getpid(),
+            "round": 0,
+            "rounds": run.config.train.rounds,
+            "sites": sorted(run.config.data.public_sizes),
+            "connected": [],
+            "began": time.time(),
+            "error": None,
+        }
+        self._write()
+
+    def began(self, *, resume: bool) -> None:
+        """Before the first round; the rows of rounds that a checkpoint has are kept."""
+        folder = checkpoint_folder(self._run.out)
+        rows = load(folder).history if resume and exists(folder) else ()
+        write_text(self._run.out / METRICS, "".join(json_text(row) + "\n" for row in rows))
+        self._state["round"] = len(rows)
+        self.phase("rounds")
+
+    def phase(self, name: str) -> None:
+        """What is being done now."""
+        self._state["phase"] = name
+        self._write()
+
+    def connected(self, sites: list[str]) -> None:
+        """Which sites are connected, where that has changed."""
+        if sites != self._state["connected"]:
+            self._state["connected"] = sites
+            self._write()
+
+    def round(self, outcome: RoundResult) -> Mapping[str, Any]:
+        """After each round, before its checkpoint."""
+        path = self._run.out / METRICS
+        with write_errors(path), path.open("a", encoding="utf-8") as file:
+            file.write(json_text(outcome.row) + "\n")
+        self._state["round"], self._state["run"] = outcome.round, outcome.run
+        self._write()
+        return {}
+
+    def finished(self) -> None:
+        """The run is over, and handed over."""
+        self._state["status"] = "finished"
+        self.phase("finished")
+
+    def failed(self, error: BaseException) -> None:
+        """The run has ended without a result."""
+        known = isinstance(error, HushtuneError)
+        self._state["status"] = "failed"
+        self._state["error"] = {
+            "code": error.code if known else "HT000",
+            "message": error.message if known else f"{type(error).__name__}: {error}",
+            "given": error.given if known else None,
+            "expected": error.expected if known else None,
+            "do": error.remedy if known else None,
+        }
+        self._write()
+
+    def _write(self) -> None:
+        write_text(self._run.out / STATE, json_text({**self._state, "updated": time.time()}) + "\n")
