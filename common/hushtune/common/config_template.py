@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any, cast
 
 import tomli_w
@@ -83,4 +84,5 @@ def _toml(key: str, value: Any) -> str:
     if isinstance(value, Mapping):
         pairs = cast("Mapping[str, Any]", value).items()
         return f"{key} = {{{', '.join(_toml(name, inner) for name, inner in pairs)}}}"
+    value = str(value) if isinstance(value, PurePath) else value
     return tomli_w.dumps({key: value}).strip()

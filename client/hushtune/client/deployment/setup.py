@@ -104,7 +104,7 @@ def make_site(folder: Path, answers: Answers) -> Made:
         RunError, DiskFullError: the folder cannot be written.
     """
     folder = folder.expanduser().absolute()
-    _refuse_full(folder)
+    refuse_full(folder)
     terms = checked_terms(answers)
     settings = _settings_text(folder, answers)
     with write_errors(folder):
@@ -118,7 +118,7 @@ def make_site(folder: Path, answers: Answers) -> Made:
             part = Path(tempfile.mkdtemp(prefix=".init-", dir=folder))
             moved.append(part)
             card = _write_parts(part, answers, settings)
-            _refuse_full(folder, but=part)
+            refuse_full(folder, but=part)
             # The settings come last: a folder without them is no site's.
             for path in sorted(part.iterdir(), key=lambda path: path.name == SITE_FILE):
                 moved.append(folder / path.name)
@@ -215,7 +215,8 @@ def make_node_key(path: Path) -> str:
     return key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode("ascii")
 
 
-def _refuse_full(folder: Path, *, but: Path | None = None) -> None:
+def refuse_full(folder: Path, *, but: Path | None = None) -> None:
+    """Raise OutputExistsError unless a folder is new or, but for one name, empty."""
     if not os.path.lexists(folder):
         return
     found = sorted(folder.iterdir()) if folder.is_dir() else [folder]
