@@ -46,8 +46,8 @@ UMask=0077
 NoNewPrivileges=yes
 ProtectSystem=strict
 ProtectHome=read-only
-ReadWritePaths={folder} {cache}
-PrivateTmp=yes
+ReadWritePaths={writable} {cache}
+PrivateTmp={private_tmp}
 ProtectKernelTunables=yes
 ProtectKernelModules=yes
 ProtectKernelLogs=yes
@@ -140,7 +140,9 @@ def _systemd(site: SiteFile) -> Service:
         name=site.name,
         federation=site.table.server.name.replace("%", "%%").replace("\n", " "),
         user=getpass.getuser(),
-        folder=_quoted(site.folder),
+        folder=str(site.folder).replace("%", "%%"),  # of this key alone systemd takes no quotes
+        writable=_quoted(site.folder),
+        private_tmp="no" if _in_tmp(site) else "yes",
         command=" ".join(_quoted(part, command=True) for part in own_command()),
         argument=_quoted(site.folder, command=True),
         cache=_quoted(f"-{cache}"),
@@ -156,6 +158,13 @@ def _systemd(site: SiteFile) -> Service:
             f"systemctl status {name}",
         ),
     )
+
+
+def _in_tmp(site: SiteFile) -> bool:
+    """Whether a private /tmp would hide the site from its own service."""
+    model = [site.table.model] if site.table.model is not None else []
+    paths = (site.folder, site.table.policy, site.table.data.file, cache_folder(), *model)
+    return any(p.is_relative_to(tmp) for p in paths for tmp in ("/tmp", "/var/tmp"))
 
 
 def _quoted(value: Path | str, *, command: bool = False) -> str:
