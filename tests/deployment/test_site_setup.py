@@ -203,7 +203,7 @@ def test_a_folder_that_is_none_is_named(hushtune: Any, tmp_path: Path) -> None:
     with pytest.raises(DeploymentError) as raised:
         SiteFile.read(tmp_path / "nowhere")
     assert raised.value.given == str(tmp_path / "nowhere")
-    for command in ("check", "status", "history"):
+    for command in ("check", "status", "history", "join"):
         answer = hushtune("site", command, tmp_path / "nowhere")
         assert (answer.status, answer.err[:5]) == (2, "HT800"), command
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from hushtune.common.config import AggregationConfig, RunConfig
-from hushtune.common.lora_rules import RULES
-from hushtune.common.privacy.plan import Trust, Unit
+from hushtune.common.config_rules import sends_gradients
+from hushtune.common.privacy.plan import Unit
 from hushtune.common.schedules import learning_rate
 from hushtune.server.aggregation.aggregator import make_optimizer
 from hushtune.server.aggregation.optimizers import ServerOptimizer, gradient_step
@@ -19,23 +19,21 @@ def round_optimizer(config: RunConfig, *, round: int, step: int = 0) -> ServerOp
     """
     plain = AggregationConfig()
     asked = (config.aggregation.optimizer, config.aggregation.learning_rate)
-    if not sends_gradients(config) or asked != (plain.optimizer, plain.learning_rate):
+    if not sends_gradients(config.aggregation, config.privacy) or asked != (
+        plain.optimizer,
+        plain.learning_rate,
+    ):
         return make_optimizer(config.aggregation)
     how = local_training(config, round=round)
     rate = learning_rate(how.learning_rate, how.schedule, how.first_step + step, how.schedule_steps)
     return gradient_step(how.optimizer, rate, weight_decay=how.weight_decay)
 
 
-def sends_gradients(config: RunConfig) -> bool:
-    """Whether sites send gradients, and take no steps of their own."""
-    in_secure_sums = config.privacy.trust == Trust.DISTRIBUTED
-    by_step = in_secure_sums and Unit(config.privacy.unit) is not Unit.CLIENT
-    return by_step or RULES[config.aggregation.rule].gradient
-
-
 def steps_of_round(config: RunConfig) -> int:
     """Exchanges of a round that a site charges, one by one, under numbers of their own."""
-    if Unit(config.privacy.unit) is Unit.CLIENT or not sends_gradients(config):
+    if Unit(config.privacy.unit) is Unit.CLIENT or not sends_gradients(
+        config.aggregation, config.privacy
+    ):
         return 1
     return config.train.local_steps
 

@@ -144,7 +144,7 @@ def join(
         return
     from hushtune.client.deployment.join import join as join_site
 
-    raise typer.Exit(join_site(folder))
+    join_site(folder)
 
 
 @site_app.command()

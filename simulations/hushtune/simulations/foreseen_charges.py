@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from hushtune.common.config import RunConfig
+from hushtune.common.config_rules import sends_gradients
 from hushtune.common.errors import HushtuneError
 from hushtune.common.messages import METRICS_RUN, PERSONAL_RUN
 from hushtune.common.privacy.ledger_entry import GENESIS, LedgerEntry
 from hushtune.common.privacy.ledger_limit import Limit
 from hushtune.common.privacy.plan import DpSgdEvent, PrivacyPlan, Trust
-from hushtune.server.steps import numbers_of_round, sends_gradients
+from hushtune.server.steps import numbers_of_round
 
 DRY_RUN = "dry run"
 TRAINING, PERSONAL, FIGURES = "training", "personal training", "figures"
@@ -31,7 +32,9 @@ class Charge(NamedTuple):
 
 def training_charges(config: RunConfig, plan: PrivacyPlan, *, round: int) -> list[Charge]:
     """What a site is charged for a round's training: once, or step by step in secure sums."""
-    if config.privacy.trust == Trust.DISTRIBUTED or sends_gradients(config):
+    if config.privacy.trust == Trust.DISTRIBUTED or sends_gradients(
+        config.aggregation, config.privacy
+    ):
         numbers = numbers_of_round(config, round)
         return [Charge(round, TRAINING, number, plan.event(1)) for number in numbers]
     return [Charge(round, TRAINING, round, plan.event(config.train.local_steps))]

@@ -13,6 +13,7 @@ from hushtune.client.metrics import SENSITIVITY
 from hushtune.client.site import OwnTerms, ledger_path, simulated_ledger, simulated_terms
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
+from hushtune.common.config_rules import sends_gradients
 from hushtune.common.encoding import encode
 from hushtune.common.errors import HushtuneError
 from hushtune.common.files import write_text
@@ -41,7 +42,7 @@ from hushtune.server.app import checkpoint_folder
 from hushtune.server.checkpoint import exists, load
 from hushtune.server.orders import trainable_of
 from hushtune.server.spending import appended
-from hushtune.server.steps import sends_gradients, steps_of_round
+from hushtune.server.steps import steps_of_round
 from hushtune.server.strategy import FederationResult
 from hushtune.simulations.server_report import server_privacy
 
@@ -106,7 +107,11 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
             received=_received(result, site, asked, {entry.round for entry in told}),
             metrics=_metrics(result, site, told, public_held_out(config, site)),
         )
-    lost = _lost_rounds(result) if sends_gradients(config) or cohort is not None else []
+    lost = (
+        _lost_rounds(result)
+        if sends_gradients(config.aggregation, config.privacy) or cohort is not None
+        else []
+    )
     return statement(
         sites=sites, run=result.run, group=config.data.group, cohort=cohort, lost_rounds=lost
     )

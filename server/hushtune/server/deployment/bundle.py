@@ -17,7 +17,6 @@ from hushtune.common.errors import DeploymentError
 from hushtune.common.files import write_text
 from hushtune.common.run_context import OUT, TOML
 
-
 DEFAULTS: Mapping[str, str | float] = {
     TOML: "",
     OUT: "",

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-CONNECTED_SECONDS = 30.0
-"""A site that has asked for work within this time is connected; it asks every few seconds."""
+CONNECTED_SECONDS = 45.0
+"""A site that has asked for work within this time is connected; it asks every few
+seconds, and sends a sign of life every half a minute."""
 
 _MOST_REJECTIONS = 100
 _LOG_EVERY = 30.0
