@@ -24,6 +24,7 @@ from hushtune.common.errors import (
 )
 from hushtune.common.json_text import json_text
 from hushtune.simulations.cli_ledger import ledger_app
+from hushtune.simulations.cli_verify import verify
 from hushtune.simulations.exits import (
     BUG,
     INTERRUPTED,
@@ -50,6 +51,7 @@ policy_app = typer.Typer(help="What a site agrees to, above any server.", no_arg
 app.add_typer(config_app, name="config")
 app.add_typer(policy_app, name="policy")
 app.command()(plan)
+app.command()(verify)
 app.add_typer(ledger_app, name="ledger")
 
 Preset = Annotated[
