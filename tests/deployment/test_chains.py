@@ -150,7 +150,7 @@ def test_a_ledger_that_is_put_back_between_runs_is_refused(settings: Any, tmp_pa
 
 
 def test_steps_of_secure_sums_are_looked_at_too(settings: Any, tmp_path: Path) -> None:
-    institutions(tmp_path, {"trust": ["distributed"], "min_noise_multiplier": 0.01})
+    institutions(tmp_path, {"trust": ["distributed"], "min_noise_multiplier": 0.05})
     privacy = {"trust": "distributed", "epsilon": 8.0, "delta": 1e-3}
     config = own_rows(settings, privacy=privacy, train__rounds=2)
 

@@ -290,7 +290,7 @@ def test_a_simulated_site_refuses(place: Place) -> None:
 def test_other_trust_models_are_handed_over(
     settings: Any, tmp_path: Path, trust: str, hushtune: Any
 ) -> None:
-    terms: dict[str, Any] = {"trust": [trust], "min_noise_multiplier": 0.01}
+    terms: dict[str, Any] = {"trust": [trust], "min_noise_multiplier": 0.05}
     privacy: dict[str, Any] = {"trust": trust, "epsilon": 8.0, "delta": 1e-3}
     if trust == "server":
         terms |= {"unit": "client", "max_epsilon": 1000.0, "max_delta": 0.5}
