@@ -208,7 +208,8 @@ def test_scaffold_is_the_paper_s(
     task: TensorTask, state: AdapterState, tmp_path: Path, rule: str, optimizer: str
 ) -> None:
     """Over six rounds: a warm-up, turns, a round of two sites only, schedules of their own."""
-    aggregation = {"rule": rule, "weighting": "uniform", "optimizer": optimizer, "momentum": 0.0}
+    aggregation = {"rule": rule, "weighting": "uniform", "optimizer": optimizer}
+    aggregation |= {"momentum": 0.0} if optimizer == "momentum" else {}
     config = run_config(
         train={"rounds": 6, "warmup_rounds": 1, "optimizer": "sgd", "scaffold": True},
         privacy={"trust": "off"},

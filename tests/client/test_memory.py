@@ -16,7 +16,7 @@ import torch
 from flwr.app import Context, RecordDict
 
 from hushtune.client import app, rounds
-from hushtune.client.memory import Purpose, SiteMemory
+from hushtune.client.memory import Purpose, SiteMemory, _digest
 from hushtune.client.site import Site, close_sites, open_site
 from hushtune.common.adapter import AdapterState
 from hushtune.common.errors import DiskFullError, SiteError
@@ -153,6 +153,7 @@ def test_it_is_for_the_owner_s_eyes_alone(memory: SiteMemory, state: AdapterStat
         for number in (1, 2):
             memory.keep(FACTORS, state, run=RUN, round=number)
             assert memory.file(FACTORS).stat().st_mode & 0o777 == 0o600
+            assert memory.folder.stat().st_mode & 0o777 == 0o700
     finally:
         os.umask(before)
 
@@ -177,15 +178,28 @@ def test_a_write_that_fails_leaves_what_was_there(
 
 
 def not_finite(data: bytes) -> bytes:
-    return data[:-4] + np.float32(np.nan).tobytes()
+    tensors = {
+        key: torch.full_like(value, np.nan) for key, value in safetensors.torch.load(data).items()
+    }
+    return edited()(safetensors.torch.save(tensors, metadata(data)))
+
+
+def metadata(data: bytes) -> dict[str, str]:
+    return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+
+
+def flipped(data: bytes) -> bytes:
+    """A value that is one bit off, and finite."""
+    return data[:-4] + bytes([data[-4] ^ 1]) + data[-3:]
 
 
 def edited(**changes: Any) -> Callable[[bytes], bytes]:
     def edit(data: bytes) -> bytes:
-        size = int.from_bytes(data[:8], "little")
-        body = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["hushtune"])
+        text = metadata(data)["hushtune"].split(" ", 1)[1]
         tensors = safetensors.torch.load(data)
-        return safetensors.torch.save(tensors, {"hushtune": json.dumps({**body, **changes})})
+        text = json.dumps({**json.loads(text), **changes})
+        signed = f"{_digest(text, tensors)} {text}"  # so that the edit itself has to be seen
+        return safetensors.torch.save(tensors, {"hushtune": signed})
 
     return edit
 
@@ -197,6 +211,8 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "other bytes": lambda data: b"\xff" * len(data),
     "a header beyond the file": lambda data: (2**40).to_bytes(8, "little") + data[8:],
     "not a number": not_finite,
+    "one bit of a value": flipped,
+    "one digit of a round": lambda data: data.replace(b'rounds\\": [1]', b'rounds\\": [2]'),
     "no metadata": lambda data: safetensors.torch.save(safetensors.torch.load(data)),
     "no rounds": edited(rounds=None),
     "a round that is none": edited(rounds=["one"]),
@@ -213,7 +229,9 @@ def test_a_damaged_file_is_an_error_that_names_it(
 ) -> None:
     memory.keep(FACTORS, state, run=RUN, round=1)
     path = memory.file(FACTORS)
-    path.write_bytes(DAMAGE[how](path.read_bytes()))
+    damaged = DAMAGE[how](path.read_bytes())
+    assert damaged != path.read_bytes()
+    path.write_bytes(damaged)
     for use in (
         lambda: memory.newest(FACTORS, run=RUN),
         lambda: memory.before(FACTORS, run=RUN, round=2),
@@ -340,7 +358,8 @@ def test_a_b_whose_charge_failed_has_no_part_in_what_is_sent_later(
     paid = site.memory.newest(FACTORS, run="run")
     assert paid is not None
 
-    def full(*_: Any, **__: Any) -> None:
+    def full(*_: Any, keep: Callable[[], None], **__: Any) -> None:
+        keep()  # as it is where the commit itself fails
         raise DiskFullError("the disk is full")
 
     with monkeypatch.context() as patched:
@@ -363,6 +382,46 @@ def test_a_b_whose_charge_failed_has_no_part_in_what_is_sent_later(
     assert last is not None
     assert same(begun[1], state.merge(last))
     assert not same(begun[1], begun[0])
+
+
+def test_of_two_processes_the_b_is_kept_that_goes_with_the_reply_that_was_paid_for(
+    task: TensorTask, state: AdapterState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slower one's B was trained beside an A that nobody has."""
+    site, other = site_at(task, tmp_path, private=True), site_at(task, tmp_path, private=True)
+    order = order_of(state, 0, SHARED)
+    first: list[AdapterState | None] = []
+    original = rounds.train_locally
+
+    def trained_elsewhere(*args: Any, **how: Any) -> AdapterState:
+        monkeypatch.undo()
+        updated(other, order)
+        first.append(other.memory.newest(FACTORS, run="run"))
+        return original(*args, **how)
+
+    monkeypatch.setattr(rounds, "train_locally", trained_elsewhere)
+    updated(site, order)
+    (kept,) = first
+    assert kept is not None
+    assert same(site.memory.newest(FACTORS, run="run"), kept)
+
+
+def test_a_b_that_cannot_be_kept_is_neither_charged_nor_sent(
+    task: TensorTask, state: AdapterState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = site_at(task, tmp_path, private=True)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise DiskFullError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SiteMemory, "keep", full)
+        reply = decode_reply(app.answer(encode_order(order_of(state, 0, SHARED)), site))
+    assert isinstance(reply, Refusal)
+    assert site.ledger is not None
+    assert not site.ledger.entries()
+    updated(site, order_of(state, 0, SHARED))
+    assert [entry.round for entry in site.ledger.entries()] == [0]
 
 
 def test_a_damaged_memory_is_a_refusal_that_says_nothing_of_the_place(

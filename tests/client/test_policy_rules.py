@@ -31,7 +31,7 @@ from hushtune.common.metrics_messages import (
     decode_metrics_order,
     encode_metrics_order,
 )
-from hushtune.common.privacy.plan import Relation, Unit
+from hushtune.common.privacy.plan import Relation, Trust, Unit
 
 from .families import (
     TensorTask,
@@ -120,6 +120,44 @@ def test_only_a_rule_that_changes_the_base_may(
 
 def test_which_rules_change_the_base() -> None:
     assert CHANGING == ["fedex", "flora"]
+
+
+def test_a_change_of_the_weights_beyond_the_site_s_rank_is_refused_before_compute(
+    task: TensorTask, state: AdapterState, tmp_path: Path
+) -> None:
+    site = make_site(task, tmp_path, epsilon=1e6)
+    bounded = replace(policy(task, max_base_rank=3), site=site.name)
+    for rule in CHANGING:
+        order = make_order(with_change(state, 3), PLAN, rule=rule, trainable=("head.bias",))
+        bounded.check(order)
+        wide = replace(order, adapter=with_change(state, 4))
+        policy(task).check(wide)  # left out, as wide as the module
+        with pytest.raises(PolicyError, match="at a rank that this site does not allow") as it:
+            bounded.check(wide)
+        assert str(it.value.given).startswith("rank 4 in ")
+        assert it.value.expected == "rank <= 3 (max_base_rank)"
+        untouched = Untouchable()
+        held = replace(site, policy=bounded, task=untouched)  # type: ignore[arg-type]
+        assert refused(held, wide).code == PolicyError.code
+        assert not untouched.touched
+
+
+def test_a_b_of_the_site_s_own_takes_no_steps_in_a_secure_sum_of_gradients(
+    task: TensorTask, state: AdapterState
+) -> None:
+    site = replace(policy(task), trust=Trust.DISTRIBUTED)
+    plan = private_plan(noise_multiplier=4.0, trust=Trust.DISTRIBUTED)
+    for rule in RULES.values():
+        if rule.inner:
+            continue
+        order = make_order(state, plan, rule=rule.name, trainable=("head.bias",))
+        if not rule.kept:
+            site.check(order)
+            continue
+        with pytest.raises(PolicyError, match="which no sum of gradients covers"):
+            site.check(order)
+        clients = replace(site, terms=site.terms.model_copy(update={"unit": "client"}))
+        clients.check(replace(order, plan=replace(plan, unit=Unit.CLIENT)))
 
 
 def test_a_control_variate_is_refused_where_privacy_is_promised(

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
+from hushtune.common import compatibility, config_federation, config_privacy, config_rules
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import loads_config
 from hushtune.common.config_rules import SAME_COORDINATES, WITH_DITTO
@@ -39,19 +45,19 @@ REFUSALS: dict[str, tuple[dict[str, Any], str, str, str]] = {
         {"aggregation.rule": "fedsgd", "train.proximal": 0.5},
         "train.proximal",
         "0.5",
-        "none of the two",
+        "0",
     ),
     "a proximal term in secure sums of gradients": (
         {"privacy.trust": "distributed", "train.proximal": 0.5},
         "train.proximal",
         "0.5",
-        "none of the two",
+        "0",
     ),
     "control variates at sites that take no steps": (
         {**SGD, "aggregation.rule": "fedsgd", "train.scaffold": True},
         "train.scaffold",
         "true",
-        "none of the two",
+        "false",
     ),
     "a B of the site's own in secure sums": (
         {"aggregation.rule": "fedsa", "privacy.trust": "distributed"},
@@ -183,3 +189,118 @@ def test_a_whole_client_s_own_b_and_steps_are_fine_in_secure_sums() -> None:
 def test_a_value_out_of_range_names_its_key(key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
         made({key: value})
+
+
+def refusing_calls(module: ModuleType) -> list[ast.Call]:
+    tree = ast.parse(inspect.getsource(module))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "refuse"]
+
+
+@pytest.mark.parametrize("module", [config_rules, config_federation, config_privacy])
+def test_every_refusal_says_what_was_given_what_would_do_and_what_to_do(
+    module: ModuleType,
+) -> None:
+    for call in refusing_calls(module):
+        said = {keyword.arg for keyword in call.keywords}
+        assert said >= {"key", "given", "expected", "remedy"}, f"line {call.lineno}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({"aggregation.rule": "fedex", "privacy.trust": "distributed"}, "aggregation.rule"),
+        ({"aggregation.estimate": "krum", "privacy.trust": "distributed"}, "privacy.trust"),
+        ({"aggregation.estimate": "median", "aggregation.rule": "fedit"}, "aggregation.estimate"),
+        ({"aggregation.average": 0.5, "aggregation.rule": "fedex"}, "leave aggregation.average"),
+    ],
+)
+def test_a_refusal_of_the_tables_says_what_to_do(changes: dict[str, Any], remedy: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        made(changes)
+    assert remedy in str(caught.value.remedy)
+
+
+IDLE: dict[str, tuple[dict[str, Any], str]] = {
+    "steps of no method": ({"personal.steps": 3}, "personal.method"),
+    "a learning rate of no method": ({"personal.learning_rate": 0.1}, "personal.method"),
+    "a pull of no method": ({"personal.proximal": 1.0}, "personal.method"),
+    "steps of the other method": ({"personal.method": "ditto", "personal.steps": 3}, "finetune"),
+    "a pull of the other method": (
+        {"personal.method": "finetune", "personal.proximal": 1.0},
+        "ditto",
+    ),
+    "momentum of another optimiser": (
+        {"aggregation.optimizer": "adam", "aggregation.momentum": 0.5},
+        "aggregation.optimizer",
+    ),
+    "attackers without an attack": ({"simulation.attackers": 0.3}, "simulation.attack"),
+    "a scale without an attack": ({"simulation.attack_scale": 2.0}, "simulation.attack"),
+    "a scale of an attack without one": (
+        {"simulation.attack": "nan", "simulation.attack_scale": 2.0},
+        "sign_flip",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IDLE)
+def test_a_setting_that_would_change_nothing_is_refused(name: str) -> None:
+    changes, needed = IDLE[name]
+    key = list(changes)[-1]
+    with pytest.raises(ConfigError, match="changes nothing here") as caught:
+        made(changes)
+    assert key in caught.value.message
+    assert f"leave {key} out" in str(caught.value.remedy)
+    assert needed in str(caught.value.expected)
+
+
+def test_the_same_settings_are_taken_where_they_have_an_effect_or_are_the_defaults() -> None:
+    made({"personal.method": "finetune", "personal.steps": 3, "personal.learning_rate": 0.1})
+    made({"personal.method": "ditto", "personal.proximal": 1.0})
+    made({"aggregation.optimizer": "momentum", "aggregation.momentum": 0.5})
+    made({"simulation.attack": "label_flip", "simulation.attackers": 0.3})
+    made({"simulation.attack": "collude", "simulation.attack_scale": 2.0})
+    made({"personal.steps": 6, "aggregation.momentum": 0.9, "simulation.attack_scale": 10.0})
+
+
+DOCS = (Path(__file__).parents[2] / "docs" / "aggregation.md").read_text(encoding="utf-8")
+
+
+def refused_in_docs(key: str) -> str:
+    """The row of the table of what does not go together."""
+    table = DOCS.partition("| setting | is refused |")[2]
+    rows = [line for line in table.splitlines() if line.startswith(f"| `{key}` | ")]
+    assert len(rows) == 1, key
+    return rows[0]
+
+
+def test_the_docs_have_a_row_for_every_setting_that_is_refused() -> None:
+    keys = {key for _, key, _, _ in REFUSALS.values()}
+    for name in ("rule", "estimate", "optimizer", "learning_rate", "average"):
+        keys.add(f"aggregation.{name}")
+    for call in refusing_calls(config_rules):
+        found = next(keyword.value for keyword in call.keywords if keyword.arg == "key")
+        keys |= {str(n.value) for n in ast.walk(found) if isinstance(n, ast.Constant) and n.value}
+    for key in keys:
+        refused_in_docs(key)
+    for changes, _ in IDLE.values():
+        key = list(changes)[-1]
+        section, _, name = key.rpartition(".")
+        assert f"`{key}`" in DOCS or (f"`.{name}`" in DOCS and f"`{section}." in DOCS), key
+
+
+@pytest.mark.parametrize(
+    ("key", "table"),
+    [
+        ("aggregation.optimizer", compatibility.RULE_WITH_OPTIMIZER),
+        ("aggregation.learning_rate", compatibility.RULE_WITH_RATE),
+        ("aggregation.average", compatibility.RULE_WITH_AVERAGE),
+        ("aggregation.rule", compatibility.REFUSED),
+        ("aggregation.estimate", compatibility.RULE_WITH_ESTIMATE),
+    ],
+)
+def test_the_docs_name_every_rule_that_a_table_refuses(key: str, table: Mapping[Any, Any]) -> None:
+    row = refused_in_docs(key)
+    for cell, reason in table.items():
+        rule = cell if isinstance(cell, str) else cell[0]
+        assert reason is None or f"`{rule}`" in row, rule

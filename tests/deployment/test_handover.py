@@ -262,7 +262,7 @@ def test_a_receipt_of_another_key_is_not_taken(place: Place, tmp_path: Path) -> 
 
 def test_a_site_that_is_gone_is_named_with_what_it_has_shown(place: Place) -> None:
     grid = place.grid()
-    del grid._contexts[grid.nodes["west"]]
+    del grid.contexts[grid.nodes["west"]]
     told = place.handed_over(grid)
     assert told["without_receipt"] == ["west"]
     site = told["sites"]["west"]
@@ -280,7 +280,7 @@ def test_a_site_that_is_gone_is_named_with_what_it_has_shown(place: Place) -> No
 
 def test_a_simulated_site_refuses(place: Place) -> None:
     grid = place.grid()
-    context = grid._contexts[grid.nodes["north"]]
+    context = grid.contexts[grid.nodes["north"]]
     context.node_config = {"partition-id": 0, "num-partitions": 3}
     told = place.handed_over(grid)
     assert "HT504 a simulated site keeps no results" in told["sites"]["north"]["missing"]

@@ -157,6 +157,8 @@ def test_each_step_is_charged_once_at_each_site_for_the_pooled_mechanism(
     steps = config.train.rounds * config.train.local_steps
     told = json.loads((tmp_path / "privacy.json").read_text())
     extra = told["secure_sum"]["epsilon_of_whole_numbers"]
+    assert summary["rests_on"] in json.dumps(told["sentences"])
+    assert "a sum was opened only with all 3 sites in it" in summary["rests_on"]
     for site in SITES:
         entries = Ledger(ledger_path(tmp_path, site)).entries()
         assert [entry.round for entry in entries] == list(range(1, steps + 1))

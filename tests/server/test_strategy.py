@@ -548,3 +548,11 @@ def test_flowers_own_loop_is_closed_and_no_site_evaluates() -> None:
     assert federated.aggregate_evaluate(1, []) is None
     with pytest.raises(MessageError, match="no adapter"):
         from_arrays(ArrayRecord())
+
+
+def test_an_estimate_that_guards_against_nobody_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    run(config(aggregation={"estimate": "krum"}))
+    assert "'krum' guards against nobody here: of 3 updates a round it withstands 0" in caplog.text
+    caplog.clear()
+    run(config(aggregation={"estimate": "median"}))
+    assert "guards" not in caplog.text

@@ -156,7 +156,7 @@ def six_sites(settings: Any, **changes: Any) -> RunConfig:
         data__site=None,
         data__partition="iid",
         data__sites=6,
-        simulation__attackers=0.4,
+        **({"simulation__attackers": 0.4} if "simulation__attack" in changes else {}),
         **changes,
     )
 
@@ -166,7 +166,8 @@ def test_attackers_change_their_update_and_the_others_none(
     kind: str, settings: Any, tmp_path: Path
 ) -> None:
     honest = updates(six_sites(settings), tmp_path)
-    config = resolve(six_sites(settings, simulation__attack=kind, simulation__attack_scale=3.0))
+    scale = {} if kind == "nan" else {"simulation__attack_scale": 3.0}
+    config = resolve(six_sites(settings, simulation__attack=kind, **scale))
     found = updates(config, tmp_path, attacking(client_app))
     chosen = attackers(config)
     assert len(chosen) == 2

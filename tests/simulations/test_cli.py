@@ -229,6 +229,24 @@ def test_an_epsilon_that_protects_nothing_is_said_to_in_one_line(
         assert said.count("protects next to nothing") == (epsilon > 10)
 
 
+@pytest.mark.parametrize("arguments", [["--dry-run", "--json"], []])
+def test_an_estimate_that_guards_against_nobody_says_so_before_a_run(
+    settings: Any, hushtune: Any, tmp_path: Path, arguments: list[str]
+) -> None:
+    changes = {"train__rounds": 1, "train__warmup_rounds": 0, "simulation__baselines": False}
+    toml = settings.file(tmp_path, **changes, aggregation__estimate="krum")
+    out = ("--out", tmp_path / "out") if not arguments else ()
+    answer = hushtune("simulate", "--config", toml, *out, *arguments)
+    assert answer.status == 0, answer.err
+    said = " ".join((answer.out + answer.err).split())
+    told = "aggregation.estimate = 'krum' guards against nobody here: of 3 updates a round"
+    assert told in said
+    assert "do: have 5 sites or more in a round" in said
+    if arguments:
+        (warning,) = json.loads(answer.out.splitlines()[-1])["warnings"]
+        assert told in warning["message"]
+
+
 def test_a_run_needs_a_folder(settings: Any, hushtune: Any, tmp_path: Path) -> None:
     answer = hushtune("simulate", "--config", settings.file(tmp_path))
     assert answer.status == 2

@@ -47,6 +47,7 @@ def test_a_run_and_its_statement(settings: Any, tmp_path: Path, how: dict[str, A
     assert len(entries) == (1 if how.get("privacy__client_turns") else 3)
     spent = epsilon([e.event for e in entries], delta=1e-2, relation=Relation.ADD_OR_REMOVE_ONE)
     assert told["guarantee"]
+    assert f"ledger, in {tmp_path / 'out' / 'checkpoint'}" in summary["rests_on"]
     assert server["epsilon"] == spent <= 3.0
     assert {row["epsilon"] for row in summary["sites"].values()} == {spent}
     assert not (tmp_path / "out" / "ledger").exists()

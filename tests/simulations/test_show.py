@@ -131,6 +131,19 @@ def test_a_round_that_nobody_counts_in_says_why() -> None:
     assert "nobody counted: the server stopped" in round_line(lost)
 
 
+@pytest.mark.parametrize("epsilon", [2.0, None])
+def test_on_whom_the_promise_rests_is_said_beside_it_and_not_without_one(
+    epsilon: float | None,
+) -> None:
+    told = "This holds if the server keeps to the protocol and no site tells it what it knows"
+    figures = summary(FEW, trust="distributed", rests_on=told)
+    for row in figures["sites"].values():
+        row["epsilon"] = epsilon
+    at = console()
+    show_summary(at, figures)
+    assert (told in said(at)) == (epsilon is not None)
+
+
 def test_small_epsilons_are_not_shown_as_zero() -> None:
     at = console()
     show_summary(at, summary(FEW, epsilon=1.2001e-4))

@@ -32,9 +32,11 @@ def charged(
     asked: str,
     site: Site,
     ledger: Ledger,
+    keep: Callable[[], None] | None = None,
 ) -> tuple[bytes, LedgerEntry]:
     """Compute once a round: charge and reply are durable together, before anything leaves.
 
+    ``keep``: what the site keeps for itself along with the charge, see ``charge_with_reply``.
     A round that is asked for again gets the kept bytes, uncharged; LedgerError if ``asked``, the
     name of the order, is another than what they answered.
     """
@@ -79,7 +81,9 @@ def charged(
             raise
         raise unexpected(error) from error
     try:
-        entry = ledger.charge_with_reply(event, round=round, reply=reply, asked=asked, **what)
+        entry = ledger.charge_with_reply(
+            event, round=round, reply=reply, asked=asked, keep=keep, **what
+        )
     except LedgerError:
         kept = answered()
         if kept is None:

@@ -1,13 +1,15 @@
 """What a site keeps of a model for itself: parts that are trained there and never leave it.
 
 One file for each purpose, readable by its owner alone, with what was kept in the last two rounds:
-a round that is asked for again, as after a crash, begins where it began the first time.
+a round that is asked for again, as after a crash, begins where it began the first time. The file is
+safetensors with the rest as JSON in its metadata, and a sha256 over both.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from hushtune.common.adapter import AdapterSpec, AdapterState
 from hushtune.common.errors import HushtuneError, SiteError
-from hushtune.common.files import write_bytes
+from hushtune.common.files import write_bytes, write_errors
 from hushtune.common.site_files import site_stem
 
 _METADATA = "hushtune"
@@ -78,7 +80,10 @@ class SiteMemory:
         """Keep what a round made, durably, and what was there before that round."""
         earlier = {n: s for n, s in self._paid(purpose, run, paid).items() if n < round}
         last = [(number, earlier[number]) for number in sorted(earlier)[-1:]]
-        write_bytes(self.file(purpose), _to_bytes(run, [*last, (round, state)]), private=True)
+        path = self.file(purpose)
+        with write_errors(path):
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_bytes(path, _to_bytes(run, [*last, (round, state)]), private=True)
 
     def _paid(
         self, purpose: Purpose, run: str, paid: Collection[int] | None
@@ -119,13 +124,24 @@ def _to_bytes(run: str, kept: Sequence[tuple[int, AdapterState]]) -> bytes:
         "rounds": [number for number, _ in kept],
         "spec": kept[-1][1].spec.to_dict(),
     }
-    return safetensors.torch.save(tensors, {_METADATA: json.dumps(body, sort_keys=True)})
+    text = json.dumps(body, sort_keys=True)
+    return safetensors.torch.save(tensors, {_METADATA: f"{_digest(text, tensors)} {text}"})
+
+
+def _digest(body: str, tensors: Mapping[str, Tensor]) -> str:
+    total = hashlib.sha256(body.encode())
+    total.update(safetensors.torch.save(dict(tensors)))
+    return total.hexdigest()
 
 
 def _from_bytes(data: bytes, run: str) -> dict[int, AdapterState]:
     tensors = safetensors.torch.load(data)
     size = int.from_bytes(data[:8], "little")
-    body = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][_METADATA])
+    metadata = str(json.loads(data[8 : 8 + size])["__metadata__"][_METADATA])
+    digest, text = metadata.split(" ", 1)
+    if digest != _digest(text, tensors):
+        raise ValueError("its sha256 does not fit its content")
+    body = json.loads(text)
     if body["run"] != run:
         return {}
     spec = AdapterSpec.from_dict(body["spec"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hushtune.client.terms import Terms
-from hushtune.common.adapter import AdapterSpec
+from hushtune.common.adapter import AdapterSpec, AdapterState
 from hushtune.common.errors import PolicyError
 from hushtune.common.lora_rules import RULES, all_trainable
 from hushtune.common.messages import RoundOrder
@@ -89,6 +89,7 @@ class SitePolicy:
         self._same("site", order.site, self.site)
         self._same("adapter", order.adapter.spec, self.spec)
         self._check_base(order.adapter.spec)
+        self._check_change(order.adapter)
         if not order.adapter.is_finite():
             raise PolicyError("an order carries an adapter that is not finite")
         if self.trust is Trust.OFF:
@@ -137,6 +138,15 @@ class SitePolicy:
                 f"an order changes the frozen weights, which its rule {order.rule} does not",
                 given=next(key for key in order.adapter.keys if key not in spec.all_keys()),
             )
+        self._check_change(order.adapter)
+        secure_sum = order.plan.trust is Trust.DISTRIBUTED and order.plan.unit is not Unit.CLIENT
+        if rule.kept and secure_sum:
+            raise PolicyError(
+                "an order's rule has each site take steps of its own, which no sum of gradients "
+                "covers with noise",
+                given=f"{order.rule}, unit {order.plan.unit}",
+                expected="another rule, or a secure sum of whole clients",
+            )
         if order.control is not None and self.trust is not Trust.OFF:
             raise PolicyError(
                 "an order has a control variate, which no noise covers",
@@ -149,6 +159,20 @@ class SitePolicy:
                 "an order adapts modules, or at a rank, that this site does not allow",
                 given=strange[0] if strange else f"rank {spec.rank}",
                 expected=", ".join(ends) if strange else f"rank <= {terms.max_rank}",
+            )
+
+    def _check_change(self, adapter: AdapterState) -> None:
+        """Of the frozen weights, which costs time and memory by its rank."""
+        most = self.terms.max_base_rank
+        changes = {name: adapter.base_change(name) for name in adapter.spec.targets}
+        ranks = {name: len(change[0]) for name, change in changes.items() if change is not None}
+        widest = max(ranks, key=ranks.__getitem__, default="")
+        if most and ranks and ranks[widest] > most:
+            raise PolicyError(
+                "an order changes the frozen weights at a rank that this site does not allow",
+                given=f"rank {ranks[widest]} in {widest[:100]}",
+                expected=f"rank <= {most} (max_base_rank)",
+                remedy="a run of fewer rounds or sites, or another rule",
             )
 
     def _check_plan(self, plan: PrivacyPlan) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
 from hushtune.client.charging import charged
 from hushtune.client.memory import Purpose
 from hushtune.client.site import Site
@@ -21,7 +25,9 @@ def updated(order: RoundOrder, site: Site, *, asked: str) -> ClientUpdate:
     """
     site.policy.check(order)
     if site.ledger is None:
-        return _update(order, site, trained(order, site, sequence=0))
+        found = trained(order, site, sequence=0)
+        found.keep()
+        return _update(order, site, found.sent)
     return _charged(order, site, site.ledger, asked=asked)
 
 
@@ -34,27 +40,49 @@ def _charged(order: RoundOrder, site: Site, ledger: Ledger, *, asked: str) -> Cl
             expected="an order for a step of a secure sum",
         )
     num_charges = len(ledger.entries(site.dataset))
+    computed: list[Trained] = []
+
+    def compute() -> bytes:
+        computed.append(trained(order, site, sequence=num_charges))
+        return computed[-1].sent.to_bytes()
+
+    def keep() -> None:
+        computed[-1].keep()
+
     told, entry = charged(
         order.plan.event(order.local_steps),
-        lambda: trained(order, site, sequence=num_charges).to_bytes(),
+        compute,
         run=order.charged_run,
         round=order.round,
         asked=asked,
         site=site,
         ledger=ledger,
+        keep=keep,
     )
     return _update(order, site, AdapterState.from_bytes(told), charge=entry)
 
 
-def trained(order: RoundOrder, site: Site, *, sequence: int) -> AdapterState:
-    """Train as an order says, keep what is the site's own, and return what is sent.
+@dataclass(frozen=True)
+class Trained:
+    """What a round made: what is sent, and what keeps the rest at the site.
+
+    ``keep`` is called along with the charge, so that of two processes of a site that train the same
+    round both go on from what belongs to the reply that was paid for.
+    """
+
+    sent: AdapterState
+    keep: Callable[[], None] = lambda: None
+
+
+def trained(order: RoundOrder, site: Site, *, sequence: int) -> Trained:
+    """Train as an order says; nothing is sent or kept yet, but for a control variate.
 
     ``sequence``: the number of charges before this one; see ``Site.batch_randomness``.
     """
     random = site.batch_randomness(order.charged_run, order.round, sequence)
     rule, task, units, noise = RULES[order.rule], site.task, site.units, site.noise
     if rule.gradient and not order.personal:
-        return descent(order, task=task, units=units, noise=noise, random=random)
+        return Trained(descent(order, task=task, units=units, noise=noise, random=random))
     start, control = _start(order, site), _correction(order, site)
     delta = train_locally(
         order,
@@ -69,12 +97,14 @@ def trained(order: RoundOrder, site: Site, *, sequence: int) -> AdapterState:
         _keep_control(order, site, delta)
     kept = kept_keys(rule, order.adapter.spec) & set(delta.keys)
     own = delta.keys if order.personal else tuple(sorted(kept))
-    if own:
-        purpose = Purpose.ADAPTER if order.personal else Purpose.FACTORS
-        now = start.select(own) + delta.select(own)
-        paid = _paid(site, order.charged_run)
-        site.memory.keep(purpose, now, run=order.run, round=order.round, paid=paid)
-    return delta.select(order.sent)
+    sent = delta.select(order.sent)
+    if not own:
+        return Trained(sent)
+    purpose = Purpose.ADAPTER if order.personal else Purpose.FACTORS
+    now = start.select(own) + delta.select(own)
+    paid = _paid(site, order.charged_run)
+    keep = partial(site.memory.keep, purpose, now, run=order.run, round=order.round, paid=paid)
+    return Trained(sent, keep)
 
 
 def own_model(adapter: AdapterState, site: Site, *, run: str) -> AdapterState:

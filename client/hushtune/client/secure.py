@@ -236,7 +236,9 @@ def _clipped(order: RoundOrder, site: Site, *, sequence: int) -> Mapping[str, to
         return gradient_sum(order, task=site.task, units=site.units, random=random)
     if not len(site.units):  # a client without records is one that is not there
         return order.adapter.select(order.sent).map(torch.zeros_like).tensors
-    change = trained(order, site, sequence=sequence)
+    found = trained(order, site, sequence=sequence)
+    found.keep()
+    change = found.sent
     norm = change.norm()
     if not math.isfinite(norm):
         return change.map(torch.zeros_like).tensors

@@ -125,6 +125,11 @@ class Terms(Section):
         description="ends of the names of modules that may be adapted; empty = any of the model's",
     )
     max_rank: Count = Field(default=64, description="largest rank of an adapter")
+    max_base_rank: CountOrNone = Field(
+        default=0,
+        description="largest rank of what the rules fedex and flora add to the frozen weights of a "
+        "module, which grows from round to round; 0 = as large as the module is wide",
+    )
     metrics: Literal["none", "noised", "public"] = Field(
         default="none",
         description="how the site tells how well a model does on its held-out rows: not at all, "
@@ -191,6 +196,7 @@ def load_terms(path: Path) -> Terms:
             f"rules names none, or one that is not known (in {path})",
             given=", ".join(unknown) or "no rule",
             expected=", ".join(sorted(RULES)),
+            remedy="name rules of this list, or leave rules out for all of them",
         )
     return terms
 

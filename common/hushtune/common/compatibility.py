@@ -170,13 +170,27 @@ def why_not(rule: str, trust: str) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """Which setting of [aggregation] is at fault, beside which one, why, and what would do."""
+    """Which setting of [aggregation] is at fault, beside which one, why, and what would do.
+
+    ``remedy`` is what to set or leave out.
+    """
 
     key: str
     given: str
     expected: str
     beside: str
     reason: str
+
+    @property
+    def remedy(self) -> str:
+        """What to do: leave the setting out, or change the one beside it."""
+        if self.beside.startswith("privacy.trust"):
+            other = 'privacy.trust = "site"'
+        else:
+            other = "another aggregation.rule, such as ffa"
+        if self.key == "rule":
+            return f'set aggregation.rule = "ffa", or {other}'
+        return f"leave aggregation.{self.key} out, or set {other}"
 
 
 def refusal(

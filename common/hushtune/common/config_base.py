@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -30,6 +31,27 @@ def refuse(
         "remedy": remedy,
     }
     raise PydanticCustomError(REFUSED, "{message}", context)
+
+
+def refuse_idle(section: BaseModel, *keys: str, table: str, needed: str, expected: str) -> None:
+    """Refuse settings that have another value than their default and would change nothing.
+
+    Args:
+        keys: the settings, of which the first that is at fault is named.
+        table: the section's name, for the remedy.
+        needed: what they are for, as the end of a sentence.
+        expected: the setting under which they have an effect.
+    """
+    for key in keys:
+        given = getattr(section, key)
+        if given != type(section).model_fields[key].default:
+            refuse(
+                f"{table}.{key} is for {needed}, and changes nothing here",
+                key=key,
+                given=json.dumps(given),
+                expected=f"{expected}, or no such key",
+                remedy=f"leave {table}.{key} out, or set {expected}",
+            )
 
 
 def _path_from_text(value: object) -> object:

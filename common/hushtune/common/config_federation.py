@@ -14,7 +14,11 @@ from hushtune.common.config_base import (
     Positive,
     Section,
     refuse,
+    refuse_idle,
 )
+
+SCALED_ATTACKS = ("sign_flip", "scale", "collude")
+"""The attacks that ``simulation.attack_scale`` is of."""
 
 
 class AggregationConfig(Section):
@@ -102,6 +106,7 @@ class AggregationConfig(Section):
                 key="faulty_sites",
                 given=f"faulty_sites = {self.faulty_sites}, estimate = 'mean'",
                 expected="another aggregation.estimate, such as median, or no faulty_sites",
+                remedy='set aggregation.estimate = "median", or leave aggregation.faulty_sites out',
             )
         if self.norm_bound is not None and self.estimate != "norm_clipping":
             refuse(
@@ -110,6 +115,18 @@ class AggregationConfig(Section):
                 given=f"norm_bound = {self.norm_bound:g}, estimate = {self.estimate!r}",
                 expected='estimate = "norm_clipping", or no norm_bound',
                 remedy="to reject larger updates, set aggregation.max_update_norm",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _momentum_for_momentum(self) -> AggregationConfig:
+        if self.optimizer != "momentum":
+            refuse_idle(
+                self,
+                "momentum",
+                table="aggregation",
+                needed="one optimiser of the server",
+                expected='aggregation.optimizer = "momentum"',
             )
         return self
 
@@ -131,6 +148,27 @@ class PersonalConfig(Section):
     proximal: Annotated[float, Field(ge=0, le=1000)] = Field(
         default=0.1, description="of ditto: how strongly the own adapter is drawn to the global one"
     )
+
+    @model_validator(mode="after")
+    def _settings_of_the_method(self) -> PersonalConfig:
+        if self.method == "none":
+            refuse_idle(
+                self,
+                *("steps", "learning_rate", "proximal"),
+                table="personal",
+                needed="adapters of the sites' own",
+                expected='personal.method = "finetune" or "ditto"',
+            )
+        for key, method in (("steps", "finetune"), ("proximal", "ditto")):
+            if self.method != method:
+                refuse_idle(
+                    self,
+                    key,
+                    table="personal",
+                    needed=f"the method {method}",
+                    expected=f'personal.method = "{method}"',
+                )
+        return self
 
 
 class SimulationConfig(Section):
@@ -179,6 +217,26 @@ class SimulationConfig(Section):
     )
 
     @model_validator(mode="after")
+    def _settings_of_the_attack(self) -> SimulationConfig:
+        if self.attack == "none":
+            refuse_idle(
+                self,
+                *("attackers", "attack_scale"),
+                table="simulation",
+                needed="an attack",
+                expected='simulation.attack = "sign_flip" or another one',
+            )
+        if self.attack not in SCALED_ATTACKS:
+            refuse_idle(
+                self,
+                "attack_scale",
+                table="simulation",
+                needed="attacks that multiply the update",
+                expected="simulation.attack of " + ", ".join(SCALED_ATTACKS),
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_place_for_ledgers(self) -> SimulationConfig:
         if self.policies is not None and self.ledgers is not None:
             refuse(
@@ -186,6 +244,7 @@ class SimulationConfig(Section):
                 key="ledgers",
                 given=f"ledgers = {self.ledgers}, policies = {self.policies}",
                 expected="one of the two",
+                remedy="leave simulation.ledgers or simulation.policies out",
             )
         return self
 
@@ -197,6 +256,7 @@ class SimulationConfig(Section):
                 key="quorum",
                 given=self.quorum,
                 expected=f"at most {self.sites_per_round} (simulation.sites_per_round)",
+                remedy="lower simulation.quorum, or raise simulation.sites_per_round",
             )
         return self
 

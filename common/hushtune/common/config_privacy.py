@@ -242,6 +242,7 @@ def check_together(
             key=f"aggregation.{found.key}",
             given=found.given,
             expected=found.expected,
+            remedy=found.remedy,
         )
     if privacy.trust == "server":
         _check_server(privacy, simulation, metrics, rounds=rounds)
@@ -271,6 +272,7 @@ def check_together(
             key="aggregation.encoding",
             given=aggregation.encoding,
             expected='"float32"',
+            remedy="leave aggregation.encoding out",
         )
     if privacy.unit == "client":
         if metrics.release != "none":
@@ -289,8 +291,8 @@ def check_together(
             "has them",
             key="aggregation.optimizer",
             given=f"{aggregation.optimizer}, learning_rate {aggregation.learning_rate:g}",
-            expected="neither of the two",
-            remedy="set train.optimizer and train.learning_rate",
+            expected="no aggregation.optimizer and no aggregation.learning_rate",
+            remedy="leave both out, and set train.optimizer and train.learning_rate",
         )
 
 

@@ -43,13 +43,15 @@ def check_rule(
             given=f"ranks of {', '.join(sorted(ranks))}, with {rule.name}",
             expected="no ranks, or a rule for any ranks: "
             + ", ".join(other.name for other in RULES.values() if other.any_ranks),
+            remedy='leave adapter.ranks out, or set aggregation.rule = "flora"',
         )
     if (proximal or scaffold) and sends_gradients(aggregation, privacy):
         refuse(
             "sites send gradients here and take no steps of their own, so nothing drifts",
             key="train.scaffold" if scaffold else "train.proximal",
             given="true" if scaffold else proximal,
-            expected="none of the two",
+            expected="false" if scaffold else "0",
+            remedy=f"leave train.{'scaffold' if scaffold else 'proximal'} out",
         )
     if rule.kept and privacy.trust == "distributed" and privacy.unit != "client":
         refuse(
@@ -58,6 +60,7 @@ def check_rule(
             key="aggregation.rule",
             given=f"{rule.name}, trust = distributed, unit = {privacy.unit}",
             expected="another rule, or unit = client",
+            remedy='set aggregation.rule = "ffa", or privacy.unit = "client"',
         )
     if privacy.client_turns is not None and rule.name in MOVING_BASIS:
         refuse(
@@ -66,6 +69,7 @@ def check_rule(
             key="privacy.client_turns",
             given=f"{privacy.client_turns}, aggregation.rule = {rule.name!r}",
             expected="no client_turns, or another rule",
+            remedy='leave privacy.client_turns out, or set aggregation.rule = "ffa"',
         )
     if scaffold:
         _check_scaffold(rule, privacy, local_optimizer)
@@ -78,6 +82,7 @@ def check_rule(
                 key="personal.method",
                 given="ditto, train.warmup_rounds = train.rounds",
                 expected="fewer rounds of warm-up",
+                remedy='lower train.warmup_rounds, or set personal.method = "finetune"',
             )
 
 
@@ -97,6 +102,7 @@ def _check_scaffold(rule: LoraRule, privacy: PrivacyConfig, local_optimizer: str
             key="train.scaffold",
             given=f"true, train.optimizer = {local_optimizer!r}",
             expected='train.optimizer = "sgd", with a learning rate for it',
+            remedy='set train.optimizer = "sgd", or leave train.scaffold out',
         )
     if rule.name not in SAME_COORDINATES:
         refuse(
@@ -105,6 +111,7 @@ def _check_scaffold(rule: LoraRule, privacy: PrivacyConfig, local_optimizer: str
             key="train.scaffold",
             given=f"true, aggregation.rule = {rule.name!r}",
             expected="one of " + ", ".join(SAME_COORDINATES),
+            remedy='set aggregation.rule = "ffa", or leave train.scaffold out',
         )
 
 
@@ -118,6 +125,7 @@ def _check_scaffold_mean(aggregation: AggregationConfig) -> None:
             given=f"true, aggregation.estimate = {aggregation.estimate!r}, "
             f"encoding = {aggregation.encoding!r}",
             expected='estimate = "mean" and encoding = "float32"',
+            remedy="leave aggregation.estimate and aggregation.encoding out, or train.scaffold",
         )
 
 
@@ -129,6 +137,7 @@ def _check_personal(rule: LoraRule, privacy: PrivacyConfig, personal: PersonalCo
             key="personal.method",
             given=f"{personal.method}, privacy.trust = {privacy.trust!r}",
             expected='"none", or privacy.trust = "site" or "off"',
+            remedy='leave personal.method out, or set privacy.trust = "site"',
         )
     if personal.method == "ditto" and rule.name not in WITH_DITTO:
         refuse(
@@ -145,4 +154,5 @@ def _check_personal(rule: LoraRule, privacy: PrivacyConfig, personal: PersonalCo
             key="personal.method",
             given=f"{personal.method}, aggregation.rule = {rule.name!r}",
             expected='"none"',
+            remedy="leave personal.method out, or set another aggregation.rule, such as ffa",
         )

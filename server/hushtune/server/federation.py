@@ -72,6 +72,11 @@ class Federation:
         )
 
     @property
+    def updates_a_round(self) -> int:
+        """The updates of a round in which every site answers that is asked."""
+        return self.config.simulation.sites_per_round or len(self.plans)
+
+    @property
     def is_distributed(self) -> bool:
         """Whether the sites' answers are joined by secure sums."""
         return self.config.privacy.trust == Trust.DISTRIBUTED
@@ -253,6 +258,7 @@ def check_sites(
             "adapter.ranks names a site that the run does not have",
             given=", ".join(unknown),
             expected=", ".join(sorted(plans)),
+            remedy="name only sites of the run in adapter.ranks",
         )
     for key, given in (
         ("quorum", simulation.quorum),
@@ -263,5 +269,6 @@ def check_sites(
                 f"simulation.{key} is larger than the number of sites",
                 given=given,
                 expected=f"at most {len(plans)}",
+                remedy=f"lower simulation.{key}, or have more sites",
             )
     check_estimate(config.aggregation, simulation.sites_per_round or len(plans))

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
-from hushtune.common.lora_rules import RULES, trainable_keys
+from hushtune.common.lora_rules import RULES, all_trainable
 from hushtune.common.messages import RoundOrder
 from hushtune.common.planning import personal_charges
 from hushtune.common.privacy.plan import PrivacyPlan
@@ -66,6 +66,8 @@ def personal_order(order: RoundOrder, *, config: RunConfig) -> RoundOrder:
     """A round's order as one for an adapter of the site's own.
 
     Ditto (2012.04221) draws it to the global adapter; fine-tuning begins there and goes on freely.
+    Trained is what the rule trains in any round: of one that takes turns both factors at once,
+    since turns keep an average exact, and here nothing is averaged.
     """
     personal, train = config.personal, config.train
     ditto = personal.method == "ditto"
@@ -74,7 +76,7 @@ def personal_order(order: RoundOrder, *, config: RunConfig) -> RoundOrder:
     return replace(
         order,
         personal=True,
-        trainable=trainable_keys(RULES[order.rule], order.adapter.spec, turn=0),
+        trainable=tuple(sorted(all_trainable(RULES[order.rule], order.adapter.spec))),
         local_steps=steps,
         training=replace(
             order.training,

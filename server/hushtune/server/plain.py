@@ -143,7 +143,8 @@ def exchange(
     if control is not None:
         memory = scaffold.moved(joined.agg, now.agg, control, accepted, orders, len(plans))
         joined = replace(joined, agg=memory)
-    return replace(joined, bias=measured_bias(config, now.state, accepted))
+    bias = measured_bias(config, now.state, accepted, after=joined.state)
+    return replace(joined, bias=bias)
 
 
 def _begun(now: Checkpoint) -> Joined:

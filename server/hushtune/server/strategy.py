@@ -24,6 +24,7 @@ from hushtune.common.errors import ConfigError, FederationError, MessageError
 from hushtune.common.privacy.plan import PrivacyPlan
 from hushtune.server import checkpoint as storage
 from hushtune.server.aggregation.aggregator import Aggregator
+from hushtune.server.aggregation.guards import unguarded
 from hushtune.server.chains import heads_before, note_heads
 from hushtune.server.checkpoint import Checkpoint, Row
 from hushtune.server.federation import Federation
@@ -134,6 +135,9 @@ class FederatedStrategy(Strategy):
         seconds = {"training": 0.0, "aggregation": 0.0, "evaluation": 0.0, "checkpoint": saving}
         rounds = federation.config.train.rounds
         if now.round < rounds:
+            guard = unguarded(federation.config.aggregation, federation.updates_a_round)
+            if guard is not None:
+                log.warning("%s; %s", guard.message, guard.remedy)
             roll: RollCall | None = None
             for _ in range(now.round, rounds):
                 if roll is None or self._roll is not None:

@@ -34,6 +34,7 @@ from rich.console import Console
 
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig, SimulationConfig
+from hushtune.common.config_federation import SCALED_ATTACKS
 from hushtune.common.messages import ClientUpdate, decode_reply, encode_update
 from hushtune.common.run_context import read_run_config
 from hushtune.common.seeds import generator, rng
@@ -41,8 +42,6 @@ from hushtune.common.tasks.workspace import Workspace, open_workspace
 from hushtune.simulations.engine import around
 
 NONE, LABEL_FLIP = "none", "label_flip"
-_SCALED = ("sign_flip", "scale", "collude")
-"""The attacks that ``simulation.attack_scale`` is of."""
 _ROUNDING = 1e-9
 _MOST_NAMES = 6
 
@@ -66,7 +65,7 @@ def attack_of(config: RunConfig) -> dict[str, Any] | None:
     simulation = config.simulation
     if simulation.attack == NONE:
         return None
-    scale = simulation.attack_scale if simulation.attack in _SCALED else None
+    scale = simulation.attack_scale if simulation.attack in SCALED_ATTACKS else None
     return {"kind": simulation.attack, "sites": list(attackers(config)), "scale": scale}
 
 

@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 
 from hushtune.common.adapter import AdapterState
-from hushtune.common.config import PersonalConfig, RunConfig
+from hushtune.common.config import PersonalConfig, RunConfig, SimulationConfig
 from hushtune.common.errors import CheckpointError
 from hushtune.common.files import read_json, write_text
 from hushtune.common.planning import POOLED, alone, head_only, not_private, pooled
@@ -29,7 +29,9 @@ Federate = Callable[[RunContext], AdapterState]
 def trained_baselines(config: RunConfig) -> dict[str, RunConfig]:
     """The runs to compare with, by name; the privacy of each is the federated run's."""
     # The sites' real budgets and policies are about the run itself, and so is an attack on it.
-    own = config.simulation.model_copy(update={"policies": None, "ledgers": None, "attack": "none"})
+    plain = SimulationConfig()
+    left_out = ("policies", "ledgers", "attack", "attackers", "attack_scale")
+    own = config.simulation.model_copy(update={key: getattr(plain, key) for key in left_out})
     # What a site trains for itself alone is no part of what is compared.
     config = config.model_copy(update={"simulation": own, "personal": PersonalConfig()})
     sites = sorted(config.data.public_sizes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from hushtune.client import dp
@@ -18,6 +19,7 @@ from hushtune.common.tasks import partition
 from hushtune.common.tasks.text_classification import EVALUATION_BATCH
 from hushtune.common.tasks.units import Rows, Units
 from hushtune.common.tasks.workspace import Workspace, check_sizes, open_workspace, resolve
+from hushtune.server.aggregation.guards import unguarded
 from hushtune.server.federation import check_sites
 from hushtune.server.steps import steps_of_round
 from hushtune.simulations.agreement import refusals
@@ -71,6 +73,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     # A gradient of each example, and two copies of it while it is clipped.
     samples = 3 * config.train.microbatch * state.select(keys).num_values() * 4 / 2**20
     weights = sum(p.numel() for p in workspace.task.model.parameters()) * 4 / 2**20
+    guard = unguarded(config.aggregation, config.simulation.sites_per_round or len(plans))
     return {
         "trust": config.privacy.trust,
         "unit": config.privacy.unit,
@@ -109,6 +112,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
         "quorum_setting": quorum_setting,
         "refusals": refusals(config, plans, state),
         "attack": attack_of(config),
+        "warnings": [] if guard is None else [asdict(guard)],
         "bytes_per_round": in_a_round,
         "bytes_per_warmup_round": per_round * sent.warmup,
         "bytes_per_step": round(in_a_round / steps_of_round(config)),

@@ -25,6 +25,10 @@ class Observer(Protocol):
         """What sites are going to refuse: ``sites``, ``refusals`` and ``quorum`` of a dry run."""
         ...
 
+    def warning(self, message: str, remedy: str) -> None:
+        """Something is sound and probably not what was meant; said before anything is spent."""
+        ...
+
     def nothing_left(self) -> None:
         """The run that should be resumed is finished, and left as it is."""
         ...
@@ -51,6 +55,9 @@ class Silent:
         """See Observer."""
 
     def refusing(self, figures: Mapping[str, Any]) -> None:
+        """See Observer."""
+
+    def warning(self, message: str, remedy: str) -> None:
         """See Observer."""
 
     def nothing_left(self) -> None:

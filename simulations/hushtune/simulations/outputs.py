@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,8 +17,10 @@ from hushtune.common.files import read_json, write_text
 from hushtune.common.json_text import json_text
 from hushtune.common.lora_files import plain_adapter
 from hushtune.common.names import METHODS, OURS, SEEN_BY
-from hushtune.common.planning import POOLED
+from hushtune.common.planning import POOLED, cohort_of
+from hushtune.common.privacy.plan import Trust
 from hushtune.common.privacy.report_files import write_statement
+from hushtune.common.privacy.statement_secure import provided
 from hushtune.common.run_context import RunContext
 from hushtune.common.tasks import partition
 from hushtune.common.tasks.base import Metrics
@@ -39,6 +42,7 @@ SUMMARY_KEYS = frozenset(
         *("personal", "worst_site", "spread", "aggregation_bias", "saved_rank"),
         *("rounds", "trust", "refusals", "rejected", "seconds", "seed", "config_hash"),
         *("adapter_digest", "out", "data_notes", "unit", "group", "seen_by", "attack"),
+        "rests_on",
     )
 )
 """What every summary has; ``missing`` comes with them where no picture could be drawn."""
@@ -171,6 +175,7 @@ def summarise(run: FinishedRun, privacy: Mapping[str, Any]) -> dict[str, Any]:
         "table": {name: dict(row) for name, row in table.items()},
         "rounds": len(result.history),
         "trust": privacy["trust"],
+        "rests_on": _rests_on(context),
         "unit": privacy["unit"],
         "group": privacy["group"],
         "seen_by": dict.fromkeys(_RESEARCHER_S, SEEN_BY),
@@ -185,6 +190,20 @@ def summarise(run: FinishedRun, privacy: Mapping[str, Any]) -> dict[str, Any]:
         "out": str(context.out),
         "data_notes": workspace.data.report.lines(),
     }
+
+
+def _rests_on(context: RunContext) -> str | None:
+    """On whom the promise rests beyond the site itself, in one line; None where on nobody."""
+    privacy = context.config.privacy
+    if privacy.trust == Trust.DISTRIBUTED:
+        return provided(cohort_of(context.config)).strip()
+    if privacy.trust == Trust.SERVER:
+        return (
+            "This holds if the server keeps to the protocol. It sees whole updates and keeps the "
+            f"ledger, in {checkpoint_folder(context.out)}: hushtune ledger show "
+            f"{shlex.quote(str(context.out))}"
+        )
+    return None
 
 
 def _bias(result: FederationResult) -> float | None:

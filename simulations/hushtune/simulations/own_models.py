@@ -103,7 +103,12 @@ def export_own(folder: Path, site: str, to: Path, *, merged: bool) -> Path:
             remedy="leave --site out",
         )
     if site not in names:
-        raise ConfigError("the run has no site of this name", given=site, expected=", ".join(names))
+        raise ConfigError(
+            "the run has no site of this name",
+            given=site,
+            expected=", ".join(names),
+            remedy="name one of these with --site",
+        )
     if RULES[config.aggregation.rule].kept and config.privacy.trust not in (Trust.SITE, Trust.OFF):
         raise ConfigError(
             "the site's own part of the model was trained without noise, which only the sum over "
@@ -111,6 +116,7 @@ def export_own(folder: Path, site: str, to: Path, *, merged: bool) -> Path:
             given=f"aggregation.rule = {config.aggregation.rule!r}, "
             f"privacy.trust = {config.privacy.trust!r}",
             expected='privacy.trust = "site", or "off"',
+            remedy="export the part that all sites share, without --site",
         )
     last = load(checkpoint_folder(folder))
     workspace = open_workspace(config)

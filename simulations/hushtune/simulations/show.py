@@ -14,6 +14,7 @@ from hushtune.common.names import SEEN_BY, methods
 from hushtune.common.privacy.figures import at_most, upwards
 from hushtune.simulations.attacks import show_attack
 from hushtune.simulations.planner_clients import show_clients
+from hushtune.simulations.weak import show_warning
 
 _MOST_LABELS = 8
 _MOST_SITES, _OF_MANY = 6, 4
@@ -62,6 +63,10 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
         console.print(_promised_to_clients(rows), highlight=False)
     else:
         console.print(_spent(rows, summary["group"]) if private else _NOT_PRIVATE)
+    if private and summary.get("rests_on") and not any(map(_none, rows.values())):
+        console.print(
+            summary["rests_on"], style="dim", highlight=False, markup=False, soft_wrap=True
+        )
     show_attack(console, summary["attack"])
     rejected: Mapping[str, Sequence[Mapping[str, Any]]] = summary["rejected"]
     worst = _first(rejected, lambda site: -len(rejected[site]))
@@ -181,6 +186,8 @@ def show_estimate(console: Console, figures: Mapping[str, Any]) -> None:
     elif figures.get("insecure_seeded_noise"):
         console.print(_SEEDED)
     show_attack(console, figures["attack"])
+    for told in figures.get("warnings", ()):
+        show_warning(console, told["message"], told["remedy"])
     if "clients" in figures:
         show_clients(console, figures["clients"])
     warmup, adapted = figures["warmup_rounds"], figures["rounds"] - figures["warmup_rounds"]

@@ -14,6 +14,7 @@ from hushtune.common.privacy.figures import upwards
 from hushtune.server.central import SERVER
 from hushtune.simulations import server_ledger
 from hushtune.simulations.agreement import show_refusals
+from hushtune.simulations.weak import show_warning
 
 _MOST_SITES, _OF_MANY = 6, 4
 
@@ -72,6 +73,10 @@ class ProgressView:
     def refusing(self, figures: Mapping[str, Any]) -> None:
         """See Observer."""
         show_refusals(self._console, figures)
+
+    def warning(self, message: str, remedy: str) -> None:
+        """See Observer."""
+        show_warning(self._console, message, remedy)
 
     def nothing_left(self) -> None:
         """See Observer."""

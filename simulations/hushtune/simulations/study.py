@@ -14,14 +14,17 @@ from flwr.serverapp import Grid
 
 from hushtune.client.app import app as client_app
 from hushtune.client.site import close_sites
+from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import CONFIG, dump_toml, loads_config, replace, stored_config
 from hushtune.common.errors import CheckpointError, ConfigError, HushtuneError, OutputExistsError
 from hushtune.common.files import check_writable, read_json, read_text, write_errors, write_text
 from hushtune.common.names import seen_by
 from hushtune.common.planning import POOLED, least_sites, site_plans
+from hushtune.common.privacy.plan import PrivacyPlan
 from hushtune.common.run_context import RunContext, run_config
 from hushtune.common.tasks.workspace import Workspace, check_sizes, open_workspace, resolve
+from hushtune.server.aggregation.guards import unguarded
 from hushtune.server.app import checkpoint_folder, federate
 from hushtune.server.federation import check_sites
 from hushtune.server.strategy import FederationResult, RoundResult
@@ -86,14 +89,9 @@ def run(
     if resume and (summary := outputs.finished(context)) is not None:
         observer.nothing_left()
         return summary
+    _warn(config, observer)
     if not resume:  # there a round that was charged already is answered at no charge
-        quorum, quorum_setting = least_sites(config)
-        asked = {
-            "sites": config.data.public_sizes,
-            "refusals": refusals(config, plans, workspace.initial_state),
-            "quorum": quorum,
-            "quorum_setting": quorum_setting,
-        }
+        asked = _asked(config, plans, workspace.initial_state)
         observer.refusing(asked)
         # A finished run is not given up for one that cannot finish.
         check_quorum(asked, until=None if overwrite else 1)
@@ -143,6 +141,27 @@ def run(
             seconds={key: spent + earlier.get(key, 0.0) for key, spent in seconds.items()},
         )
     )
+
+
+def _asked(
+    config: RunConfig, plans: Mapping[str, PrivacyPlan], state: AdapterState
+) -> dict[str, Any]:
+    """What the sites would refuse, and how many are needed."""
+    quorum, quorum_setting = least_sites(config)
+    return {
+        "sites": config.data.public_sizes,
+        "refusals": refusals(config, plans, state),
+        "quorum": quorum,
+        "quorum_setting": quorum_setting,
+    }
+
+
+def _warn(config: RunConfig, observer: Observer) -> None:
+    """Say what is sound and probably not what was meant."""
+    sites = config.simulation.sites_per_round or len(config.data.public_sizes)
+    guard = unguarded(config.aggregation, sites)
+    if guard is not None:
+        observer.warning(guard.message, guard.remedy)
 
 
 def run_federation(

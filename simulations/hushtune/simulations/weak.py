@@ -14,6 +14,13 @@ USUAL = 10.0
 _FALSE_POSITIVES, _LARGE = 0.01, 1000.0
 
 
+def show_warning(console: Console, message: str, remedy: str) -> None:
+    """A loud line, and what to do."""
+    console.print("[bold yellow]warning[/] ", end="")
+    console.print(message, markup=False, highlight=False)
+    console.print(f"  do: {remedy}", markup=False, highlight=False)
+
+
 def show_weak(
     console: Console, sites: Mapping[str, Mapping[str, Any]], *, unit: str = "example"
 ) -> None:

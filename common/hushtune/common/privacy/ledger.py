@@ -16,7 +16,7 @@ last update that left the site (`hushtune ledger verify --head`).
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import final
@@ -172,8 +172,13 @@ class Ledger:
         asked: str = "",
         limit: Limit | None = None,
         unit: str = RECORD,
+        keep: Callable[[], None] | None = None,
     ) -> LedgerEntry:
         """`charge` and keep the reply that it pays for, in one durable transaction.
+
+        `keep` is called once the charge and its reply are accepted, under the ledger's lock and
+        before they are committed: of several processes, for the one alone whose reply this is. What
+        it writes may be there without its charge after a crash, and never the other way round.
 
         `asked` names the order that is answered, for `resend`. Raises LedgerError where the round
         was answered with other bytes, which must be sent again, or was charged and refused: a
@@ -182,6 +187,8 @@ class Ledger:
         with self._writing() as db:
             entry, is_new = self._append(db, event, limit, dataset, run=run, round=round, unit=unit)
             ledger_replies.keep(db, entry, reply, asked=asked, is_new=is_new)
+            if keep is not None:
+                keep()
         self._advance_head(entry)
         return entry
 

@@ -194,4 +194,8 @@ def _begun(moment: AdapterState, delta: AdapterState, *, start: float) -> Adapte
 def _require(name: str, given: object, holds: bool) -> None:
     numbers = given if isinstance(given, tuple) else (given,)
     if not holds or not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
-        raise ConfigError(f"{name} of the server's optimiser is out of range", given=given)
+        raise ConfigError(
+            f"{name} of the server's optimiser is out of range",
+            given=given,
+            remedy="`hushtune config new` prints the range of each setting of [aggregation]",
+        )

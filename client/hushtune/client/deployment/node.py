@@ -1,0 +1,111 @@
+"""Flower's SuperNode as it is, but that it waits less: ``python -m ...deployment.node``.
+
+Flower 1.41 waits 3 s between two looks for an order and 0.5 s between two looks for the answer, so
+that an exchange of nothing takes seconds. The one thing replaced is the clock that the worker loop
+sleeps by. Everything else, arguments included, is ``flower-supernode``.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+from hushtune.client.deployment.json_log import flower_logs_to_ours, log_to
+from hushtune.client.deployment.lifeline import end_with_parent
+from hushtune.common.environment import be_quiet
+from hushtune.common.errors import DeploymentError
+
+WORKER = "flwr.supernode.start_client_internal"
+"""The module of Flower whose worker loop sleeps."""
+PARENT = "--parent-pid"
+
+ANSWER_WAIT, ORDER_WAIT, IDLE_WAIT = 0.1, 0.2, 1.0
+"""Seconds between two looks: for an answer, for an order in a run, for an order with no run on."""
+RUN_SECONDS = 180.0
+"""For so long after an order another one is expected."""
+
+
+class BriskClock:
+    """What the worker loop knows of the module ``time``: sleeping, and less of it.
+
+    It sleeps under a second only while it waits for an answer, which tells that a run is going on;
+    a server of many sites is not asked five times a second by each when there is none.
+    """
+
+    def __init__(
+        self,
+        sleep: Callable[[float], None] = time.sleep,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._sleep, self._now = sleep, now
+        self._run_until = float("-inf")
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep for at most the time that suits what is waited for."""
+        if seconds < 1:
+            self._run_until = self._now() + RUN_SECONDS
+            self._sleep(min(seconds, ANSWER_WAIT))
+        else:
+            in_run = self._now() < self._run_until
+            self._sleep(min(seconds, ORDER_WAIT if in_run else IDLE_WAIT))
+
+
+def wait_less(worker: ModuleType | None = None) -> BriskClock:
+    """Have Flower's worker loop sleep by a BriskClock.
+
+    Raises DeploymentError where the module does not sleep by its name ``time``, as another version
+    of Flower might not.
+    """
+    worker = importlib.import_module(WORKER) if worker is None else worker
+    asked = {
+        node.attr
+        for node in ast.walk(ast.parse(inspect.getsource(worker)))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "time"
+    }
+    if worker.__dict__.get("time") is not time or asked != {"sleep"}:
+        raise DeploymentError(
+            "this version of Flower waits in another way than the one that hushtune knows",
+            given=f"{WORKER} of flwr {importlib.import_module('flwr').__version__}",
+            expected="a module that asks time.sleep of its clock, and nothing else",
+            remedy="install the version of flwr that hushtune names",
+        )
+    clock = BriskClock()
+    worker.__dict__["time"] = clock
+    return clock
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the SuperNode; ``--parent-pid N`` is ours, all else is ``flower-supernode``'s."""
+    be_quiet()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if PARENT in given:
+        place = given.index(PARENT)
+        end_with_parent(int(given[place + 1]))
+        del given[place : place + 2]
+    wait_less()
+    flower_logs_to_ours()
+    log_to(sys.stdout, source="node")
+    from flwr.supercore.exit import ExitCode, flwr_exit
+    from flwr.supernode.cli.flower_supernode import flower_supernode
+
+    sys.argv = ["flower-supernode", *given]
+    flower_supernode()
+    # It comes back where the connection broke for good, with its own server still in a thread.
+    flwr_exit(ExitCode.SUPERNODE_CONNECTION_ERROR, "The connection to the SuperLink is lost.")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except DeploymentError as error:
+        print(error, file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(2)

@@ -1,0 +1,55 @@
+"""Speaks with the coordinator's own server, over the port that is this machine's alone."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from hushtune.common.errors import DeploymentError, UnreachableError
+from hushtune.server.deployment.home import Home
+
+if TYPE_CHECKING:
+    from flwr.supercore.control import ControlHttpClient
+
+
+@contextmanager
+def control(home: Home) -> Generator[ControlHttpClient]:
+    """Flower's Control API; UnreachableError where the server does not run."""
+    from flwr.supercore.control import ControlHttpClient
+    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+
+    client = ControlHttpClient.from_server_address(
+        home.local,
+        insecure=True,
+        root_certificates=None,
+        interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+    )
+    try:
+        yield client
+    except httpx.HTTPStatusError as error:
+        raise DeploymentError(
+            "the server refused what it was asked for",
+            given=f"{error.response.status_code}: {error.response.text[:300]}",
+            remedy=f"see the log in {home.flower}",
+        ) from error
+    except httpx.TransportError as error:
+        raise UnreachableError(
+            "the coordinator's server does not run",
+            given=f"{home.local}: {error}",
+            remedy=f"hushtune server start {home.folder}",
+        ) from error
+    finally:
+        client.close()
+
+
+def link_state(home: Home) -> dict[str, Any] | None:
+    """What the running server counts (``Watch.snapshot``); None where none runs."""
+    try:
+        answer = httpx.get(f"http://{home.local}/hushtune/state", timeout=5.0)
+        found: Any = answer.json()
+    except (httpx.HTTPError, ValueError):
+        return None
+    return found if answer.status_code == 200 and isinstance(found, dict) else None

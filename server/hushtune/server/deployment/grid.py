@@ -1,0 +1,82 @@
+"""A Flower grid that asks often: Flower's own waits three seconds between looks for replies."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, final
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+if TYPE_CHECKING:
+    from flwr.proto.node_pb2 import NodeInfo
+    from flwr.supercore.run import Run
+
+POLL_SECONDS = 0.1
+
+
+@final
+class PollingGrid(Grid):
+    """Another grid, whose ``send_and_receive`` looks every tenth of a second.
+
+    ``poll`` seconds between looks; after a minute of waiting they become up to ten times as many,
+    as then a site trains for long and a tenth of a second is nothing to it.
+    """
+
+    def __init__(self, grid: Grid, *, poll: float = POLL_SECONDS) -> None:
+        self._grid = grid
+        self._poll = poll
+
+    def set_run(self, run: Run) -> None:
+        """See Grid."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """See Grid."""
+        return self._grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """See Grid."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """See Grid."""
+        return self._grid.get_nodes()
+
+    def get_node_ids(self) -> Iterable[int]:
+        """See Grid."""
+        return self._grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """See Grid."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """See Grid."""
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """The replies that came within ``timeout`` seconds; None waits for all of them."""
+        began = time.monotonic()
+        waiting = {name for name in self._grid.push_messages(messages) if name}
+        replies: list[Message] = []
+        while waiting:
+            found = list(self._grid.pull_messages(waiting))
+            replies += found
+            waiting -= {reply.metadata.reply_to_message_id for reply in found}
+            waited = time.monotonic() - began
+            if not waiting or (timeout is not None and waited >= timeout):
+                break
+            time.sleep(min(self._poll * (1 if waited < 60 else 10), 1.0))
+        return replies

@@ -1,0 +1,350 @@
+"""Starts a run of real sites at the running server, and follows it to its end."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from hushtune.common.config import RunConfig
+from hushtune.common.config_io import CONFIG, config_hash, dump_toml, load_config, stored_config
+from hushtune.common.deployment import (
+    ANSWER_SECONDS,
+    CONNECT_SECONDS,
+    RESUME,
+    SIGNATURE,
+    signed_run,
+)
+from hushtune.common.error_root import HushtuneError
+from hushtune.common.errors import (
+    BusyError,
+    CheckpointError,
+    ConfigError,
+    InterruptedRunError,
+    OutputExistsError,
+    RunError,
+)
+from hushtune.common.files import write_text
+from hushtune.common.json_text import json_text
+from hushtune.common.run_context import OUT, TOML
+from hushtune.common.signing import load_signing_key, sign
+from hushtune.server.deployment.bundle import build_bundle, write_app
+from hushtune.server.deployment.control import control
+from hushtune.server.deployment.home import Home
+from hushtune.server.deployment.status import STATE, read_state, run_status
+
+if TYPE_CHECKING:
+    from flwr.supercore.control import ControlHttpClient
+
+FLOWER_RUN = "flower.json"
+"""In a run's folder: the number that Flower knows it by, and the bundle's sha256."""
+
+_POLL, _ASK_FLOWER, _LAST_WORDS = 0.3, 2.0, 10.0
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_OVER = ("finished", "failed", "interrupted")
+
+OnStatus = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """What is to be run.
+
+    ``seconds``: how long sites have to answer a round, and to connect before one. ``fresh`` is
+    False where a run goes on from its checkpoint.
+    """
+
+    config: RunConfig
+    folder: Path
+    fresh: bool
+    answer_seconds: float
+    connect_seconds: float
+
+    @property
+    def name(self) -> str:
+        """Of the run."""
+        return self.folder.name
+
+
+def plan_launch(
+    home: Home,
+    config: RunConfig | None,
+    *,
+    name: str,
+    resume: bool,
+    answer_seconds: float = 3600.0,
+    connect_seconds: float = 120.0,
+) -> Launch:
+    """What to run, checked; ``config`` may be left out where a run is resumed.
+
+    Raises:
+        OutputExistsError: there is a run of that name, and it is not to be resumed.
+        CheckpointError: there is none to resume, or it has other settings.
+        ConfigError: neither a configuration nor a run to resume; or the name is none.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            "this is no name for a run",
+            given=name,
+            expected="letters, digits, dots, dashes and underscores; at most 63",
+            remedy="--name another-name",
+        )
+    folder = home.runs / name
+    there = folder.is_dir() and any(folder.iterdir())
+    again = f"hushtune server run {home.folder} --resume --name {name}"
+    if there and not resume:
+        raise OutputExistsError(
+            "a run of that name is there already",
+            given=str(folder),
+            expected="a new name",
+            remedy=f"--name ANOTHER; or go on with it: {again}",
+        )
+    stored = stored_config(folder) if there else None
+    if stored is not None and config is not None and config.model.precision == "auto":
+        # What was measured when the run began: sites must be told, and signed, one precision.
+        model = config.model.model_copy(update={"precision": stored.model.precision})
+        config = config.model_copy(update={"model": model})
+    if resume and stored is None:
+        known = sorted(path.parent.name for path in home.runs.glob(f"*/{CONFIG}"))
+        raise CheckpointError(
+            "there is no run of that name to resume",
+            given=name,
+            expected=", ".join(known) or "there is no run yet",
+            remedy="--name one of these, or leave --resume out",
+        )
+    if stored is not None and config is not None and config_hash(stored) != config_hash(config):
+        raise CheckpointError(
+            "the run was begun with other settings",
+            given=config_hash(config)[:12],
+            expected=f"{config_hash(stored)[:12]}, those in {folder / CONFIG}",
+            remedy=f"leave the configuration out: {again}; or give a new run another --name",
+        )
+    settings = config or stored
+    if settings is None:
+        raise ConfigError(
+            "there is nothing to run",
+            expected="a configuration file, or --resume --name NAME",
+            remedy=f"hushtune server run {home.folder} run.toml",
+        )
+    if settings.model.precision == "auto":
+        from hushtune.common.tasks.workspace import resolve
+
+        settings = resolve(settings)
+    return Launch(
+        config=settings,
+        folder=folder,
+        fresh=stored is None,
+        answer_seconds=answer_seconds,
+        connect_seconds=connect_seconds,
+    )
+
+
+def load_sites_config(path: Path, overrides: list[str]) -> RunConfig:
+    """A configuration of a run of real sites; ConfigError for one that means something else."""
+    from hushtune.server.deployment.federate import check_config
+
+    config = load_config(path, overrides=overrides)
+    check_config(config)
+    return config
+
+
+def launch(home: Home, plan: Launch, *, on_status: OnStatus | None = None) -> dict[str, Any]:
+    """Start a run, or take up one that still goes on, and follow it; the status that it ended with.
+
+    Raises:
+        BusyError: another run of this folder goes on.
+        UnreachableError: the server does not run, or ended meanwhile.
+        InterruptedRunError: Ctrl-C, after which the run is stopped and can be resumed.
+        HushtuneError: what ended the run, of the class that the ServerApp told.
+    """
+    from hushtune.server.deployment.federate import sites_of_run
+
+    sites_of_run(plan.config, home)
+    say = on_status or (lambda _: None)
+    with _only_one(home), control(home) as client:
+        _refuse_others(home, plan)
+        found = run_status(plan.folder) if not plan.fresh else None
+        if found is not None and found["status"] == "finished":
+            say(found)
+            return found
+        number = _still_running(client, plan, found)
+        if number is None:
+            number = _start(client, home, plan)
+        try:
+            return _follow(client, plan, number, say)
+        except KeyboardInterrupt:
+            _stop(client, number)
+            raise InterruptedRunError(
+                "interrupted, and the run is stopped",
+                given=plan.name,
+                remedy=f"hushtune server run {home.folder} --resume --name {plan.name}",
+            ) from None
+
+
+def run_settings(home: Home, plan: Launch, bundle: bytes) -> dict[str, str | float]:
+    """Flower's run configuration: the settings, the signature over them and the bundle, the rest.
+
+    Sites get all of it; what is not signed is of no meaning to them.
+    """
+    toml = dump_toml(plan.config)
+    key = load_signing_key(home.signing_key)
+    return {
+        TOML: toml,
+        OUT: str(plan.folder),
+        SIGNATURE: sign(key, signed_run(bundle, toml)),
+        RESUME: "" if plan.fresh else "true",
+        ANSWER_SECONDS: plan.answer_seconds,
+        CONNECT_SECONDS: plan.connect_seconds,
+    }
+
+
+def _start(client: ControlHttpClient, home: Home, plan: Launch) -> int:
+    from flwr.common.serde import fab_to_proto, user_config_to_proto
+    from flwr.proto.control_pb2 import StartRunRequest  # pylint: disable=no-name-in-module
+    from flwr.supercore.fab import Fab
+
+    write_app(home.app)
+    bundle = build_bundle(home.app)
+    settings = run_settings(home, plan, bundle)
+    write_text(plan.folder / CONFIG, dump_toml(plan.config))
+    begun = {**read_state(plan.folder), "status": "starting", "error": None, "pid": None}
+    rounds, sites = plan.config.train.rounds, sorted(plan.config.data.public_sizes)
+    begun |= {"rounds": rounds, "sites": sites, "connected": [], "updated": time.time()}
+    write_text(plan.folder / STATE, json_text({"round": 0, **begun}) + "\n")
+    digest = str(signed_run(bundle, "")["bundle"])
+    asked = StartRunRequest(
+        fab=fab_to_proto(Fab(digest, bundle, {})), override_config=user_config_to_proto(settings)
+    )
+    answer = client.StartRun(asked)
+    if not answer.HasField("run_id"):
+        raise RunError("Flower did not start the run", given=answer.note or "without a reason")
+    told = {"run_id": str(answer.run_id), "bundle": digest}
+    write_text(plan.folder / FLOWER_RUN, json.dumps(told) + "\n")
+    return answer.run_id
+
+
+def _follow(client: ControlHttpClient, plan: Launch, number: int, say: OnStatus) -> dict[str, Any]:
+    asked, ended = 0.0, None
+    while True:
+        found = run_status(plan.folder)
+        say(found)
+        now = time.monotonic()
+        if found["status"] == "finished":
+            return found
+        if found["status"] == "failed":
+            raise told_error(found["error"])
+        if now - asked >= _ASK_FLOWER:
+            asked = now
+            details = _end_of(client, number)
+            ended = ended or (None if details is None else now)
+            # The ServerApp's own words come last, if it was there to say them.
+            if details is not None and (ended is None or now - ended >= _LAST_WORDS):
+                raise _ended(plan, details)
+            if found["status"] == "interrupted" and details is not None:
+                raise _ended(plan, details)
+        time.sleep(_POLL)
+
+
+def _ended(plan: Launch, details: str) -> RunError:
+    return RunError(
+        "the run's process ended without a word",
+        given=details or "Flower knows no reason",
+        remedy=f"see flower/processes.log of the server; then --resume --name {plan.name}",
+    )
+
+
+def told_error(told: Mapping[str, Any] | None) -> HushtuneError:
+    """The error that a run's ``state.json`` tells of, as one of its class."""
+    told = told or {}
+    kinds = {kind.code: kind for kind in _kinds(HushtuneError)}
+    kind = kinds.get(str(told.get("code")), HushtuneError)
+    return kind(
+        str(told.get("message") or "the run failed without a word"),
+        given=told.get("given"),
+        expected=told.get("expected"),
+        remedy=told.get("do"),
+    )
+
+
+def _kinds(kind: type[HushtuneError]) -> Generator[type[HushtuneError]]:
+    yield kind
+    for below in kind.__subclasses__():
+        yield from _kinds(below)
+
+
+def _end_of(client: ControlHttpClient, number: int) -> str | None:
+    """What Flower says of a run that is over; None while it goes on."""
+    from flwr.proto.control_pb2 import ListRunsRequest  # pylint: disable=no-name-in-module
+
+    runs = client.ListRuns(ListRunsRequest(run_id=number)).run_dict
+    if number not in runs:
+        return "Flower knows no such run"
+    status = runs[number].status
+    if status.status != "finished":
+        return None
+    return f"{status.sub_status}: {status.details}"[:500]
+
+
+def _still_running(
+    client: ControlHttpClient, plan: Launch, found: Mapping[str, Any] | None
+) -> int | None:
+    """Flower's number of a run whose ServerApp still works; one that is left over is stopped."""
+    if found is None:
+        return None
+    try:
+        told: Any = json.loads((plan.folder / FLOWER_RUN).read_text(encoding="utf-8"))
+        number = int(told["run_id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if _end_of(client, number) is not None:
+        return None
+    if found["status"] == "running":
+        return number
+    _stop(client, number)
+    return None
+
+
+def _stop(client: ControlHttpClient, number: int) -> None:
+    import httpx
+    from flwr.proto.control_pb2 import StopRunRequest  # pylint: disable=no-name-in-module
+
+    try:
+        client.StopRun(StopRunRequest(run_id=number))
+    except httpx.HTTPError:  # it is over, or so is the server
+        return
+
+
+def _refuse_others(home: Home, plan: Launch) -> None:
+    for path in home.runs.glob(f"*/{STATE}"):
+        other = path.parent
+        if other != plan.folder and run_status(other)["status"] == "running":
+            raise _busy(home, f"{other.name}, whose ServerApp still works")
+
+
+def _busy(home: Home, given: str) -> BusyError:
+    return BusyError(
+        "a run of this folder goes on",
+        given=given,
+        expected="one at a time: sites train for one run at once",
+        remedy=f"wait for it, or see hushtune server status {home.folder}",
+    )
+
+
+@contextmanager
+def _only_one(home: Home) -> Generator[None]:
+    lock = FileLock(home.flower / "run.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise _busy(home, "a `hushtune server run` that follows it") from None
+    try:
+        yield
+    finally:
+        lock.release()

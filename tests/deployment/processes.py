@@ -1,0 +1,278 @@
+"""A federation of real processes: a coordinator and sites, by their own commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from hushtune.common.environment import QUIET
+
+from ..conftest import made_up_rows, write_csv
+
+LABELS = ["bad", "good"]
+COMMAND = (sys.executable, "-m", "hushtune.simulations.cli")
+
+
+def environment() -> dict[str, str]:
+    """Quiet, one thread, and without what another test may have set."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("FLWR_", "HUSHTUNE_"))}
+    return {**kept, **QUIET, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def hushtune(*arguments: object, status: int | None = 0) -> str:
+    """What a command says; AssertionError for another exit status."""
+    done = subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=300,
+        check=False,
+    )
+    said = done.stdout + done.stderr
+    assert status is None or done.returncode == status, said
+    return said
+
+
+def free_port() -> int:
+    """A port that nothing listens on by now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(
+    there: Callable[[], object], *, seconds: float, why: Callable[[], str] = str, every: float = 0.2
+) -> None:
+    """AssertionError, with what ``why`` says, if it is not so in that time."""
+    deadline = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < deadline, why()
+        time.sleep(every)
+
+
+class Started:
+    """A process in a session of its own, its output in a file."""
+
+    def __init__(self, output: Path, *arguments: object) -> None:
+        self.output = output
+        with output.open("ab") as file:
+            self.process = subprocess.Popen(
+                [*COMMAND, *map(str, arguments)],
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def said(self) -> str:
+        return self.output.read_text(encoding="utf-8", errors="replace")
+
+    def ended(self, *, seconds: float) -> int:
+        """Its exit status; AssertionError if it goes on."""
+        try:
+            return self.process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired as late:
+            raise AssertionError(f"still running:\n{self.said[-4000:]}") from late
+
+    def kill(self) -> None:
+        """SIGKILL to the one process; what it started has to notice by itself."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        """As a service manager does: SIGTERM, and SIGKILL to all that is left after a while."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=30)
+        for _ in range(2):
+            try:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                break
+        self.process.wait()
+
+
+class Institution:
+    """A site's folder, made by `hushtune site init`, and its process."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.folder, self.name, self._stack = folder, folder.name, stack
+        self.joined: Started | None = None
+
+    @property
+    def card(self) -> Path:
+        return self.folder / f"{self.name}.pub"
+
+    def join(self) -> None:
+        """Start `hushtune site join`."""
+        self.joined = Started(self.folder.parent / f"{self.name}.out", "site", "join", self.folder)
+        self._stack.callback(self.joined.stop)
+
+    def status(self) -> dict[str, Any]:
+        """What the supervisor tells; {} before it has."""
+        try:
+            return json.loads((self.folder / "status.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    def processes(self) -> dict[str, int]:
+        """The supervisor's children by what they are, from the system's table of processes."""
+        assert self.joined is not None
+        found = {"join": self.joined.process.pid}
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                line = (
+                    (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                )
+            except OSError:  # it has ended since
+                continue
+            if str(self.folder) in line and (kind := re.search(r"deployment\.(\w+)", line)):
+                found[kind.group(1)] = int(entry.name)
+        return found
+
+    def orders(self) -> list[dict[str, Any]]:
+        """The site's history."""
+        try:
+            text = (self.folder / "orders.jsonl").read_text(encoding="utf-8")
+        except OSError:
+            return []
+        return [json.loads(line) for line in text.splitlines()]
+
+
+class Federation:
+    """A coordinator and its institutions below one folder; all is ended with ``close``."""
+
+    def __init__(self, root: Path, sizes: Mapping[str, int], *, model: Path) -> None:
+        self.root, self.sizes, self._model = root, sizes, model
+        self.stack = ExitStack()
+        self.folder = root / "coordinator"
+        self.port = free_port()
+        self.server: Started | None = None
+        hushtune(
+            *("server", "init", self.folder, "--name", "made up"),
+            *("--address", f"localhost:{self.port}"),
+        )
+        self.sites: dict[str, Institution] = {}
+        for seed, (name, size) in enumerate(sorted(sizes.items())):
+            table = [(text, label) for _, text, label in made_up_rows({name: size}, seed=seed)]
+            rows = write_csv(root / f"{name}.csv", table, header=("remark", "verdict"))
+            hushtune(
+                *("site", "init", root / name, "--name", name),
+                *("--server", self.folder / "federation.toml", "--data", rows),
+                *("--text", "remark", "--label", "verdict"),
+                *("--max-epsilon", 1000, "--max-delta", 1e-3, "--model", model),
+            )
+            self.sites[name] = Institution(root / name, self.stack)
+
+    def start(self) -> None:
+        """Start the server and wait until sites can come."""
+        self.server = Started(self.root / "server.out", "server", "start", self.folder)
+        self.stack.callback(self.server.stop)
+
+        def listens() -> bool:
+            assert self.server is not None
+            assert self.server.process.poll() is None, self.server.said
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+        wait_until(listens, seconds=90)
+
+    def enrol(self) -> None:
+        for site in self.sites.values():
+            hushtune("server", "enrol", self.folder, site.card)
+
+    def join(self) -> None:
+        """All sites, and wait until each says that it is connected."""
+        for site in self.sites.values():
+            site.join()
+        for site in self.sites.values():
+            wait_until(
+                lambda site=site: site.status().get("state") == "connected",
+                seconds=120,
+                why=lambda site=site: f"{site.status()}\n{site.joined.said[-3000:]}",  # type: ignore[union-attr]
+            )
+
+    def config(self, name: str, **changes: Any) -> Path:
+        """A configuration of a quick run; ``train__rounds=3`` changes ``train.rounds``."""
+        tree: dict[str, Any] = {
+            "seed": 7,
+            "data": {"source": "sites", "labels": LABELS, "public_sizes": dict(self.sizes)},
+            "model": {"name": str(self._model), "precision": "float32", "max_tokens": 32},
+            "adapter": {"rank": 2, "layers": 1},
+            "privacy": {"trust": "site", "epsilon": 8.0, "delta": 1e-3},
+            "train": {
+                "rounds": 3,
+                "warmup_rounds": 1,
+                "local_steps": 2,
+                "sampling_probability": 0.3,
+                "learning_rate": 0.01,
+            },
+            "simulation": {"quorum": 2},
+        }
+        for dotted, value in changes.items():
+            *path, key = dotted.split("__")
+            node = tree
+            for part in path:
+                node = node.setdefault(part, {})
+            node[key] = value
+        path = self.root / f"{name}.toml"
+        path.write_text(tomli_w.dumps(tree), encoding="utf-8")
+        return path
+
+    def run(self, name: str, *arguments: object, **changes: Any) -> Started:
+        """Start `hushtune server run`; its folder is ``out(name)``."""
+        config = self.config(name, **changes)
+        run = Started(
+            self.root / f"{name}.out",
+            *("server", "run", self.folder, config, "--name", name, *arguments),
+        )
+        self.stack.callback(run.stop)
+        return run
+
+    def out(self, name: str) -> Path:
+        return self.folder / "runs" / name
+
+    def state(self, name: str) -> dict[str, Any]:
+        """The run's ``state.json``; {} before it is there."""
+        try:
+            return json.loads((self.out(name) / "state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """A row for each round so far."""
+        try:
+            text = (self.out(name) / "metrics.jsonl").read_text(encoding="utf-8")
+        except OSError:
+            return []
+        return [json.loads(line) for line in text.splitlines()]
+
+    def wait_for_round(self, name: str, number: int, *, seconds: float = 120) -> None:
+        """Until a run has that many rounds behind it."""
+
+        def why() -> str:
+            return f"{self.state(name)}\n{(self.root / f'{name}.out').read_text()[-3000:]}"
+
+        wait_until(lambda: len(self.rows(name)) >= number, seconds=seconds, why=why)
+
+    def close(self) -> None:
+        self.stack.close()
