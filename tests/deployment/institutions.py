@@ -69,7 +69,7 @@ class OwnSites:
     def __init__(self, folders: Mapping[str, Path], *, run_config: Mapping[str, str]) -> None:
         self.nodes = {name: number for number, name in enumerate(sorted(folders), start=101)}
         self.asked: list[Message] = []
-        self._contexts = {
+        self.contexts = {
             self.nodes[name]: Context(
                 run_id=7,
                 node_id=self.nodes[name],
@@ -82,7 +82,7 @@ class OwnSites:
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 7, 1, 1
 
     def get_node_ids(self) -> Iterable[int]:
-        return list(self._contexts)
+        return list(self.contexts)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -92,4 +92,4 @@ class OwnSites:
         self.asked += sent
         for place, message in enumerate(sent):
             message.metadata.__dict__["_message_id"] = f"{len(self.asked)}-{place}"
-        return [app(m, self._contexts[m.metadata.dst_node_id]) for m in sent]
+        return [app(m, self.contexts[m.metadata.dst_node_id]) for m in sent]

@@ -26,6 +26,7 @@ from hushtune.common.json_text import json_text
 from hushtune.simulations.cli_ledger import ledger_app
 from hushtune.simulations.cli_server import server_app
 from hushtune.simulations.cli_site import site_app
+from hushtune.simulations.cli_verify import verify
 from hushtune.simulations.exits import (
     BUG,
     INTERRUPTED,
@@ -52,6 +53,7 @@ policy_app = typer.Typer(help="What a site agrees to, above any server.", no_arg
 app.add_typer(config_app, name="config")
 app.add_typer(policy_app, name="policy")
 app.command()(plan)
+app.command()(verify)
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(server_app, name="server")
 app.add_typer(site_app, name="site")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,11 @@ from hushtune.common.config_io import CONFIG, loads_config
 from hushtune.common.errors import HushtuneError, LedgerError, MessageError
 from hushtune.common.files import read_json, read_text
 from hushtune.common.handover_messages import RECEIPT, RECORD, Receipt, RunRecord
+from hushtune.common.privacy.ledger_chain import last_hash
 from hushtune.common.privacy.ledger_record import LedgerRecord, read_ledger
 from hushtune.common.privacy.plan import Trust
 from hushtune.common.privacy.report_files import STATEMENT
-from hushtune.common.privacy.report_site import Books, of_run
+from hushtune.common.privacy.report_site import Books
 from hushtune.common.signed_files import Signed, sha256_of
 from hushtune.common.verification import Check, check_folder, checked, equal
 
@@ -71,7 +71,7 @@ def verify_site(
             *_consistent(folder, record, receipt, told),
             *_books(folder, record, receipt, told, ledger),
         ]
-    except (HushtuneError, OSError, KeyError, TypeError, AttributeError) as error:
+    except (HushtuneError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         said = (
             error.message if isinstance(error, HushtuneError) else f"{type(error).__name__} {error}"
         )
@@ -151,10 +151,8 @@ def _books(
 def _as_it_was(ledger: LedgerRecord, later: int, run: str) -> Books:
     """The ledger without the charges that came later."""
     entries = ledger.entries[: len(ledger.entries) - later]
-    head = ledger.entries[len(entries) - 1].hash if entries else ledger.head if not later else ""
-    own = [entry.sequence for entry in of_run(entries, run)]
-    resent = sum(ledger.resent.get(sequence, 0) for sequence in own)
-    return replace(Books(entries=entries, num_resent=resent), head=head)
+    resent = sum(ledger.resent.get(entry.sequence, 0) for entry in entries if entry.run == run)
+    return Books(entries=entries, head=last_hash(entries), num_resent=resent)
 
 
 def _model(folder: Path) -> AdapterState:
