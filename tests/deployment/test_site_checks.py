@@ -311,6 +311,38 @@ def test_what_a_site_would_refuse_of_a_run_is_told(
     assert words in told[0].given
 
 
+@pytest.mark.parametrize(
+    ("terms", "privacy", "words"),
+    [
+        ({"trust": ["distributed"]}, {"trust": "distributed"}, "trust distributed"),
+        ({"unit": "group", "group": "Patient"}, {"unit": "group"}, "trust site"),
+        (
+            {"trust": ["server"], "unit": "client", "max_delta": 0.1},
+            {"trust": "server", "unit": "client", "delta": 0.1},
+            "trust server",
+        ),
+    ],
+    ids=["secure sums", "patients", "clients"],
+)
+def test_a_step_is_tried_under_each_promise(
+    tmp_path: Path, authority: Authority, tiny_bert: Path, terms: Any, privacy: Any, words: str
+) -> None:
+    least = {"min_noise_multiplier": 0.05, **terms}
+    folder = made_site(tmp_path, authority=authority, port=1, model=tiny_bert, **least)
+    sizes = {"north": 20 if "group" in terms else 84, "south": 90, "west": 80}
+    tree = {f"privacy__{key}": value for key, value in privacy.items()}
+    if "group" in terms:
+        tree["data__group"] = "Patient"
+    report = check_site(
+        folder, run_of(tiny_bert, data__public_sizes=sizes, **tree), foresee=foresee
+    )
+    failed = [check for check in report.checks if check.verdict is Verdict.FAILED]
+    assert [check.what for check in failed] == ["connection"], failed
+    found = by_name(report)
+    assert words in found["what leaves"].given
+    assert "s for a step" in found["training step"].given
+
+
 def test_another_declared_size_is_a_warning(site: Path, tiny_bert: Path) -> None:
     run = run_of(tiny_bert, data__public_sizes={"north": 500, "south": 90})
     assert by_name(check_site(site, run))["declared size"].verdict is Verdict.WARNING

@@ -44,6 +44,7 @@ def init(
     ] = None,
 ) -> None:
     """Make a coordinator's folder: keys, certificates, and federation.toml for the sites."""
+    from hushtune.common.deployment import Invitation
     from hushtune.server.deployment.certificates import Certificates
     from hushtune.server.deployment.home import init_home
 
@@ -65,7 +66,9 @@ def init(
         now=datetime.now(UTC),
     )
     _say(f"the coordinator's folder is {home.folder}; keep keys/ and tls/ to yourself")
-    _say(f"give {home.invitation} to each site; nothing in it is secret")
+    _say(f"give {home.invitation} to each site; nothing in it is secret. Its fingerprint, to be")
+    _say("compared by telephone with what `hushtune site init` prints:")
+    _say(f"  {Invitation.read(home.invitation).fingerprint}")
     _say(f"then: hushtune server start {home.folder}")
 
 
@@ -121,7 +124,8 @@ def enrol(
     home = open_home(folder)
     for card in [SiteCard.read(path) for path in cards]:
         site = enrolling.enrol(home, card)
-        _say(f"{card.name} is enrolled, with the key {enrolling.fingerprint(site.card)}")
+        _say(f"{card.name} is enrolled. Compare its fingerprint with the site, by telephone:")
+        _say(f"  {site.card.fingerprint}")
 
 
 @server_app.command("revoke")

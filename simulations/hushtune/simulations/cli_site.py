@@ -177,7 +177,7 @@ def history(
 
 
 def _ask(question: str, default: str | None) -> str:
-    answer: Any = typer.prompt(question, default=default)
+    answer: Any = typer.prompt(question, default=default, prompt_suffix=" ")
     return str(answer)
 
 

@@ -87,7 +87,8 @@ def show_status(console: Console, told: Mapping[str, Any]) -> None:
             line = f"{what:>11}  {found}"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     if told["state"] in ("not joined", "gone", "stopped"):
-        console.print(f"{'do':>11}  hushtune site join DIR", highlight=False)
+        line = f"{'do':>11}  hushtune site join {told['folder']}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _epsilon(told: Mapping[str, Any]) -> str:

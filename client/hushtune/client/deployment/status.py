@@ -35,6 +35,7 @@ def site_status(folder: Path) -> dict[str, Any]:
     status = read_status(site.status)
     told: dict[str, Any] = {
         "site": site.name,
+        "folder": str(site.folder),
         "federation": site.table.server.name,
         "server": site.table.server.address,
         "state": NOT_JOINED,

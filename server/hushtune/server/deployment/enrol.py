@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 from collections.abc import Mapping
@@ -45,12 +44,6 @@ def pem_key(card: SiteCard) -> bytes:
     """A card's node key as Flower's messages carry it."""
     key = load_ssh_public_key(card.node_key.encode("ascii"))
     return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-
-
-def fingerprint(card: SiteCard) -> str:
-    """Of both of a card's keys: what two people can compare by telephone."""
-    digest = hashlib.sha256(f"{card.node_key}\n{card.sign_key}".encode("ascii")).hexdigest()
-    return " ".join(digest[place : place + 4] for place in range(0, 32, 4))
 
 
 def enrolled_sites(home: Home) -> dict[str, Enrolled]:
