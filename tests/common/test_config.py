@@ -491,6 +491,7 @@ def test_a_dump_is_complete() -> None:
         "data.site",
         "data.sites",
         "data.group",
+        "data.labels",
     }
     without_value |= {"data.max_rows_per_site", "model.layer"}
     without_value |= {"simulation.policies", "simulation.ledgers"}

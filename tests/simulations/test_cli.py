@@ -338,16 +338,16 @@ def test_doctor_names_what_is_missing_and_the_remedy(
 ) -> None:
     from importlib.metadata import PackageNotFoundError
 
-    from hushtune.simulations import doctor
+    from hushtune.common import packages
 
-    real = doctor.version
+    real = packages.version
 
     def without(name: str) -> str:
         if name in ("opacus", "matplotlib"):
             raise PackageNotFoundError(name)
         return "1.5.4" if name == "peft" else real(name)
 
-    monkeypatch.setattr(doctor, "version", without)
+    monkeypatch.setattr(packages, "version", without)
     answer = hushtune("doctor", "--json")
     assert answer.status != 0
     report = json.loads(answer.out.splitlines()[-1])

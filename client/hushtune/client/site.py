@@ -110,28 +110,53 @@ def close_sites() -> None:
     _open.clear()
 
 
-def _own_site(run: RunContext, file: Path) -> Site:
-    """The site whose ``site.toml`` a file is; of the run's data only what it declares counts."""
+@dataclass(frozen=True)
+class OwnRun:
+    """A run as an institution's own site has it: ``site.toml``, the run with the site's rows and
+    folder in it, and its configuration as far as this process has rows."""
+
+    file: SiteFile
+    run: RunContext
+    rows: RunConfig
+
+
+def own_run(run: RunContext, file: Path) -> OwnRun:
+    """A run at the site whose ``site.toml`` a file is; of its data only what it declares counts."""
     own = SiteFile.read(file)
-    if run.config.data.source != "sites":
+    check_takes_part(run.config, own)
+    mine = _at_site(run, own)
+    return OwnRun(own, mine, with_own_rows(mine.config, own.name))
+
+
+def _own_site(run: RunContext, file: Path) -> Site:
+    own = own_run(run, file)
+    name, policy, ledger = own.file.name, own.file.table.policy, own.file.ledger
+    return _kept_site(own.run, name, policy, ledger, rows=own.rows)
+
+
+def check_takes_part(config: RunConfig, own: SiteFile) -> None:
+    """Raise SiteError unless a run is of rows that sites have, this one's among them."""
+    if config.data.source != "sites":
         raise SiteError(
             "the run brings data of its own, which a site with rows does not take",
             given="a run without data.source = 'sites'",
             expected="data.source = 'sites'",
             remedy="the coordinator: set data.source, data.labels and data.public_sizes",
         )
-    if own.name not in run.config.data.public_sizes:
+    if own.name not in config.data.public_sizes:
         raise SiteError(
             "the run does not know this site",
             given=own.name,
-            expected=", ".join(sorted(run.config.data.public_sizes)),
+            expected=", ".join(sorted(config.data.public_sizes)),
             remedy="the coordinator: add it to data.public_sizes, or use its name",
         )
-    mine = _at_site(run, own)
-    alone = {own.name: mine.config.data.public_sizes[own.name]}
-    data = mine.config.data.model_copy(update={"public_sizes": alone})
-    rows = mine.config.model_copy(update={"data": data})
-    return _kept_site(mine, own.name, own.table.policy, own.ledger, rows=rows)
+
+
+def with_own_rows(config: RunConfig, site: str) -> RunConfig:
+    """A run's configuration as far as one site's process has its rows."""
+    alone = {site: config.data.public_sizes[site]}
+    data = config.data.model_copy(update={"public_sizes": alone})
+    return config.model_copy(update={"data": data})
 
 
 @lru_cache(maxsize=64)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
@@ -201,10 +202,11 @@ def load_terms(path: Path) -> Terms:
     return terms
 
 
-def terms_template() -> str:
-    """A commented ``policy.toml`` with every key, what it means and its default."""
+def terms_template(values: Mapping[str, Any] | None = None) -> str:
+    """A commented ``policy.toml`` with every key, what it means and its default, or its value."""
     return commented(
         Terms,
         "# What this site agrees to. It stands above whatever a server asks for; an order that",
         "# goes beyond it, or names what is unknown here, is refused before anything is computed.",
+        values=values,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any, cast
 
 import tomli_w
@@ -38,17 +39,24 @@ def template() -> str:
     )
 
 
-def commented(model: type[BaseModel], *heading: str) -> str:
-    """A commented TOML file with every key of a model, below some heading."""
+def commented(
+    model: type[BaseModel], *heading: str, values: Mapping[str, Any] | None = None
+) -> str:
+    """A commented TOML file with every key of a model, below some heading.
+
+    ``values``: of keys, or of tables of keys, in place of their defaults.
+    """
+    values = values or {}
     lines = [*heading, ""]
     for name, field in model.model_fields.items():
         section = field.annotation
         if isinstance(section, type) and issubclass(section, BaseModel):
             lines += ["", *_comment(section.__doc__), f"[{name}]"]
+            given = values.get(name, {})
             for key, inner in section.model_fields.items():
-                lines += [*_comment(inner.description), _assignment(key, inner)]
+                lines += [*_comment(inner.description), _assignment(key, inner, given)]
         else:
-            lines += [*_comment(field.description), _assignment(name, field)]
+            lines += [*_comment(field.description), _assignment(name, field, values)]
     return "\n".join(lines) + "\n"
 
 
@@ -57,7 +65,9 @@ def _comment(text: str | None) -> list[str]:
     return [f"# {line}" for line in textwrap.wrap(words, _WIDTH)]
 
 
-def _assignment(key: str, field: FieldInfo) -> str:
+def _assignment(key: str, field: FieldInfo, values: Mapping[str, Any]) -> str:
+    if values.get(key) is not None:
+        return _toml(key, values[key])
     if field.is_required():
         return _toml(key, (field.examples or ["..."])[0])
     default: Any = field.get_default(call_default_factory=True)
@@ -68,7 +78,11 @@ def _assignment(key: str, field: FieldInfo) -> str:
 
 def _toml(key: str, value: Any) -> str:
     """One line of TOML; a table is written inline, so that it can stay among its section's keys."""
+    if isinstance(value, list | tuple):
+        items = [_toml("item", item).removeprefix("item = ") for item in cast("list[Any]", value)]
+        return f"{key} = [{', '.join(items)}]"
     if isinstance(value, Mapping):
         pairs = cast("Mapping[str, Any]", value).items()
         return f"{key} = {{{', '.join(_toml(name, inner) for name, inner in pairs)}}}"
+    value = str(value) if isinstance(value, PurePath) else value
     return tomli_w.dumps({key: value}).strip()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +20,7 @@ from hushtune.common.config_base import Name, Section, refuse
 from hushtune.common.config_problems import Origins, as_config_error
 from hushtune.common.errors import ConfigError, EnrolmentError, MissingFileError, SignatureError
 from hushtune.common.files import write_text
-from hushtune.common.signing import check, read_public
+from hushtune.common.signing import canonical, check, read_public
 
 SITE_KEY = "site"
 """Of a Flower node's configuration: where the site's ``site.toml`` is."""
@@ -107,6 +108,11 @@ class SiteCard(Section):
                 remedy="ask the site for that file",
             ) from error
 
+    @property
+    def fingerprint(self) -> str:
+        """Of all that the card says, however its file is laid out."""
+        return fingerprint(self.model_dump())
+
     def write(self, path: Path) -> None:
         write_text(path, json.dumps(self.model_dump(), indent=1) + "\n")
 
@@ -140,8 +146,23 @@ class Invitation(Section):
             origins = Origins({}, [str(path)], listing="hushtune site init")
             raise as_config_error(error, origins) from None
 
+    @property
+    def fingerprint(self) -> str:
+        """Of all that the invitation says, however its file is laid out."""
+        return fingerprint(self.model_dump())
+
     def write(self, path: Path) -> None:
         write_text(path, tomli_w.dumps(self.model_dump(), multiline_strings=True))
+
+
+def fingerprint(document: Mapping[str, Any]) -> str:
+    """sha256 of a JSON document, in groups that can be read out over the telephone.
+
+    >>> fingerprint({"name": "north"})[:24], len(fingerprint({}).split())
+    ('919a c55e e5a7 f3cc b304', 16)
+    """
+    digest = hashlib.sha256(canonical(document)).hexdigest()
+    return " ".join(digest[start : start + 4] for start in range(0, len(digest), 4))
 
 
 def signed_run(bundle: bytes | str, toml: str) -> dict[str, str]:

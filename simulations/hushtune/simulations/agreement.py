@@ -72,19 +72,21 @@ def refusals(
     # The folder is not looked at: with neither policies nor shared ledgers nobody is asked.
     run = RunContext(config, Path())
     opened = check_sites_open(run, state, {})
-    asked = {
-        site: [
-            number
-            for number in range(1, config.train.rounds + 1)
-            if site in chosen_sites(config, plans, round=number)
-        ]
-        for site in sorted(plans)
-    }
+    asked = {site: rounds_of(config, plans, site) for site in sorted(plans)}
     return [
         row
         for site, rounds in asked.items()
         if rounds
-        for row in _at_site(config, plans, state, opened[site], site=site, rounds=rounds)
+        for row in site_refusals(config, plans, state, opened[site], site=site, rounds=rounds)
+    ]
+
+
+def rounds_of(config: RunConfig, plans: Mapping[str, PrivacyPlan], site: str) -> list[int]:
+    """The rounds in which a site is asked."""
+    return [
+        number
+        for number in range(1, config.train.rounds + 1)
+        if site in chosen_sites(config, plans, round=number)
     ]
 
 
@@ -194,7 +196,7 @@ def ends_in(figures: Mapping[str, Any]) -> int | None:
     )
 
 
-def _at_site(
+def site_refusals(
     config: RunConfig,
     plans: Mapping[str, PrivacyPlan],
     state: AdapterState,
@@ -203,6 +205,7 @@ def _at_site(
     site: str,
     rounds: Sequence[int],
 ) -> list[dict[str, Any]]:
+    """What one site would refuse in the rounds that it is asked in; rows as of ``refusals``."""
     try:  # of a later round a policy would say the same
         _check_orders(config, plans, state, opened.policy, site=site, round=rounds[0])
     except HushtuneError as error:

@@ -25,6 +25,7 @@ from hushtune.common.errors import (
 from hushtune.common.json_text import json_text
 from hushtune.simulations.cli_ledger import ledger_app
 from hushtune.simulations.cli_server import server_app
+from hushtune.simulations.cli_site import site_app
 from hushtune.simulations.exits import (
     BUG,
     INTERRUPTED,
@@ -53,6 +54,7 @@ app.add_typer(policy_app, name="policy")
 app.command()(plan)
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(server_app, name="server")
+app.add_typer(site_app, name="site")
 
 Preset = Annotated[
     str | None, typer.Option("--preset", help="a ready configuration: demo, tiny, clients")

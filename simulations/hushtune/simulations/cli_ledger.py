@@ -39,11 +39,10 @@ def show(
 
     Where a ledger cannot be trusted the others are shown, and the exit status is 2.
     """
+    from hushtune.client.budget import budget, policy_of
     from hushtune.simulations.ledgers import (
-        budget,
         charge_word,
         find_ledgers,
-        policy_of,
         read,
         run_delta,
         spending,

@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
 
-from packaging.requirements import Requirement
-
+from hushtune.common.packages import CORE, installed
 from hushtune.common.tasks.assets import cache_folder
 
-CORE = ("torch", "flwr", "transformers", "peft", "opacus", "dp-accounting", "numpy", "safetensors")
 EXTRAS = {
     "matplotlib": ("matplotlib", "curve.png"),
     "pyarrow": ("pyarrow", "Parquet files"),
@@ -50,18 +47,10 @@ def _python() -> Any:
 
 def _package(name: str, *, use: str = "", package: str = "", optional: bool = False) -> Any:
     """Whether a package is there, in a version that this hushtune is made for."""
-    wanted = [Requirement(line) for line in requires("hushtune") or ()]
-    allowed = next((str(w.specifier) for w in wanted if w.name == name), "")
-    package = package or (f"'{name}{allowed}'" if allowed else name)
-    try:
-        found = version(name)
-    except PackageNotFoundError:
-        found = f"not installed{use}"
-    else:
-        if Requirement(f"{name}{allowed}").specifier.contains(found, prereleases=True):
-            return _check(name, found, True, optional=optional)
-        found = f"{found}, where {allowed} is needed{use}"
-    return _check(name, found, False, f"pip install {package}", optional=optional)
+    there = installed(name)
+    package = package or (f"'{name}{there.allowed}'" if there.allowed else name)
+    found = there.words if there.ok else f"{there.words}{use}"
+    return _check(name, found, there.ok, f"pip install {package}", optional=optional)
 
 
 def _extra(name: str) -> Any:

@@ -64,7 +64,8 @@ class SiteFile:
     @classmethod
     def read(cls, file: Path) -> SiteFile:
         """``file``: ``site.toml`` or its folder. Raises DeploymentError and ConfigError."""
-        file = (file / SITE_FILE if file.is_dir() else file).absolute()
+        file = file.expanduser().absolute()
+        file = file if file.name == SITE_FILE or file.is_file() else file / SITE_FILE
         try:
             raw = tomllib.loads(file.read_text(encoding="utf-8"))
         except OSError as error:

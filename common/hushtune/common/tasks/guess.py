@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -12,9 +13,75 @@ from typing import cast
 
 from hushtune.common.config import DataConfig
 from hushtune.common.tasks.delimiters import delimiter_of
-from hushtune.common.tasks.rows import RawRow, decoded_lines
+from hushtune.common.tasks.formats import refuse_format
+from hushtune.common.tasks.rows import RawRow, check_file, decoded_lines
+from hushtune.common.tasks.tables import parquet_header
 
 _FEW, _SHORT, _ROWS = 5, 3.0, 200
+_TEXTS = ("text", "sentence", "note", "report", "body", "content", "document", "message")
+_LABELS = ("label", "labels", "class", "target", "category", "diagnosis", "outcome", "y")
+_GROUPS = ("patient", "patient_id", "user", "user_id", "subject", "subject_id", "person")
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """Which columns of a file may be meant; None where nothing speaks for any."""
+
+    columns: tuple[str, ...]
+    text: str | None
+    label: str | None
+    group: str | None
+
+
+def propose_columns(path: Path) -> Proposal:
+    """The columns of a file by their names, or else by what its first rows hold.
+
+    A label is the column with the fewest different values, if those are two or more and few for
+    the rows. Raises what ``header`` does.
+    """
+    columns = header(path)
+    records = _records(path, ())
+    texts, labels = _named(columns, _TEXTS), _named(columns, _LABELS)
+    group = _named(columns, _GROUPS)
+    words: dict[str, float] = {}
+    kinds: dict[str, int] = {}
+    for name in columns:
+        cells = [str(record.get(name) or "").strip() for record in records]
+        cells = [cell for cell in cells if cell]
+        if not cells or name == group:
+            continue
+        words[name] = fmean(len(cell.split()) for cell in cells)
+        if len(set(cells)) >= 2 and len(set(cells)) * _FEW <= len(cells):
+            kinds[name] = len(set(cells))
+    longest = max(words, key=words.__getitem__, default=None)
+    if texts is None and longest is not None and words[longest] > _SHORT:
+        texts = longest
+    if labels is None:
+        labels = min((n for n in kinds if n != texts), key=kinds.__getitem__, default=None)
+    return Proposal(columns, texts, labels, group)
+
+
+def header(path: Path) -> tuple[str, ...]:
+    """The names of a file's columns, in their order; those of its first row where it is JSON lines.
+
+    Raises MissingFileError, EncodingError, and UnsupportedDataError for a format that is not read.
+    """
+    check_file(path)
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return parquet_header(path)
+    if suffix in (".csv", ".tsv", ".tab"):
+        delimiter = delimiter_of(path, ())
+        line = next((line for line in decoded_lines(path) if line.strip()), "")
+        return tuple(name.strip() for name in next(csv.reader([line], delimiter=delimiter), []))
+    if suffix in (".jsonl", ".ndjson"):
+        return tuple(next((tuple(record) for record in _records(path, ())), ()))
+    refuse_format(path)
+
+
+def _named(columns: Sequence[str], names: Sequence[str]) -> str | None:
+    folded = {column.casefold(): column for column in reversed(columns)}
+    return next((folded[name] for name in names if name in folded), None)
 
 
 def text_remedy(rows: Sequence[RawRow], config: DataConfig) -> str | None:

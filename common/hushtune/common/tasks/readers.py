@@ -15,9 +15,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, cast
 
-from hushtune.common.errors import BadValueError, EmptyDataError, UnsupportedDataError
+from hushtune.common.errors import BadValueError, EmptyDataError
 from hushtune.common.tasks.assets import fetch
 from hushtune.common.tasks.delimiters import delimiter_of
+from hushtune.common.tasks.formats import refuse_format
 from hushtune.common.tasks.rows import (
     Columns,
     RawRow,
@@ -52,13 +53,7 @@ def read_file(
     suffix = path.suffix.lower()
     reader = _READERS.get(suffix)
     if reader is None:
-        raise UnsupportedDataError(
-            "the format of this file is not known from its extension",
-            file=path,
-            given=suffix or "no extension",
-            expected=", ".join(_READERS),
-            remedy=_ADVICE.get(suffix, "convert the file to CSV with a header"),
-        )
+        refuse_format(path)
     return refuse_all_missing(reader(path, columns), file=str(path), columns=columns)
 
 
@@ -197,14 +192,5 @@ _READERS: Final[Mapping[str, Callable[[Path, Columns], Iterator[RawRow]]]] = Map
         ".jsonl": _read_json_lines,
         ".ndjson": _read_json_lines,
         ".parquet": read_parquet,
-    }
-)
-_ADVICE: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        ".json": "write one JSON object a line and name the file .jsonl",
-        ".xlsx": "save the sheet as CSV (UTF-8)",
-        ".xls": "save the sheet as CSV (UTF-8)",
-        ".gz": "unpack the file first",
-        ".zip": "unpack the file first",
     }
 )

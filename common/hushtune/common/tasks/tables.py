@@ -42,6 +42,19 @@ def read_parquet(path: Path, columns: Columns) -> Iterator[RawRow]:
         ) from error
 
 
+def parquet_header(path: Path) -> tuple[str, ...]:
+    """The names of a Parquet file's columns; raises what ``read_parquet`` does."""
+    parquet = _import("pyarrow.parquet", extra="data", file=str(path))
+    arrow = _import("pyarrow", extra="data", file=str(path))
+    try:
+        with parquet.ParquetFile(path) as table:
+            return tuple(table.schema_arrow.names)
+    except cast("type[Exception]", arrow.ArrowException) as error:
+        raise UnsupportedDataError(
+            "the file cannot be read as Parquet", file=str(path), given=str(error)[:200]
+        ) from error
+
+
 def read_table(name: str, columns: Columns) -> Iterator[RawRow]:
     """Rows of all splits of a data set: a hub id, or a folder that `datasets` reads.
 
