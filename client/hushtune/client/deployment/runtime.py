@@ -6,7 +6,7 @@ SuperNode for tasks itself. Objects are counted as they come, before anything is
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
@@ -115,27 +115,15 @@ class Channel:
         Raises MessageError for one of more than ``most_bytes``, before anything is made of it, and
         for one that is damaged.
         """
-        context = received.context
-        node = Node(node_id=context.node_id)
-        pull = make_pull_object_fn_protobuf(self._client.PullObject, node, context.run_id)
         count = _Count(most_bytes)
-
-        def counted(name: str) -> bytes:
-            return count.add(pull(name))
-
-        with _lost():
-            names = [one.object_id for one in iterate_object_tree(received.tree)]
-            if len(names) > MOST_OBJECTS:
-                raise MessageError(
-                    "a message has too many parts",
-                    given=len(names),
-                    expected=f"at most {MOST_OBJECTS}",
-                )
-            # A task comes before its objects do, a moment later.
-            contents = pull_objects(
-                names, counted, initial_backoff=FIRST_WAIT, backoff_cap=LONGEST_WAIT
-            )
+        try:
+            if len(_names(received)) > MOST_OBJECTS:
+                raise MessageError("a message has too many parts", expected=str(MOST_OBJECTS))
+            contents = self._pulled(received, count.add)
+        except MessageError:
             self.drop(received)
+            raise
+        self._forget(received)
         try:
             message = inflate_object_from_contents(received.tree.object_id, contents)
         except Exception as error:
@@ -147,14 +135,34 @@ class Channel:
         return message, count.total
 
     def drop(self, received: Received) -> None:
-        """Let the SuperNode forget the message's objects."""
+        """Let the SuperNode forget a message that is not read.
+
+        Not before all of it is there: Flower 1.41 hands out a task before it has the message's
+        objects, and gives up, with any reply to it, where one is gone that it is about to keep.
+        """
+        self._pulled(received, lambda _: b"")
+        self._forget(received)
+
+    def _pulled(self, received: Received, keep: Callable[[bytes], bytes]) -> dict[str, bytes]:
         context = received.context
+        node = Node(node_id=context.node_id)
+        pull = make_pull_object_fn_protobuf(self._client.PullObject, node, context.run_id)
         with _lost():
-            make_confirm_message_received_fn_protobuf(
-                self._client.ConfirmMessageReceived,
-                Node(node_id=context.node_id),
-                context.run_id,
-            )(received.tree.object_id)
+            return pull_objects(
+                _names(received),
+                lambda name: keep(pull(name)),
+                initial_backoff=FIRST_WAIT,
+                backoff_cap=LONGEST_WAIT,
+            )
+
+    def _forget(self, received: Received) -> None:
+        context = received.context
+        node = Node(node_id=context.node_id)
+        confirm = make_confirm_message_received_fn_protobuf(
+            self._client.ConfirmMessageReceived, node, context.run_id
+        )
+        with _lost():
+            confirm(received.tree.object_id)
 
     def answer(self, reply: Message, context: Context) -> None:
         """Hand over the reply."""
@@ -225,6 +233,10 @@ class Runtime:
         return RuntimeHttpClient.from_server_address(
             self._address, insecure=True, root_certificates=None, interceptors=[version, own]
         )
+
+
+def _names(received: Received) -> list[str]:
+    return [one.object_id for one in iterate_object_tree(received.tree)]
 
 
 class _Count:

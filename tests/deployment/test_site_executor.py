@@ -1,0 +1,276 @@
+"""A site's executor with a runtime that is made up: what it runs, refuses and writes down."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from hushtune.client.deployment import node
+from hushtune.client.deployment.executor import Executor
+from hushtune.client.deployment.history_file import append_order, last_order, read_history
+from hushtune.client.deployment.json_log import JsonLines, open_log, told, write_line
+from hushtune.client.deployment.runtime import Received, TaskLostError
+from hushtune.common.deployment import signed_run
+from hushtune.common.errors import BadValueError, DeploymentError, MessageError
+from hushtune.common.signing import load_signing_key, sign
+
+from .institutions import coordinator_key, site_folder
+
+BUNDLE, TOML = b"bytes that are never unpacked", "seed = 1\n"
+
+
+class FakeChannel:
+    """A task with one message; notes what became of it."""
+
+    def __init__(self, context: Context, *, message: Message, bundle: bytes = BUNDLE) -> None:
+        self._context, self._message, self._bundle = context, message, bundle
+        self.replies: list[Message] = []
+        self.read = self.dropped = self.finished = False
+        self.too_large = False
+        self.kept: Context | None = None
+
+    def receive(self) -> Received:
+        import hashlib
+
+        return Received(
+            header=self._message,
+            context=self._context,
+            bundle=self._bundle,
+            bundle_name=hashlib.sha256(self._bundle).hexdigest(),
+            tree=None,  # type: ignore[arg-type]
+        )
+
+    def content(self, received: Received, *, most_bytes: int) -> tuple[Message, int]:
+        del received
+        assert most_bytes == 256 * 2**20
+        if self.too_large:
+            raise MessageError("a message is larger than this site takes", given="secret")
+        self.read = True
+        return self._message, 10
+
+    def drop(self, received: Received) -> None:
+        del received
+        self.dropped = True
+
+    def answer(self, reply: Message, context: Context) -> None:
+        del context
+        self.replies.append(reply)
+
+    def finish(self, context: Context | None, *, failed: str = "") -> None:
+        self.finished, self.kept = not failed, context
+
+    @contextmanager
+    def alive(self) -> Generator[None]:
+        yield
+
+    def __enter__(self) -> FakeChannel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+class FakeTasks:
+    """Hands out tasks, and is then gone."""
+
+    def __init__(self, *channels: FakeChannel) -> None:
+        self._channels = list(channels)
+
+    def acquire(self) -> Any:
+        if not self._channels:
+            raise httpx.ConnectError("nobody there")
+        return self._channels.pop(0)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    key = coordinator_key(tmp_path / "coordinator")
+    return site_folder(tmp_path / "north", "north", rows=20, sign_key=key)
+
+
+def task(site: Path, *, toml: str = TOML, bundle: bytes = BUNDLE, **also: Any) -> FakeChannel:
+    key = load_signing_key(site.parent / "coordinator" / "signing.key")
+    signature = sign(key, signed_run(BUNDLE, TOML))
+    context = Context(
+        run_id=7,
+        node_id=3,
+        node_config={"partition-id": 0},
+        state=RecordDict(),
+        run_config={"toml": toml, "signature": signature, "out": "/tmp/elsewhere", **also},
+    )
+    body = {"run": "a-run", "round": 4}
+    content = RecordDict({"hushtune": ConfigRecord({"json": json.dumps(body)})})
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 7, 1, 1
+    message = Message(content=content, dst_node_id=3, message_type="train", group_id="4")
+    message.metadata.__dict__.update(_run_id=7, _message_id="m", _src_node_id=1)
+    return FakeChannel(context, message=message, bundle=bundle)
+
+
+def serve(site: Path, app: Any, *channels: FakeChannel) -> None:
+    clock = iter(range(0, 1000, 5))
+    with pytest.raises(TaskLostError):
+        Executor(site / "site.toml", app).serve(
+            FakeTasks(*channels), sleep=lambda _: None, now=lambda: float(next(clock))
+        )
+
+
+def echo(message: Message, context: Context) -> Message:
+    context.state["seen"] = ConfigRecord({"n": 1})
+    assert context.node_config["site"].endswith("site.toml")  # type: ignore[union-attr]
+    return Message(message.content, reply_to=message)
+
+
+def test_one_executor_answers_task_after_task_and_writes_each_down(site: Path) -> None:
+    first, second = task(site), task(site)
+    serve(site, echo, first, second)
+    for channel in (first, second):
+        (reply,) = channel.replies
+        assert not reply.has_error()
+        assert channel.finished
+        assert channel.kept is not None
+        assert channel.kept.node_config == {"partition-id": 0}
+        assert "seen" in channel.kept.state
+    orders = read_history(site / "orders.jsonl").orders
+    told = [(o.sequence, o.run, o.round, o.kind, o.decision, o.received) for o in orders]
+    assert told == [
+        (1, "a-run", 4, "train", "answered", 10),
+        (2, "a-run", 4, "train", "answered", 10),
+    ]
+    assert (site / "orders.jsonl").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"toml": "seed = 2\n"}, {"bundle": b"another"}, {"signature": ""}, {"toml": ""}],
+)
+def test_a_run_that_is_not_signed_is_refused_unread(site: Path, change: dict[str, Any]) -> None:
+    def never(message: Message, context: Context) -> Message:
+        raise AssertionError((message, context))
+
+    channel = task(site, **change)
+    serve(site, never, channel)
+    (reply,) = channel.replies
+    assert (reply.error.reason or "").startswith("HT802 ")
+    assert (channel.read, channel.dropped, channel.finished) == (False, True, True)
+    (order,) = read_history(site / "orders.jsonl").orders
+    assert (order.decision, order.code) == ("refused", "HT802")
+
+
+def test_settings_that_no_signature_covers_do_not_reach_the_app(site: Path) -> None:
+    seen: list[Any] = []
+
+    def look(message: Message, context: Context) -> Message:
+        seen.append(dict(context.run_config))
+        return Message(message.content, reply_to=message)
+
+    serve(site, look, task(site, set="privacy.trust=off", preset="demo", config="/x.toml"))
+    assert set(seen[0]) == {"toml", "signature", "out"}
+
+
+def test_a_message_that_is_too_large_is_refused_and_the_next_one_answered(site: Path) -> None:
+    large, next_one = task(site), task(site)
+    large.too_large = True
+    serve(site, echo, large, next_one)
+    assert (large.replies[0].error.reason or "").startswith("HT503 ")
+    assert "secret" not in (large.replies[0].error.reason or "")
+    assert not next_one.replies[0].has_error()
+    assert [o.decision for o in read_history(site / "orders.jsonl").orders] == [
+        "refused",
+        "answered",
+    ]
+
+
+def test_what_fails_at_the_site_tells_no_value_and_no_path(
+    site: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(message: Message, context: Context) -> Message:
+        raise KeyError(f"a patient's text in {site}")
+
+    def tell(message: Message, context: Context) -> Message:
+        reason = f"HT100 the site's policy {site / 'policy.toml'} cannot be read"
+        return Message(Error(code=0, reason=reason), reply_to=message)
+
+    failed, telling = task(site), task(site)
+    serve(site, fail, failed)
+    serve(site, tell, telling)
+    assert failed.replies[0].error.reason == "HT504 the site's own work failed"
+    assert str(site) not in (telling.replies[0].error.reason or "")
+    decided = [o.decision for o in read_history(site / "orders.jsonl").orders]
+    assert decided == ["failed", "refused"]
+    lines = [JsonLines("executor").format(record) for record in caplog.records]
+    assert any("KeyError" in line for line in lines)
+    assert not any("patient" in line for line in lines)
+
+
+def test_nothing_leaves_that_could_not_be_written_down(site: Path) -> None:
+    (site / "orders.jsonl").mkdir()
+    channel = task(site)
+    serve(site, echo, channel)
+    (reply,) = channel.replies
+    assert (reply.error.reason or "").startswith("HT504 ")
+
+
+def test_a_line_that_a_crash_cut_short_does_not_swallow_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "orders.jsonl"
+    fields = {"run": "r", "round": 1, "kind": "train", "decision": "answered"}
+    append_order(path, **fields)
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"sequence": 2, "ru')
+    assert append_order(path, **fields).sequence == 2
+    history = read_history(path)
+    assert [one.sequence for one in history.orders] == [1, 2]
+    assert history.damaged == 1
+    assert last_order(path) == history.orders[-1]
+    assert read_history(tmp_path / "none").orders == ()
+
+
+def test_a_log_is_bounded_private_and_tells_no_cell(tmp_path: Path) -> None:
+    error = BadValueError("a cell is a number", row=3, column="text", given="Mrs Smith, 1931")
+    assert told(error) == "HT207 a cell is a number (row 3, column text)"
+    record = logging.LogRecord("hushtune", logging.ERROR, "", 0, "why: %s", (error,), None)
+    assert "Smith" not in JsonLines("executor").format(record)
+    log = open_log(tmp_path / "log.jsonl")
+    try:
+        for number in range(40):
+            write_line(log, {"message": "x" * 200_000, "number": number})
+    finally:
+        log.close()
+    files = sorted(tmp_path.glob("log.jsonl*"))
+    assert len(files) == 4
+    assert sum(file.stat().st_size for file in files) < 10_000_000
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+
+
+def test_flower_s_worker_sleeps_by_our_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module still has what is replaced; were it otherwise, a round would take seconds."""
+    import importlib
+
+    worker = importlib.import_module(node.WORKER)
+    monkeypatch.setattr(worker, "time", worker.time)  # put back afterwards
+    clock = node.wait_less()
+    assert worker.time is clock
+    with pytest.raises(DeploymentError, match="another way"):
+        node.wait_less()  # by now it sleeps by another clock
+    with pytest.raises(DeploymentError, match="another way"):
+        node.wait_less(json)
+
+
+def test_the_clock_is_quick_in_a_run_and_calm_without_one() -> None:
+    slept: list[float] = []
+    now = [0.0]
+    clock = node.BriskClock(slept.append, lambda: now[0])
+    clock.sleep(3)
+    clock.sleep(0.5)
+    clock.sleep(3)
+    now[0] = node.RUN_SECONDS + 1
+    clock.sleep(3)
+    assert slept == [node.IDLE_WAIT, node.ANSWER_WAIT, node.ORDER_WAIT, node.IDLE_WAIT]
