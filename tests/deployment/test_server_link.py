@@ -79,9 +79,7 @@ class Server:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     root = tmp_path_factory.mktemp("link")
     port = free_port()
-    home = init_home(
-        root / "c", name="test", address=f"localhost:{port}", now=datetime.now(UTC)
-    )
+    home = init_home(root / "c", name="test", address=f"localhost:{port}", now=datetime.now(UTC))
     settings = home.folder / "server.toml"
     settings.write_text(settings.read_text() + "max_request_mib = 1\n")
     made = Server(home, root / "server.out")
