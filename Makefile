@@ -22,10 +22,10 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo federation test check bench clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## make .venv and install hushtune with all it needs
 
@@ -49,6 +49,9 @@ BEGUN := $(if $(AGAIN),,$(wildcard runs/demo/config.toml))
 demo: $(STAMP) ## four private sites train one model, into runs/demo; goes on if interrupted, AGAIN=1 begins anew
 	$(BIN)/hushtune simulate --out runs/demo $(if $(BEGUN),--resume,--preset demo --overwrite)
 	@$(if $(BEGUN),echo "make demo AGAIN=1 trains it anew",:)
+
+federation: $(STAMP) ## a coordinator and three sites as processes of this machine, into runs/federation
+	$(BIN)/python -m hushtune.simulations.federation_walk runs/federation
 
 test: $(STAMP) ## all tests
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile

@@ -358,7 +358,8 @@ def test_a_b_whose_charge_failed_has_no_part_in_what_is_sent_later(
     paid = site.memory.newest(FACTORS, run="run")
     assert paid is not None
 
-    def full(*_: Any, **__: Any) -> None:
+    def full(*_: Any, keep: Callable[[], None], **__: Any) -> None:
+        keep()  # as it is where the commit itself fails
         raise DiskFullError("the disk is full")
 
     with monkeypatch.context() as patched:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from hushtune.common import config_federation, config_privacy, config_rules
+from hushtune.common import compatibility, config_federation, config_privacy, config_rules
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import loads_config
 from hushtune.common.config_rules import SAME_COORDINATES, WITH_DITTO
@@ -259,3 +261,46 @@ def test_the_same_settings_are_taken_where_they_have_an_effect_or_are_the_defaul
     made({"simulation.attack": "label_flip", "simulation.attackers": 0.3})
     made({"simulation.attack": "collude", "simulation.attack_scale": 2.0})
     made({"personal.steps": 6, "aggregation.momentum": 0.9, "simulation.attack_scale": 10.0})
+
+
+DOCS = (Path(__file__).parents[2] / "docs" / "aggregation.md").read_text(encoding="utf-8")
+
+
+def refused_in_docs(key: str) -> str:
+    """The row of the table of what does not go together."""
+    table = DOCS.partition("| setting | is refused |")[2]
+    rows = [line for line in table.splitlines() if line.startswith(f"| `{key}` | ")]
+    assert len(rows) == 1, key
+    return rows[0]
+
+
+def test_the_docs_have_a_row_for_every_setting_that_is_refused() -> None:
+    keys = {key for _, key, _, _ in REFUSALS.values()}
+    for name in ("rule", "estimate", "optimizer", "learning_rate", "average"):
+        keys.add(f"aggregation.{name}")
+    for call in refusing_calls(config_rules):
+        found = next(keyword.value for keyword in call.keywords if keyword.arg == "key")
+        keys |= {str(n.value) for n in ast.walk(found) if isinstance(n, ast.Constant) and n.value}
+    for key in keys:
+        refused_in_docs(key)
+    for changes, _ in IDLE.values():
+        key = list(changes)[-1]
+        section, _, name = key.rpartition(".")
+        assert f"`{key}`" in DOCS or (f"`.{name}`" in DOCS and f"`{section}." in DOCS), key
+
+
+@pytest.mark.parametrize(
+    ("key", "table"),
+    [
+        ("aggregation.optimizer", compatibility.RULE_WITH_OPTIMIZER),
+        ("aggregation.learning_rate", compatibility.RULE_WITH_RATE),
+        ("aggregation.average", compatibility.RULE_WITH_AVERAGE),
+        ("aggregation.rule", compatibility.REFUSED),
+        ("aggregation.estimate", compatibility.RULE_WITH_ESTIMATE),
+    ],
+)
+def test_the_docs_name_every_rule_that_a_table_refuses(key: str, table: Mapping[Any, Any]) -> None:
+    row = refused_in_docs(key)
+    for cell, reason in table.items():
+        rule = cell if isinstance(cell, str) else cell[0]
+        assert reason is None or f"`{rule}`" in row, rule

@@ -8,7 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hushtune.common.low_rank import Product, compressed, inner, norm, product, svd, total
+from hushtune.common.low_rank import (
+    Product,
+    compressed,
+    gathered,
+    inner,
+    leading,
+    norm,
+    probed,
+    product,
+    rough_norm,
+    rounded,
+    svd,
+    total,
+)
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 
@@ -126,3 +139,96 @@ def test_compressed_is_the_same_matrix_no_wider_than_itself(
     torch.testing.assert_close(dense(found), dense(matrix), **CLOSE)
     if matrix.rank <= min(shape[:2]):
         assert found is matrix
+
+
+def test_terms_that_come_one_at_a_time_are_the_same_sum() -> None:
+    terms = [drawn(9, 7, n, n) for n in (2, 0, 3)]
+    whole = total(terms)
+    found = gathered(iter(terms), rank=5, shape=(9, 7))
+    assert torch.equal(found.left, whole.left)
+    assert torch.equal(found.right, whole.right)
+    left, right = rounded(iter(terms), rank=5, shape=(9, 7))
+    assert torch.equal(left, whole.left.float())  # rounded once, and no value changed otherwise
+    assert torch.equal(right, whole.right.float())
+
+
+def test_a_sum_wider_than_itself_is_compressed_before_it_is_rounded() -> None:
+    terms = [drawn(9, 4, 3, seed) for seed in (1, 2)]
+    left, right = rounded(iter(terms), rank=6, shape=(9, 4))
+    assert (left.shape, right.shape) == ((9, 4), (4, 4))
+    assert left.dtype == right.dtype == torch.float32
+    assert left.is_contiguous()
+    assert right.is_contiguous()
+    expected = dense(total(terms))
+    torch.testing.assert_close(left.double() @ right.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_random_vectors_see_of_a_sum() -> None:
+    terms = [drawn(30, 40, 3, seed) for seed in (1, 2)]
+    whole = total(terms)
+    torch.testing.assert_close(probed(iter(terms)), probed([whole]), **CLOSE)
+    assert rough_norm(whole) == pytest.approx(norm(whole), rel=0.3)
+
+
+WIDE, TALL, MANY, RANK = 640, 700, 600, 16
+
+
+def with_values(values: Tensor, seed: int = 5) -> Product:
+    """``TALL x WIDE``, of ``MANY`` columns and rows, with these singular values."""
+    random = torch.Generator().manual_seed(seed)
+    u = torch.linalg.qr(torch.randn(TALL, MANY, generator=random, dtype=torch.float64)).Q
+    v = torch.linalg.qr(torch.randn(WIDE, MANY, generator=random, dtype=torch.float64)).Q
+    return Product(u * values, v.T)
+
+
+SPECTRA = {
+    # the values, by how much the residual's norm may be above the best, and the values' error
+    "falls fast": (0.5 ** torch.arange(MANY, dtype=torch.float64), 1e-6, 1e-9),
+    "16 above noise": (
+        torch.cat([torch.linspace(20, 10, RANK), torch.linspace(1, 0.1, MANY - RANK)]).double(),
+        1e-4,
+        1e-5,
+    ),
+    "falls slowly": (1 / torch.arange(1, MANY + 1, dtype=torch.float64), 0.02, 0.1),
+    "flat": (torch.ones(MANY, dtype=torch.float64), 1e-9, 1e-9),
+    "nearly flat": (torch.linspace(1, 0.5, MANY, dtype=torch.float64), 0.02, 0.1),
+}
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_of_many_columns_the_leading_part_is_nearly_the_best(name: str) -> None:
+    values, above, error = SPECTRA[name]
+    matrix = with_values(values)
+    u, found, v = leading(matrix, RANK)
+    best = float(values[RANK:].norm())
+    lost = float((dense(matrix) - (u * found) @ v).norm())
+    assert best * (1 - 1e-9) <= lost <= best * (1 + above)
+    torch.testing.assert_close(found, values[:RANK], rtol=error, atol=0)
+    assert bool((found <= values[:RANK] * (1 + 1e-9)).all())
+    eye = torch.eye(RANK, dtype=torch.float64)
+    torch.testing.assert_close(u.T @ u, eye, **CLOSE)
+    torch.testing.assert_close(v @ v.T, eye, **CLOSE)
+    # Twice the expectation's bound, and the cut: theorems 10.6 and 9.3 of 0909.4061.
+    factor = 1 + (RANK / 7) ** 0.5 + 2.72 * (RANK + 8) ** 0.5 / 8 * (TALL - RANK) ** 0.5
+    spectral = float(torch.linalg.matrix_norm(dense(matrix) - (u * found) @ v, ord=2))
+    assert spectral <= (2 * factor**0.25 + 1) * float(values[RANK])
+    again = leading(matrix, RANK)
+    assert all(torch.equal(one, two) for one, two in zip((u, found, v), again, strict=True))
+
+
+@pytest.mark.parametrize(("n", "rank"), [(512, 4), (600, 150), (600, 700)])
+def test_of_fewer_columns_the_leading_part_is_exact(n: int, rank: int) -> None:
+    """Bit for bit the exact one: few columns, few for the rank, or a rank that takes all."""
+    matrix = drawn(TALL, WIDE, n, 1)
+    pairs = zip(leading(matrix, rank), svd(matrix, rank), strict=True)
+    assert all(torch.equal(one, two) for one, two in pairs)
+
+
+def test_many_columns_of_a_small_rank_or_none() -> None:
+    small = drawn(40, 30, 600, 1, rank=2)
+    u, values, v = leading(small, 4)
+    torch.testing.assert_close(
+        (u * values) @ v, dense(small), rtol=1e-9, atol=1e-9 * float(values[0])
+    )
+    nothing = Product(torch.zeros(40, 600).double(), small.right)
+    assert not leading(nothing, 4)[1].any()

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hushtune.common.adapter import AdapterSpec, AdapterState, a_key, b_key, base_keys, r_key
-from hushtune.common.config import AggregationConfig
-from hushtune.common.errors import FederationError
+from hushtune.common.config import AggregationConfig, RunConfig
+from hushtune.common.errors import FederationError, MessageError
 from hushtune.common.lora_rules import RULES, sent_keys, trainable_keys
 from hushtune.common.messages import ClientUpdate
 from hushtune.server.aggregation.aggregator import compose, make_aggregator
-from hushtune.server.aggregation.bias import aggregation_bias
+from hushtune.server.aggregation.bias import aggregation_bias, measured_bias
 from hushtune.server.aggregation.estimates import by_size
 from hushtune.server.aggregation.lora_rules import (
     SERVER_RULES,
@@ -449,3 +449,59 @@ def test_the_bias_is_the_relative_distance_from_the_mean_of_the_models(rule: str
             assert found[module] < 1e-5
     if rule == "fedit":
         assert min(found.values()) > 0.05
+
+
+@pytest.mark.parametrize("rule", ["fedit", "fedex"])
+def test_the_bias_of_many_sites_is_roughly_the_same(
+    rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Above 512 ranks both norms are seen by 16 vectors; what was added to W0 counts in parts."""
+    start, updates = a_round(rule)
+    end = joined(rule, start, updates)
+    exact = aggregation_bias(rule, start, updates, shares(updates), end)
+    monkeypatch.setattr("hushtune.server.aggregation.bias._MOST_EXACT", 2)
+    monkeypatch.setattr("hushtune.server.aggregation.bias._PART", 2)
+    found = aggregation_bias(rule, start, updates, shares(updates), end)
+    for module in SHAPES:
+        assert found[module] == pytest.approx(exact[module], rel=0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings_", "taken"),
+    [
+        ({"rule": "fedit"}, True),
+        ({"rule": "fedit", "learning_rate": 0.5}, False),
+        ({"rule": "fedit", "optimizer": "adam", "learning_rate": 0.1}, False),
+        ({"rule": "fedit", "estimate": "krum"}, False),
+        ({"rule": "fedex"}, True),
+        ({"rule": "fedex", "estimate": "krum"}, False),
+    ],
+)
+def test_the_bias_is_that_of_the_plain_average_whatever_the_round_made(
+    settings_: dict[str, object], taken: bool
+) -> None:
+    """A round's own outcome is taken for it where it is the same to the bit."""
+    config = RunConfig.model_validate(
+        {
+            "data": {"source": "demo"},
+            "seed": SEED,
+            "privacy": {"trust": "off"},
+            "aggregation": settings_,
+        }
+    )
+    start, updates = a_round(config.aggregation.rule)
+    aggregator = make_aggregator(config.aggregation, seed=SEED)
+    after = aggregator.apply(aggregator.init(start), start, updates)[1]
+    expected = measured_bias(config, start, updates)
+    assert expected is not None
+    assert measured_bias(config, start, updates, after=after) == expected
+    other = measured_bias(config, start, updates, after=start)  # which no round makes
+    assert (other != expected) == taken
+
+
+def test_an_update_of_another_description_is_not_added_up() -> None:
+    start, updates = a_round("fedex")
+    spec = replace(start.spec, alpha=1.0)
+    odd = replace(updates[0], delta=AdapterState(spec, updates[0].delta.tensors))
+    with pytest.raises(MessageError, match="does not fit"):
+        joined("fedex", start, [odd, *updates[1:]])

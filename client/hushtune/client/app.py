@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 
 from hushtune.client import metrics, opening, secure
 from hushtune.client.charging import charged, unexpected
+from hushtune.client.deployment import handover
 from hushtune.client.rounds import own_model, updated
 from hushtune.client.site import Site, open_site
 from hushtune.common.errors import (
@@ -57,6 +58,15 @@ def say_site(message: Message, context: Context) -> Message:
         return Message(encode_site(open_site(context).name), reply_to=message)
     except HushtuneError as error:
         return _failed(error, message)
+
+
+@_app.query("handover")
+def take_over(message: Message, context: Context) -> Message:
+    """Keep a finished run's model and this site's statement, and answer with a signed receipt."""
+    try:
+        return Message(handover.answer(message.content, context), reply_to=message)
+    except Exception as caught:  # whatever it is, it gets an answer that tells nothing of the rows
+        return _failed(caught if isinstance(caught, HushtuneError) else unexpected(caught), message)
 
 
 @_app.train()

@@ -10,13 +10,11 @@ without noise are the plain means over the units that there are, and the loss is
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from hushtune.common.adapter import AdapterState
-from hushtune.common.metrics_messages import MOST_TOLD_LOSS
+from hushtune.common.metrics_messages import MOST_TOLD_LOSS, SENSITIVITY
 from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import DpSgdEvent
 from hushtune.common.tasks.base import Task
@@ -24,7 +22,6 @@ from hushtune.common.tasks.units import Units
 
 MOST_LOSS = 4.0
 """Nats at which a row's loss is cut, so that no row can move the sum by more."""
-SENSITIVITY = math.sqrt(2.0)
 
 
 def event(noise_multiplier: float) -> DpSgdEvent:

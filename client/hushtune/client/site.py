@@ -110,8 +110,18 @@ def close_sites() -> None:
     _open.clear()
 
 
-def _own_site(run: RunContext, file: Path) -> Site:
-    """The site whose ``site.toml`` a file is; of the run's data only what it declares counts."""
+@dataclass(frozen=True)
+class OwnRun:
+    """A run as an institution's own site has it: ``site.toml``, the run with the site's rows and
+    folder in it, and its configuration as far as this process has rows."""
+
+    file: SiteFile
+    run: RunContext
+    rows: RunConfig
+
+
+def own_run(run: RunContext, file: Path) -> OwnRun:
+    """A run at the site whose ``site.toml`` a file is; of its data only what it declares counts."""
     own = SiteFile.read(file)
     if run.config.data.source != "sites":
         raise SiteError(
@@ -130,8 +140,13 @@ def _own_site(run: RunContext, file: Path) -> Site:
     mine = _at_site(run, own)
     alone = {own.name: mine.config.data.public_sizes[own.name]}
     data = mine.config.data.model_copy(update={"public_sizes": alone})
-    rows = mine.config.model_copy(update={"data": data})
-    return _kept_site(mine, own.name, own.table.policy, own.ledger, rows=rows)
+    return OwnRun(own, mine, mine.config.model_copy(update={"data": data}))
+
+
+def _own_site(run: RunContext, file: Path) -> Site:
+    own = own_run(run, file)
+    name, policy, ledger = own.file.name, own.file.table.policy, own.file.ledger
+    return _kept_site(own.run, name, policy, ledger, rows=own.rows)
 
 
 @lru_cache(maxsize=64)

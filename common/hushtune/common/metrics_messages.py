@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from flwr.app import RecordDict
@@ -23,6 +24,8 @@ from hushtune.common.wire_values import read_count, read_text, refuse_unknown
 _ORDER_KEYS = frozenset(["run", "round", "site", "noise_multiplier", "unit", "relation"])
 MOST_TOLD_LOSS = 1e6
 """A report with a larger loss is damaged."""
+SENSITIVITY = math.sqrt(2.0)
+"""The most, in L2 norm, by which one unit moves the sum of such figures: see ``client.metrics``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -40,13 +40,15 @@ def federate(
     resume: bool = False,
     roll: Callable[[Grid], RollCall] | None = None,
     timeout: float = 3600.0,
+    heads: Path | None = None,
 ) -> FederationResult:
     """Run a federation over a grid, from its last checkpoint if asked to resume.
 
     The run's name follows from its configuration, but for the engine and what it shows: without
     privacy the sites' batches are drawn from the seed and this name, so that a run can be repeated,
     on either engine. Where ledgers outlive the run it is a name that no other run has.
-    ``roll``: who is there, asked before each round; ``timeout``: seconds that sites have to answer.
+    ``roll``: who is there, asked before each round; ``timeout``: seconds that sites have to answer;
+    ``heads``: where the last charge that each site has shown is kept for later runs.
     """
     config = run.config
     folder = checkpoint_folder(run.out)
@@ -64,6 +66,7 @@ def federate(
         on_round=on_round,
         timeout=timeout,
         roll=roll,
+        heads=heads,
     )
     return strategy.run(grid, initial, resume=checkpoint)
 

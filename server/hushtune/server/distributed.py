@@ -23,6 +23,7 @@ from hushtune.common.privacy.plan import PrivacyPlan, Unit
 from hushtune.common.secagg.ring import Ring, from_ring
 from hushtune.server.aggregation.aggregator import make_optimizer
 from hushtune.server.aggregation.lora_rules import SERVER_RULES
+from hushtune.server.chains import Shown
 from hushtune.server.checkpoint import Checkpoint
 from hushtune.server.joined import Joined, lost
 from hushtune.server.orders import make_orders, step_of_round
@@ -44,6 +45,7 @@ def exchange(
     sizes: Mapping[str, int],
     timeout: float,
     save: Callable[[Checkpoint], object],
+    shown: Shown,
 ) -> Joined:
     """All steps of the round after ``now``.
 
@@ -65,6 +67,7 @@ def exchange(
         grid=grid,
         nodes=roll.nodes,
         timeout=timeout,
+        shown=shown,
     )
     session.traffic.lost.update(roll.missing)
     session.begin()
@@ -92,7 +95,7 @@ def exchange(
     state = rule.finish(state)
     if rule.new_coordinates:  # what the optimiser remembers is about the old ones
         agg = make_optimizer(config.aggregation).init(state)
-    traffic, shown = session.traffic, _begun(now, session.traffic)
+    traffic, paid = session.traffic, _begun(now, session.traffic)
     total = time.perf_counter() - began
     return Joined(
         state=state,
@@ -100,8 +103,8 @@ def exchange(
         accepted=tuple(sorted(noise)),
         rejected={site: why for site, why in traffic.lost.items() if site not in noise},
         noise=dict(sorted(noise.items())),
-        charges=shown.charges,
-        refusals=shown.refusals,
+        charges=paid.charges,
+        refusals=paid.refusals,
         bytes_down=traffic.bytes_down,
         bytes_up=traffic.bytes_up,
         exchanges=traffic.exchanges,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from flwr.serverapp import Grid
 
@@ -21,6 +21,7 @@ from hushtune.server import central, distributed, personal, plain
 from hushtune.server.aggregation import averaging
 from hushtune.server.aggregation.aggregator import Aggregator, check_estimate
 from hushtune.server.aggregation.central_dp import Memory
+from hushtune.server.chains import Head, Heads, Shown
 from hushtune.server.checkpoint import Checkpoint, Row
 from hushtune.server.joined import Joined
 from hushtune.server.metrics import ask_for_metrics
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 class Federation:
     """What stays the same through a run; ``plans`` and ``sizes`` have the run's sites as keys.
 
+    ``heads``: the last charge that each site had shown when the run began.
+
     Raises ConfigError where they differ, or where a round asks for more sites than there are.
     """
 
@@ -45,6 +48,7 @@ class Federation:
     plans: Mapping[str, PrivacyPlan]
     sizes: Mapping[str, int]
     aggregator: Aggregator
+    heads: Heads = field(default_factory=dict[str, Head])
 
     def __post_init__(self) -> None:
         check_sites(self.config, self.plans, self.sizes)
@@ -140,6 +144,7 @@ class Federation:
                 plans=self.plans,
                 sizes=self.sizes,
                 timeout=timeout,
+                shown=Shown(charges, self.heads),
             )
             charges = appended_charges(charges, asked.replies.charges)
             refusals = appended(refusals, asked.replies.refusals)
@@ -157,6 +162,7 @@ class Federation:
                 config=self.config,
                 nodes=roll.nodes,
                 timeout=timeout,
+                shown=Shown(charges, self.heads),
             )
             charges = appended_charges(charges, released.charges)
             refusals = appended(refusals, released.refusals)
@@ -218,6 +224,7 @@ class Federation:
                 sizes=self.sizes,
                 timeout=timeout,
                 save=save,
+                shown=Shown(now.charges, self.heads),
             )
         return plain.exchange(
             now,
@@ -230,6 +237,7 @@ class Federation:
             aggregator=self.aggregator,
             timeout=timeout,
             save=save,
+            shown=Shown(now.charges, self.heads),
         )
 
 

@@ -23,6 +23,7 @@ from hushtune.common.planning import public_held_out, site_rank
 from hushtune.common.privacy.ledger_entry import LedgerEntry
 from hushtune.common.privacy.plan import Relation, Unit
 from hushtune.server.aggregation.lora_rules import SERVER_RULES
+from hushtune.server.chains import NOTHING_SHOWN, Shown
 from hushtune.server.checkpoint import Row
 from hushtune.server.replies import refusal_row, refusal_words, short
 
@@ -50,8 +51,12 @@ def ask_for_metrics(
     config: RunConfig,
     nodes: Mapping[str, int],
     timeout: float,
+    shown: Shown = NOTHING_SHOWN,
 ) -> Released:
-    """Ask every site how ``state`` does on its held-out rows; those that do not say are named."""
+    """Ask every site how ``state`` does on its held-out rows; those that do not say are named.
+
+    ``shown``: the sites' charges so far; a new one counts, whatever comes of the figures.
+    """
     noised = config.metrics.release == "noised"
     give = SERVER_RULES[config.aggregation.rule].give
     orders = {
@@ -79,11 +84,16 @@ def ask_for_metrics(
     reports: dict[str, MetricsReport] = {}
     missing = dict.fromkeys(orders, "no answer")
     refusals: dict[str, Row] = {}
+    charges: dict[str, LedgerEntry] = {}
     for message in grid.send_and_receive(messages, timeout=timeout) if messages else ():
         site = sites.get(message.metadata.src_node_id)
         if site is None or site in reports:
             continue
         found = _read(message, orders[site])
+        if isinstance(found, MetricsReport) and found.charge is not None:
+            charges[site] = found.charge
+            broken = shown.objection(site, found.charge)
+            found = found if broken is None else short(f"rejected, ledger: {broken}")
         if isinstance(found, MetricsReport):
             reports[site] = found
             missing.pop(site)
@@ -104,8 +114,7 @@ def ask_for_metrics(
     for name in ("accuracy", "loss"):
         total = sum(sizes[site] * getattr(report, name) for site, report in sorted(reports.items()))
         row[name] = total / sum(sizes.values()) if reports else None
-    charges = {site: r.charge for site, r in reports.items() if r.charge is not None}
-    return Released(row, charges, refusals)
+    return Released(row, dict(sorted(charges.items())), refusals)
 
 
 def _read(message: Message, order: MetricsOrder) -> MetricsReport | Refusal | str:

@@ -6,29 +6,24 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from hushtune.common import seeds
-from hushtune.common.adapter import AdapterSpec, AdapterState
+from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
-from hushtune.common.lora_rules import RULES, trainable_keys
+from hushtune.common.lora_rules import RULES
 from hushtune.common.messages import LocalTraining, RoundOrder
 from hushtune.common.planning import local_rate, site_rank
 from hushtune.common.privacy.correlated import turn
 from hushtune.common.privacy.plan import PrivacyPlan, Trust, Unit
+from hushtune.common.run_steps import is_warmup, trainable_of
 from hushtune.server.aggregation.lora_rules import SERVER_RULES
 
-
-def is_warmup(config: RunConfig, round: int) -> bool:
-    """Whether round ``round`` (from 1) trains the head only."""
-    return round <= config.train.warmup_rounds
-
-
-def turn_of(config: RunConfig, round: int) -> int | None:
-    """The number of a round among those after the warm-up, from 0; None in the warm-up."""
-    return None if is_warmup(config, round) else round - 1 - config.train.warmup_rounds
-
-
-def trainable_of(config: RunConfig, spec: AdapterSpec, *, round: int) -> tuple[str, ...]:
-    """Keys of what sites train in a round."""
-    return trainable_keys(RULES[config.aggregation.rule], spec, turn=turn_of(config, round))
+__all__ = [
+    "chosen_sites",
+    "is_warmup",
+    "local_training",
+    "make_orders",
+    "step_of_round",
+    "trainable_of",
+]
 
 
 def chosen_sites(config: RunConfig, sites: Collection[str], *, round: int) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from hushtune.common.lora_rules import RULES, all_trainable
 from hushtune.common.messages import RoundOrder
 from hushtune.common.planning import personal_charges
 from hushtune.common.privacy.plan import PrivacyPlan
+from hushtune.server.chains import Shown
 from hushtune.server.orders import make_orders
 from hushtune.server.plain import Asked, ask
 from hushtune.server.roll_call import RollCall
@@ -38,6 +39,7 @@ def exchange(
     plans: Mapping[str, PrivacyPlan],
     sizes: Mapping[str, int],
     timeout: float,
+    shown: Shown,
 ) -> Asked:
     """Ask every site to train for itself, beside or from the round's new global adapter."""
     everybody = config.simulation.model_copy(update={"sites_per_round": 0})
@@ -56,6 +58,7 @@ def exchange(
         roll=roll,
         max_norm=config.aggregation.max_update_norm,
         timeout=timeout,
+        shown=shown,
     )
 
 

@@ -25,6 +25,7 @@ from hushtune.common.privacy.plan import PrivacyPlan, Trust
 from hushtune.server import central, scaffold
 from hushtune.server.aggregation.aggregator import Aggregator, make_aggregator
 from hushtune.server.aggregation.bias import measured_bias
+from hushtune.server.chains import Shown
 from hushtune.server.checkpoint import Checkpoint
 from hushtune.server.joined import Joined, lost
 from hushtune.server.orders import make_orders, step_of_round
@@ -53,6 +54,7 @@ def ask(
     roll: RollCall,
     max_norm: float,
     timeout: float,
+    shown: Shown,
 ) -> Asked:
     """Send orders to those sites that are there, and check what comes back."""
     began = time.perf_counter()
@@ -68,7 +70,7 @@ def ask(
     ]
     answers = list(grid.send_and_receive(messages, timeout=timeout)) if messages else []
     seconds = time.perf_counter() - began
-    replies = read_replies(answers, orders=orders, nodes=roll.nodes, max_norm=max_norm)
+    replies = read_replies(answers, orders=orders, nodes=roll.nodes, max_norm=max_norm, shown=shown)
     told = {site: roll.missing.get(site, why) for site, why in replies.rejected.items()}
     bytes_down = sum(content_bytes(message.content) for message in messages)
     return Asked(replies, told, bytes_down, seconds)
@@ -86,6 +88,7 @@ def exchange(
     aggregator: Aggregator,
     timeout: float,
     save: Callable[[Checkpoint], object],
+    shown: Shown,
 ) -> Joined:
     """The round after ``now``; QuorumError where too few sites give a usable update.
 
@@ -97,11 +100,15 @@ def exchange(
         make_orders, run=run, round=number, config=config, plans=plans, sizes=sizes, control=control
     )
     asking = partial(
-        ask, grid=grid, roll=roll, max_norm=config.aggregation.max_update_norm, timeout=timeout
+        ask,
+        grid=grid,
+        roll=roll,
+        max_norm=config.aggregation.max_update_norm,
+        timeout=timeout,
     )
     if config.privacy.trust == Trust.SERVER:
         orders = central.drawn(ordered(now.state), config, round=number)
-        asked = asking(orders)
+        asked = asking(orders, shown=shown)
         _require_answers(config, number, len(orders), len(plans), asked)
         return central.joined(
             now,
@@ -125,17 +132,19 @@ def exchange(
             optimizer = round_optimizer(config, round=number, step=step)
             own = make_aggregator(config.aggregation, seed=config.seed, optimizer=optimizer)
             orders = ordered(begun.state)
-            asked = asking({k: step_of_round(order, config, step) for k, order in orders.items()})
+            steps = {k: step_of_round(order, config, step) for k, order in orders.items()}
+            asked = asking(steps, shown=replace(shown, charges=begun.charges))
             begun = _with_step(begun, asked, config, number, own)
         return begun
     orders = ordered(now.state)
-    asked = asking(orders)
+    asked = asking(orders, shown=shown)
     joined = _with_step(begun, asked, config, number, aggregator)
     accepted = asked.replies.accepted
     if control is not None:
         memory = scaffold.moved(joined.agg, now.agg, control, accepted, orders, len(plans))
         joined = replace(joined, agg=memory)
-    return replace(joined, bias=measured_bias(config, now.state, accepted))
+    bias = measured_bias(config, now.state, accepted, after=joined.state)
+    return replace(joined, bias=bias)
 
 
 def _begun(now: Checkpoint) -> Joined:

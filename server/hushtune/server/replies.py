@@ -14,6 +14,7 @@ from hushtune.common.messages import ClientUpdate, Refusal, RoundOrder, decode_r
 from hushtune.common.privacy.accountant import LEAST_NOISE_MULTIPLIER
 from hushtune.common.privacy.ledger_entry import LedgerEntry
 from hushtune.server.aggregation.check import check_update
+from hushtune.server.chains import NOTHING_SHOWN, Shown
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +43,13 @@ def read_replies(
     orders: Mapping[str, RoundOrder],
     nodes: Mapping[str, int],
     max_norm: float,
+    shown: Shown = NOTHING_SHOWN,
 ) -> Replies:
     """Decode and check the replies of the sites that got ``orders``.
 
     A site is known by the node that answered, never by what the answer says. Of two replies of one
-    node the first counts; replies of nodes that were not asked are left out.
+    node the first counts; replies of nodes that were not asked are left out. ``shown``: the sites'
+    charges so far.
     """
     sites = {nodes[site]: site for site in orders if site in nodes}
     accepted: dict[str, ClientUpdate] = {}
@@ -65,11 +68,14 @@ def read_replies(
         if isinstance(reply, ClientUpdate):
             if reply.charge is not None and countable(reply.charge, order):
                 charges[site] = reply.charge
-            objection = _objection(reply, order, max_norm)
-            if objection is None:
+            fault = _objection(reply, order, max_norm)
+            if fault is None and reply.charge is not None:
+                broken = shown.objection(site, reply.charge)
+                fault = None if broken is None else short(f"rejected, ledger: {broken}")
+            if fault is None:
                 accepted[site] = reply
             else:
-                rejected[site] = objection
+                rejected[site] = fault
         elif isinstance(reply, Refusal):
             refusals[site] = refusal_row(reply, order.round)
             rejected[site] = refusal_words(reply)

@@ -52,6 +52,7 @@ from hushtune.common.secagg.wire_step import (
     encode_step,
 )
 from hushtune.server.aggregation.check import check_charge
+from hushtune.server.chains import NOTHING_SHOWN, Shown
 from hushtune.server.exchange import Line
 from hushtune.server.replies import countable, short
 from hushtune.server.session_keys import check_keys, copied
@@ -84,10 +85,11 @@ class SecureSession:
         grid: Grid,
         nodes: Mapping[str, int],
         timeout: float,
+        shown: Shown = NOTHING_SHOWN,
     ) -> None:
         self.name = os.urandom(16).hex()
         self.cohort, self.traffic = cohort, Traffic()
-        self._run, self._plan, self._steps = run, plan, steps
+        self._run, self._plan, self._steps, self._shown = run, plan, steps, shown
         self._line = Line(grid=grid, nodes=nodes, timeout=timeout, traffic=self.traffic)
         self._masks = Masks(session=self.name, cohort=cohort, keys={}, sharing=())
         self._agreed: dict[str, bytes] = {}
@@ -314,7 +316,11 @@ class SecureSession:
     def _read_step(self, order: RoundOrder, content: RecordDict) -> StepReply:
         reply = decode_step_reply(content)
         if reply.charge is not None and countable(reply.charge, order):
+            broken = self._shown.objection(order.site, reply.charge)
+            self._shown = self._shown.with_charge(order.site, reply.charge)
             self.traffic.charges.append((order.site, reply.charge))
+            if broken is not None:
+                raise MessageError(broken)
         self._check_name(reply.session, reply.site, order.site)
         if (reply.run, reply.round) != (order.run, order.round):
             raise MessageError("it answers another step", given=reply.round)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from hushtune.common.config import AggregationConfig, RunConfig
 from hushtune.common.config_rules import sends_gradients
-from hushtune.common.privacy.plan import Unit
+from hushtune.common.run_steps import numbers_of_round, steps_of_round
 from hushtune.common.schedules import learning_rate
 from hushtune.server.aggregation.aggregator import make_optimizer
 from hushtune.server.aggregation.optimizers import ServerOptimizer, gradient_step
 from hushtune.server.orders import local_training
+
+__all__ = ["numbers_of_round", "round_optimizer", "steps_of_round"]
 
 
 def round_optimizer(config: RunConfig, *, round: int, step: int = 0) -> ServerOptimizer:
@@ -27,18 +29,3 @@ def round_optimizer(config: RunConfig, *, round: int, step: int = 0) -> ServerOp
     how = local_training(config, round=round)
     rate = learning_rate(how.learning_rate, how.schedule, how.first_step + step, how.schedule_steps)
     return gradient_step(how.optimizer, rate, weight_decay=how.weight_decay)
-
-
-def steps_of_round(config: RunConfig) -> int:
-    """Exchanges of a round that a site charges, one by one, under numbers of their own."""
-    if Unit(config.privacy.unit) is Unit.CLIENT or not sends_gradients(
-        config.aggregation, config.privacy
-    ):
-        return 1
-    return config.train.local_steps
-
-
-def numbers_of_round(config: RunConfig, round: int) -> tuple[int, ...]:
-    """The steps of a round (from 1), as they are numbered through the run."""
-    count = steps_of_round(config)
-    return tuple(range((round - 1) * count + 1, round * count + 1))

@@ -25,6 +25,7 @@ from hushtune.common.privacy.plan import PrivacyPlan
 from hushtune.server import checkpoint as storage
 from hushtune.server.aggregation.aggregator import Aggregator
 from hushtune.server.aggregation.guards import unguarded
+from hushtune.server.chains import heads_before, note_heads
 from hushtune.server.checkpoint import Checkpoint, Row
 from hushtune.server.federation import Federation
 from hushtune.server.roll_call import RollCall, call_roll
@@ -80,6 +81,8 @@ class FederatedStrategy(Strategy):
         timeout: seconds that sites have to answer a round; those that do not are left out of it.
         connect_timeout: seconds to wait for all sites to be there before the first round.
         roll: which sites are there, asked before each round; None calls the roll once.
+        heads: the folder in which the last charge that each site has shown is kept for later runs;
+            None looks at this run alone.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class FederatedStrategy(Strategy):
         timeout: float = 3600.0,
         connect_timeout: float = 120.0,
         roll: Callable[[Grid], RollCall] | None = None,
+        heads: Path | None = None,
     ) -> None:
         self._federation = Federation(
             run=run,
@@ -109,7 +113,7 @@ class FederatedStrategy(Strategy):
         self._on_round = on_round
         self._timeout = timeout
         self._connect_timeout = connect_timeout
-        self._roll = roll
+        self._roll, self._heads = roll, heads
 
     def run(
         self, grid: Grid, initial: AdapterState, *, resume: Checkpoint | None = None
@@ -121,6 +125,10 @@ class FederatedStrategy(Strategy):
         case the checkpoint of the last complete round (0 before the first) stays.
         """
         began = time.perf_counter()
+        if self._heads is not None:
+            name, resumed = self._federation.run, resume is not None
+            known = heads_before(self._heads, name, resumed=resumed)
+            self._federation = replace(self._federation, heads=known)
         federation = self._federation
         now = federation.fresh(initial) if resume is None else federation.checked(resume, initial)
         saving = self._save(now) if resume is None else 0.0
@@ -182,6 +190,8 @@ class FederatedStrategy(Strategy):
         began = time.perf_counter()
         if self._folder is not None:
             storage.save(self._folder, now)
+        if self._heads is not None:
+            note_heads(self._heads, now.run, now.charges, self._federation.heads)
         return time.perf_counter() - began
 
     # ------------------------------------------------------------- Flower's own interface ----

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+from hushtune.common.adapter_folder import DESCRIPTION, write_adapter_folder
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import config_hash
 from hushtune.common.errors import CheckpointError
@@ -18,6 +19,7 @@ from hushtune.common.lora_files import plain_adapter
 from hushtune.common.names import METHODS, OURS, SEEN_BY
 from hushtune.common.planning import POOLED, cohort_of
 from hushtune.common.privacy.plan import Trust
+from hushtune.common.privacy.report_files import write_statement
 from hushtune.common.privacy.statement_secure import provided
 from hushtune.common.run_context import RunContext
 from hushtune.common.tasks import partition
@@ -26,15 +28,14 @@ from hushtune.common.tasks.workspace import Workspace
 from hushtune.server.app import checkpoint_folder
 from hushtune.server.checkpoint import Checkpoint, exists, load
 from hushtune.server.strategy import FederationResult
-from hushtune.simulations import saved
 from hushtune.simulations.attacks import attack_of
 from hushtune.simulations.card import model_card
-from hushtune.simulations.privacy_report import privacy_of, write_statement
+from hushtune.simulations.privacy_report import privacy_of
 
 Table = Mapping[str, Mapping[str, float]]
 METRIC = "accuracy"
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
-ADAPTER = f"adapter/{saved.DESCRIPTION}"
+ADAPTER = f"adapter/{DESCRIPTION}"
 SUMMARY_KEYS = frozenset(
     (
         *("metric", "higher_is_better", "value", "macro_f1", "sites", "baselines", "table"),
@@ -74,9 +75,9 @@ def write_all(run: FinishedRun) -> dict[str, Any]:
     """Write statement, adapter, plot and, last, the summary; return the summary."""
     context, workspace, result = run.context, run.workspace, run.result
     privacy = privacy_of(context, result)
-    write_statement(context, privacy)
+    write_statement(context.out, privacy)
     summary = summarise(run, privacy)
-    saved.save(
+    write_adapter_folder(
         workspace,
         result.state,
         context.out / "adapter",

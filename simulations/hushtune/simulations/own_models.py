@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from hushtune.client.memory import Purpose
+from hushtune.client.own_model import has_own_part, of_sites, own_adapter
 from hushtune.client.site import simulated_ledger, site_memory
 from hushtune.common.adapter import AdapterState
+from hushtune.common.adapter_folder import write_adapter_folder
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import CONFIG, loads_config
 from hushtune.common.errors import ConfigError, MissingFileError
 from hushtune.common.files import read_text
 from hushtune.common.lora_rules import RULES
-from hushtune.common.messages import PERSONAL_RUN
 from hushtune.common.planning import POOLED, site_rank
 from hushtune.common.privacy.ledger import Ledger
 from hushtune.common.privacy.plan import Trust
@@ -39,25 +39,15 @@ def site_states(context: RunContext, state: AdapterState, *, run: str) -> dict[s
     keeps for itself. ``run``: the run's name in messages."""
     config = context.config
     give = SERVER_RULES[config.aggregation.rule].give
-    personal = config.personal.method != "none"
-    purpose = Purpose.ADAPTER if personal else Purpose.FACTORS
     found: dict[str, AdapterState] = {}
     for site in sorted(config.data.public_sizes):
         given = give(state, site_rank(config, site))
-        kept = None
-        if personal or RULES[config.aggregation.rule].kept:
-            paid = _paid(context, site, f"{run}{PERSONAL_RUN}" if personal else run)
-            kept = site_memory(context, site).newest(purpose, run=run, paid=paid)
-        found[site] = given if kept is None else given.merge(kept)
+        if has_own_part(config):
+            ledger = Ledger(simulated_ledger(context, site)) if of_sites(config) else None
+            entries = () if ledger is None else ledger.entries()
+            given = own_adapter(given, site_memory(context, site), config, entries, run=run)
+        found[site] = given
     return found
-
-
-def _paid(context: RunContext, site: str, run: str) -> frozenset[int] | None:
-    """The rounds that a site has paid for under a run's name; None where none is charged."""
-    if context.config.privacy.trust != Trust.SITE:
-        return None
-    entries = Ledger(simulated_ledger(context, site)).entries()
-    return frozenset(entry.round for entry in entries if entry.run == run)
 
 
 def global_metrics(
@@ -138,7 +128,7 @@ def export_own(folder: Path, site: str, to: Path, *, merged: bool) -> Path:
     )
     front, mark, rest = card.partition("\n---\n")
     with TemporaryDirectory(prefix="hushtune-") as place:
-        saved.save(
+        write_adapter_folder(
             workspace,
             state,
             Path(place) / "adapter",

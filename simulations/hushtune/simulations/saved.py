@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
-import tempfile
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,10 +17,10 @@ from transformers import PreTrainedTokenizerBase
 
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState, head_key
+from hushtune.common.adapter_folder import DESCRIPTION, whole_folder
 from hushtune.common.config import AdapterConfig, ModelConfig
 from hushtune.common.errors import (
     CheckpointError,
-    DiskFullError,
     MissingFileError,
     OutputExistsError,
 )
@@ -32,64 +29,19 @@ from hushtune.common.lora_files import (
     ADAPTER_FILE,
     HEAD_FILE,
     peft_names,
-    plain_adapter,
-    save_adapter,
 )
 from hushtune.common.model import AdaptedModel
 from hushtune.common.tasks.assets import resolve_model
 from hushtune.common.tasks.base_model import load_base, set_padding
 from hushtune.common.tasks.text_classification import EVALUATION_BATCH, tokenize
 from hushtune.common.tasks.tokenizer import load_tokenizer
-from hushtune.common.tasks.workspace import Workspace
 from hushtune.simulations.merged import write_merged
 from hushtune.simulations.privacy_report import how_to_go_on
 
-DESCRIPTION = "hushtune.json"
 _MEND = (
     "get a whole copy of the adapter; or, in a run's folder, remove its folder adapter, which "
     "`hushtune simulate --out DIR --resume` then writes anew from the checkpoint"
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SavedModel:
-    """What is needed beside peft's files to use an adapter."""
-
-    labels: tuple[str, ...]
-    model: Mapping[str, Any]
-    adapter: Mapping[str, Any]
-    fingerprint: str
-
-
-def save(
-    workspace: Workspace,
-    state: AdapterState,
-    folder: Path,
-    *,
-    card: str,
-    model: ModelConfig,
-    adapter: AdapterConfig,
-) -> None:
-    """Write an adapter in peft's format, its head, tokenizer, model card and description.
-
-    What a rule changed of the frozen weights is in it: see ``lora_files.plain_adapter``.
-
-    Written to a temporary folder and moved into place whole. Raises DiskFullError.
-    """
-    plain = plain_adapter(state)
-    shape = {"rank": plain.spec.rank, "alpha": plain.spec.alpha, "rslora": plain.spec.rslora}
-    description = SavedModel(
-        labels=workspace.data.label_names,
-        model=model.model_dump(mode="json"),
-        adapter={**adapter.model_dump(mode="json"), **shape, "ranks": {}},
-        fingerprint=workspace.task.model.fingerprint,
-    )
-    text = json.dumps(asdict(description), indent=2, sort_keys=True)
-    with _whole_folder(folder, replace=True) as partial:
-        save_adapter(workspace.task.model, plain, partial, base_name=workspace.base_name)
-        workspace.tokenizer.save_pretrained(str(partial))
-        (partial / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
-        (partial / "README.md").write_text(card, encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -253,7 +205,7 @@ def export(folder: Path, to: Path, *, merged: bool) -> Path:
                 expected=f"a folder outside {source}",
                 remedy="name another folder",
             )
-    with _whole_folder(to) as partial:
+    with whole_folder(to) as partial:
         if merged:
             write_merged(load(source), read_text(source / "README.md", remedy=_MEND), partial)
         else:
@@ -261,25 +213,3 @@ def export(folder: Path, to: Path, *, merged: bool) -> Path:
                 _tensors(file)  # what is damaged is found here, and not where it is carried to
             shutil.copytree(source, partial, dirs_exist_ok=True)
     return to
-
-
-@contextmanager
-def _whole_folder(to: Path, *, replace: bool = False) -> Generator[Path]:
-    """A temporary folder that takes the place of ``to`` when all in it is written."""
-    with write_errors(to):
-        to.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}."))
-    try:
-        yield partial
-        for path in (partial, *partial.rglob("*")):  # some libraries' are their owner's alone
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        if replace and to.exists():
-            shutil.rmtree(to)
-        partial.replace(to)  # over an empty folder too
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, SafetensorError) and "No space left" in str(error):
-            raise DiskFullError(
-                "the disk is full", given=str(to), remedy="free some space and try again"
-            ) from error
-        raise

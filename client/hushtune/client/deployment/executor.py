@@ -40,7 +40,7 @@ from hushtune.common.deployment import SITE_KEY
 from hushtune.common.errors import HushtuneError, SiteError
 from hushtune.common.signing import read_private
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("hushtune.client.deployment.executor")  # also where it is run as a module
 
 LOST = 75
 """Exit status where the SuperNode is gone."""

@@ -53,6 +53,8 @@ from hushtune.common.errors import MessageError, UnreachableError
 
 MOST_OBJECTS = 10_000
 """Of a message; hushtune's have a handful."""
+FIRST_WAIT, LONGEST_WAIT = 0.05, 1.0
+"""Seconds between two looks for an object that has not reached the node yet."""
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 # Flower would wait for ever for the answer to an agent's task that nobody takes.
 _KINDS = (TaskType.CLIENT_APP, TaskType.AGENT_APP)
@@ -129,7 +131,10 @@ class Channel:
                     given=len(names),
                     expected=f"at most {MOST_OBJECTS}",
                 )
-            contents = pull_objects(names, counted)
+            # A task comes before its objects do, a moment later.
+            contents = pull_objects(
+                names, counted, initial_backoff=FIRST_WAIT, backoff_cap=LONGEST_WAIT
+            )
             self.drop(received)
         try:
             message = inflate_object_from_contents(received.tree.object_id, contents)

@@ -30,9 +30,8 @@ from hushtune.server.aggregation.estimates import (
 from hushtune.server.aggregation.lora_rules import (
     SERVER_RULES,
     ServerRule,
-    Trained,
+    all_trained,
     gram_of_products,
-    trained,
     trains_factors,
 )
 from hushtune.server.aggregation.optimizers import AggState, ServerOptimizer
@@ -93,10 +92,7 @@ def compose(
             return memory, rule.finish(state) if trains_factors(ordered[0]) else state
         assert estimate.shares is not None
         shares = estimate.shares(ordered, weights, gram)
-        sites = Trained(
-            tuple(trained(rule, state, update) for update in ordered),
-            tuple(shares[update.site] for update in ordered),
-        )
+        sites = all_trained(rule, state, ordered, [shares[update.site] for update in ordered])
         factors = rule.from_products(state, sites, ordered[0].round, seed)
         memory, state = optimizer.apply(memory, state, weighted_mean(lifted, shares))
         return memory, state.merge(AdapterState(state.spec, factors))

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import AggregationConfig, RunConfig
 from hushtune.common.lora_rules import RULES
-from hushtune.common.low_rank import Product, norm, product, rough_norm, total
+from hushtune.common.low_rank import Product, norm, probed, product, total
 from hushtune.common.messages import ClientUpdate
 from hushtune.common.privacy.plan import Trust
 from hushtune.server.aggregation.aggregator import WEIGHTINGS, make_aggregator
 from hushtune.server.aggregation.estimates import normalised
 from hushtune.server.aggregation.lora_rules import (
     SERVER_RULES,
-    Trained,
-    scaled_product,
-    trained,
+    all_trained,
     trains_factors,
 )
+from hushtune.server.aggregation.trained import Trained, scaled_product
 
 _MOST_EXACT = 512
 """The exact norm takes time in the square of the ranks' sum."""
+_PART = 64
+"""Columns that are float64 at a time: few enough to stay in a processor's cache."""
 
 
 def aggregation_bias(
@@ -38,26 +40,45 @@ def aggregation_bias(
     weights since. Zero where the mean product is zero. Where the sites' ranks add up to more than
     512, both norms are rough.
     """
-    server = SERVER_RULES[rule]
-    sites = Trained(tuple(trained(server, before, u) for u in updates), tuple(shares))
+    sites = all_trained(SERVER_RULES[rule], before, updates, shares)
+    measured = _exactly if sites.rank() <= _MOST_EXACT else _roughly
     found = dict[str, float]()
     for module in before.spec.targets:
-        target = sites.mean_product(module)
-        measure = norm if target.rank <= _MOST_EXACT else rough_norm
-        whole = measure(target)
-        got = [_negative(scaled_product(after, module)), *_base(before, module)]
-        got += [_negative(change) for change in _base(after, module)]
-        found[module] = measure(total([target, *got])) / whole if whole else 0.0
+        got = itertools.chain(
+            [scaled_product(after, module, share=-1.0)],
+            _base(before, module),
+            _base(after, module, sign=-1.0),
+        )
+        lost, whole = measured(sites, module, got)
+        found[module] = lost / whole if whole else 0.0
     return found
 
 
+def _exactly(sites: Trained, module: str, got: Iterable[Product]) -> tuple[float, float]:
+    """The norms of the mean product with ``got`` added to it, and without."""
+    target = sites.mean_product(module)
+    return norm(total([target, *got])), norm(target)
+
+
+def _roughly(sites: Trained, module: str, got: Iterable[Product]) -> tuple[float, float]:
+    """The same by ``probed``, but for a factor of both; one product at a time is float64."""
+    target = probed(sites.products(module))
+    return float((target + probed(got)).norm()), float(target.norm())
+
+
 def measured_bias(
-    config: RunConfig, before: AdapterState, updates: Sequence[ClientUpdate]
+    config: RunConfig,
+    before: AdapterState,
+    updates: Sequence[ClientUpdate],
+    *,
+    after: AdapterState | None = None,
 ) -> dict[str, float] | None:
     """The bias of a round by module; None where it says nothing, or where the server may not tell.
 
     What it says is a function of single updates, so it is for those that carry their own noise.
     Of rules of gradients, and of factors that stay at the sites, there is no mean product.
+    ``after``: what the configuration's aggregator made of ``before``, so that it is not made again
+    where it is the rule's plain average.
     """
     aggregation, rule = config.aggregation, RULES[config.aggregation.rule]
     told = config.privacy.trust in (Trust.SITE, Trust.OFF)
@@ -66,18 +87,24 @@ def measured_bias(
     ordered = sorted(updates, key=lambda update: update.site)
     weights = WEIGHTINGS[aggregation.weighting](ordered)
     shares = normalised(ordered, weights)
-    plain = AggregationConfig(rule=aggregation.rule, weighting=aggregation.weighting)
-    average = make_aggregator(plain, seed=config.seed)
-    _, after = average.apply(average.init(before), before, ordered)
+    if after is None or not _averages_plainly(aggregation):
+        plain = AggregationConfig(rule=aggregation.rule, weighting=aggregation.weighting)
+        average = make_aggregator(plain, seed=config.seed)
+        _, after = average.apply(average.init(before), before, ordered)
     return aggregation_bias(
         aggregation.rule, before, ordered, [shares[u.site] for u in ordered], after
     )
 
 
-def _base(state: AdapterState, module: str) -> list[Product]:
+def _averages_plainly(config: AggregationConfig) -> bool:
+    """Whether what a round makes is the rule's plain average already."""
+    return (config.estimate, config.optimizer, config.learning_rate) == ("mean", "sgd", 1.0)
+
+
+def _base(state: AdapterState, module: str, *, sign: float = 1.0) -> Iterator[Product]:
+    """What was added to the frozen weight, in parts: it may be as large as all updates."""
     change = state.base_change(module)
-    return [] if change is None else [product(change[1], change[0])]
-
-
-def _negative(matrix: Product) -> Product:
-    return Product(-matrix.left, matrix.right)
+    if change is not None:
+        a, b = change
+        for rows, columns in zip(a.split(_PART), b.split(_PART, dim=1), strict=True):
+            yield product(columns, rows, scale=sign)

@@ -8,7 +8,8 @@ the sites' shares and nothing else. Papers are named in ``hushtune.common.lora_r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -24,11 +25,20 @@ from hushtune.common.adapter import (
     b_key,
     base_keys,
 )
-from hushtune.common.errors import FederationError
+from hushtune.common.errors import FederationError, MessageError
 from hushtune.common.lora import orthonormal
-from hushtune.common.low_rank import Product, compressed, inner, norm, product, svd, total
+from hushtune.common.low_rank import (
+    Product,
+    inner,
+    leading,
+    product,
+    rounded,
+    svd,
+    total,
+)
 from hushtune.common.messages import ClientUpdate
 from hushtune.server.aggregation.estimates import Gram
+from hushtune.server.aggregation.trained import Trained, scaled_product, weight_shape
 
 Updates = Sequence[ClientUpdate]
 Factors = Mapping[str, Tensor]
@@ -54,33 +64,24 @@ class ServerRule:
     new_coordinates: bool = False
 
 
-@dataclass(frozen=True)
-class Trained:
-    """The sites' adapters after their training, with their shares; sorted by site."""
-
-    states: tuple[AdapterState, ...]
-    shares: tuple[float, ...]
-
-    def mean_product(self, module: str) -> Product:
-        """``sum_k p_k s_k B_k A_k``."""
-        return total(
-            [
-                scaled_product(state, module, share=share)
-                for state, share in zip(self.states, self.shares, strict=True)
-            ]
-        )
-
-
-def scaled_product(state: AdapterState, module: str, *, share: float = 1.0) -> Product:
-    """``share * s B A`` of one module, or ``share * s B R A``."""
-    a, b = state.factors(module)
-    return product(b, a, scale=share * state.spec.scale)
-
-
 def trained(rule: ServerRule, state: AdapterState, update: ClientUpdate) -> AdapterState:
     """A site's adapter after its training: what it was given, and the change that it sent."""
     start = rule.give(state, update.delta.spec.rank)
     return start.merge(start.select(update.delta.keys) + update.delta)
+
+
+def all_trained(
+    rule: ServerRule, state: AdapterState, updates: Updates, shares: Sequence[float]
+) -> Trained:
+    """``trained`` of each update, with the sites' shares; both sorted by site."""
+    given = {rank: rule.give(state, rank) for rank in {u.delta.spec.rank for u in updates}}
+    starts = tuple(given[update.delta.spec.rank] for update in updates)
+    for start, update in zip(starts, updates, strict=True):
+        if update.delta.spec != start.spec:
+            raise MessageError(
+                "an update does not fit the adapter that its site was given", given=update.site
+            )
+    return Trained(starts, tuple(update.delta for update in updates), tuple(shares))
 
 
 def trains_factors(update: ClientUpdate) -> bool:
@@ -188,17 +189,18 @@ def residual(state: AdapterState, sites: Trained, round: int, seed: int) -> Fact
     del round, seed
     found = dict[str, Tensor]()
     for module in state.spec.targets:
-        pairs = [site.factors(module) for site in sites.states]
+        pairs = sites.factors(module)
         mean_a = sum_of([(p, a) for p, (a, _) in zip(sites.shares, pairs, strict=True)])
         mean_b = sum_of([(p, b) for p, (_, b) in zip(sites.shares, pairs, strict=True)])
         found[a_key(module)], found[b_key(module)] = mean_a.float(), mean_b.float()
         last = pairs[-1][1].double()
-        lost = [
-            product(b.double() - last, a.double() - mean_a, scale=p * state.spec.scale)
-            for p, (a, b) in zip(sites.shares[:-1], pairs[:-1], strict=True)
-            if p
-        ]
-        found |= _changed_base(state, module, lost)
+        all_but_last = zip(sites.shares[:-1], pairs[:-1], strict=True)
+        counted = [(p, a, b) for p, (a, b) in all_but_last if p]
+        lost = (  # in place, since each tensor written takes as long as the arithmetic on it
+            Product(b.double().sub_(last).mul_(p * state.spec.scale), a.double().sub_(mean_a))
+            for p, a, b in counted
+        )
+        found |= _changed_base(state, module, lost, rank=len(counted) * state.spec.rank)
     return found
 
 
@@ -207,7 +209,7 @@ def stacked(state: AdapterState, sites: Trained, round: int, seed: int) -> Facto
     found = dict[str, Tensor]()
     for module in state.spec.targets:
         a, b = state.factors(module)
-        found |= _changed_base(state, module, [sites.mean_product(module)])
+        found |= _changed_base(state, module, sites.products(module), rank=sites.rank())
         found[a_key(module)] = orthonormal(tuple(a.shape), seed, a_key(module), round)
         found[b_key(module)] = torch.zeros_like(b)
     return found
@@ -218,10 +220,9 @@ def decomposed(state: AdapterState, sites: Trained, round: int, seed: int) -> Fa
     del round, seed
     found = dict[str, Tensor]()
     for module in state.spec.targets:
-        mean = sites.mean_product(module)
-        if not norm(mean):
+        u, values, v = leading(sites.mean_product(module), state.spec.rank)
+        if not values.any():
             continue
-        u, values, v = svd(mean, state.spec.rank)
         a, _ = state.factors(module)
         a, lacking = a.clone(), state.spec.rank - len(values)
         a[: len(values)] = v.float()  # rows beyond the product's own rank stay as they were
@@ -230,21 +231,26 @@ def decomposed(state: AdapterState, sites: Trained, round: int, seed: int) -> Fa
     return found
 
 
-def _changed_base(state: AdapterState, module: str, terms: Sequence[Product]) -> Factors:
+def _changed_base(
+    state: AdapterState, module: str, terms: Iterable[Product], *, rank: int
+) -> Factors:
     before = state.base_change(module)
-    kept = [product(before[1], before[0])] if before is not None else []
-    if not kept and not terms:
+    kept = [] if before is None else [product(before[1], before[0])]
+    rank += sum(term.rank for term in kept)
+    if not rank:
         return {}
-    change = compressed(total([*kept, *terms]))
     a, b = base_keys(module)
-    return {a: change.right.float().contiguous(), b: change.left.float().contiguous()}
+    left, right = rounded(
+        itertools.chain(kept, terms), rank=rank, shape=weight_shape(state, module)
+    )
+    return {a: right, b: left}
 
 
 def sum_of(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
     """``sum_k p_k x_k`` in float64, in the order given."""
     result = torch.zeros_like(terms[0][1], dtype=torch.float64)
     for share, tensor in terms:
-        result += share * tensor.double()
+        result.add_(tensor.double(), alpha=share)
     return result
 
 
@@ -280,7 +286,7 @@ def gram_of_products(rule: ServerRule, state: AdapterState, updates: Updates) ->
     """
     n = len(updates)
     gram = np.zeros((n, n))
-    sites = [trained(rule, state, update) for update in updates]
+    sites = all_trained(rule, state, updates, [1.0] * n)
     heads = [
         [t.double().reshape(-1) for k, t in u.delta.tensors.items() if k.startswith(HEAD_PREFIX)]
         for u in updates
@@ -288,7 +294,7 @@ def gram_of_products(rule: ServerRule, state: AdapterState, updates: Updates) ->
     moves = trains_factors(updates[0])
     for module in state.spec.targets if moves else ():
         before = scaled_product(state, module, share=-1.0)
-        changes = [total([scaled_product(site, module), before]) for site in sites]
+        changes = [total([site, before]) for site in sites.products(module)]
         for i in range(n):
             for j in range(i + 1):
                 gram[i, j] += inner(changes[i], changes[j])

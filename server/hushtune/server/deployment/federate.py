@@ -20,7 +20,7 @@ from flwr.serverapp import Grid
 
 from hushtune.common import lora
 from hushtune.common.config import RunConfig
-from hushtune.common.config_io import CONFIG, dump_toml
+from hushtune.common.config_io import CONFIG
 from hushtune.common.deployment import ANSWER_SECONDS, CONNECT_SECONDS, RESUME
 from hushtune.common.errors import ConfigError, EnrolmentError, HushtuneError, QuorumError
 from hushtune.common.files import write_errors, write_text
@@ -28,7 +28,7 @@ from hushtune.common.json_text import json_text
 from hushtune.common.lora_files import plain_adapter, save_adapter
 from hushtune.common.model import AdaptedModel
 from hushtune.common.planning import site_plans
-from hushtune.common.run_context import RunContext, read_run_config
+from hushtune.common.run_context import TOML, RunContext, read_run_config
 from hushtune.common.signing import load_signing_key
 from hushtune.common.tasks.assets import public_name, resolve_model
 from hushtune.common.tasks.base_model import adapted_model
@@ -66,7 +66,7 @@ def _run(grid: Grid, context: Context, run: RunContext, told: _Told) -> None:
     sites = sites_of_run(config, home)
     check_sites(config, site_plans(config), config.data.public_sizes)
     model = loaded_model(config)
-    write_text(run.out / CONFIG, dump_toml(config))
+    write_text(run.out / CONFIG, str(raw[TOML]))  # as it was signed
     told.began(resume=resume)
     result = federate(
         run,
@@ -76,6 +76,7 @@ def _run(grid: Grid, context: Context, run: RunContext, told: _Told) -> None:
         resume=resume,
         roll=_present(sites, quorum=config.simulation.quorum, patience=connect, told=told),
         timeout=answer,
+        heads=home.folder / "heads",
     )
     save_adapter(
         model,
@@ -88,6 +89,7 @@ def _run(grid: Grid, context: Context, run: RunContext, told: _Told) -> None:
         grid,
         {name: site.node for name, site in sites.items()},
         run=run,
+        toml=str(raw[TOML]),
         result=result,
         key=load_signing_key(home.signing_key),
         federation=home.settings.name,

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from hushtune.common.config import RunConfig
 from hushtune.common.planning import site_plans
 from hushtune.common.privacy.noise import INSECURE, NoiseSource
 from hushtune.common.privacy.statement_server import ServerStatement, server_statement
-from hushtune.common.run_context import RunContext
 from hushtune.server.central import SERVER
 from hushtune.server.strategy import FederationResult
 
 
-def server_privacy(context: RunContext, result: FederationResult) -> dict[str, Any]:
+def server_privacy(config: RunConfig, result: FederationResult) -> dict[str, Any]:
     """The statement of what the server released, by its own ledger and the rounds' history."""
-    config, privacy = context.config, context.config.privacy
+    privacy = config.privacy
     words = sorted({row["noise"][SERVER] for row in result.history})
     if privacy.insecure_seeded_noise:
         words.insert(0, f"{INSECURE}: reproducible from the run's seed; gives no privacy")
