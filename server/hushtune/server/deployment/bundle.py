@@ -6,6 +6,7 @@ compares its bytes with the signature and never unpacks it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -77,7 +78,9 @@ def build_bundle(folder: Path) -> bytes:
 
     try:
         files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-        return build_fab_from_files(files)[0]
+        with warnings.catch_warnings():  # of a library that Flower uses by an old name
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return build_fab_from_files(files)[0]
     except (OSError, ValueError) as error:
         raise DeploymentError(
             "the Flower app of this folder cannot be bundled",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,6 @@ from hushtune.common.deployment import (
     SIGNATURE,
     signed_run,
 )
-from hushtune.common.error_root import HushtuneError
 from hushtune.common.errors import (
     BusyError,
     CheckpointError,
@@ -37,6 +36,7 @@ from hushtune.common.run_context import OUT, TOML
 from hushtune.common.signing import load_signing_key, sign
 from hushtune.server.deployment.bundle import build_bundle, write_app
 from hushtune.server.deployment.control import control
+from hushtune.server.deployment.follow import OnStatus, end_of, follow
 from hushtune.server.deployment.home import Home
 from hushtune.server.deployment.status import STATE, read_state, run_status
 
@@ -46,11 +46,7 @@ if TYPE_CHECKING:
 FLOWER_RUN = "flower.json"
 """In a run's folder: the number that Flower knows it by, and the bundle's sha256."""
 
-_POLL, _ASK_FLOWER, _LAST_WORDS = 0.3, 2.0, 10.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_OVER = ("finished", "failed", "interrupted")
-
-OnStatus = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +174,7 @@ def launch(home: Home, plan: Launch, *, on_status: OnStatus | None = None) -> di
         if number is None:
             number = _start(client, home, plan)
         try:
-            return _follow(client, plan, number, say)
+            return follow(client, plan.folder, number, say)
         except KeyboardInterrupt:
             _stop(client, number)
             raise InterruptedRunError(
@@ -230,68 +226,6 @@ def _start(client: ControlHttpClient, home: Home, plan: Launch) -> int:
     return answer.run_id
 
 
-def _follow(client: ControlHttpClient, plan: Launch, number: int, say: OnStatus) -> dict[str, Any]:
-    asked, ended = 0.0, None
-    while True:
-        found = run_status(plan.folder)
-        say(found)
-        now = time.monotonic()
-        if found["status"] == "finished":
-            return found
-        if found["status"] == "failed":
-            raise told_error(found["error"])
-        if now - asked >= _ASK_FLOWER:
-            asked = now
-            details = _end_of(client, number)
-            ended = ended or (None if details is None else now)
-            # The ServerApp's own words come last, if it was there to say them.
-            if details is not None and (ended is None or now - ended >= _LAST_WORDS):
-                raise _ended(plan, details)
-            if found["status"] == "interrupted" and details is not None:
-                raise _ended(plan, details)
-        time.sleep(_POLL)
-
-
-def _ended(plan: Launch, details: str) -> RunError:
-    return RunError(
-        "the run's process ended without a word",
-        given=details or "Flower knows no reason",
-        remedy=f"see flower/processes.log of the server; then --resume --name {plan.name}",
-    )
-
-
-def told_error(told: Mapping[str, Any] | None) -> HushtuneError:
-    """The error that a run's ``state.json`` tells of, as one of its class."""
-    told = told or {}
-    kinds = {kind.code: kind for kind in _kinds(HushtuneError)}
-    kind = kinds.get(str(told.get("code")), HushtuneError)
-    return kind(
-        str(told.get("message") or "the run failed without a word"),
-        given=told.get("given"),
-        expected=told.get("expected"),
-        remedy=told.get("do"),
-    )
-
-
-def _kinds(kind: type[HushtuneError]) -> Generator[type[HushtuneError]]:
-    yield kind
-    for below in kind.__subclasses__():
-        yield from _kinds(below)
-
-
-def _end_of(client: ControlHttpClient, number: int) -> str | None:
-    """What Flower says of a run that is over; None while it goes on."""
-    from flwr.proto.control_pb2 import ListRunsRequest  # pylint: disable=no-name-in-module
-
-    runs = client.ListRuns(ListRunsRequest(run_id=number)).run_dict
-    if number not in runs:
-        return "Flower knows no such run"
-    status = runs[number].status
-    if status.status != "finished":
-        return None
-    return f"{status.sub_status}: {status.details}"[:500]
-
-
 def _still_running(
     client: ControlHttpClient, plan: Launch, found: Mapping[str, Any] | None
 ) -> int | None:
@@ -303,7 +237,7 @@ def _still_running(
         number = int(told["run_id"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if _end_of(client, number) is not None:
+    if end_of(client, number) is not None:
         return None
     if found["status"] == "running":
         return number
