@@ -20,13 +20,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from filelock import FileLock
 from flwr.app import Message, RecordDict
 from flwr.proto.control_pb2 import (
+    ListNodesRequest,
     ListNodesResponse,
-    ListRunsResponse,
     RegisterNodeResponse,
     StartRunResponse,
     UnregisterNodeResponse,
 )
 from flwr.proto.node_pb2 import NodeInfo
+from flwr.supercore.task_identity import TaskIdentity
 
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import dump_toml, loads_config
@@ -97,7 +98,6 @@ class Server:
         self.stopped.append(request.run_id)
 
     def ListRuns(self, request: Any) -> Any:
-        assert ListRunsResponse is not None
         return SimpleNamespace(run_dict={request.run_id: SimpleNamespace(status=self.status)})
 
 
@@ -151,7 +151,7 @@ def test_an_enrolment_that_was_cut_off_is_taken_up(home: Home, server: Server) -
 
 def test_a_server_that_does_not_run_is_named(home: Home) -> None:
     with pytest.raises(UnreachableError) as caught, control(home) as client:
-        client.ListNodes(None)  # type: ignore[arg-type]
+        client.ListNodes(ListNodesRequest())
     assert "server start" in str(caught.value)
     assert link_state(home) is None
 
@@ -303,6 +303,7 @@ def _reply_to(name: str) -> Any:
 
 
 def test_the_grid_looks_often_and_ends_in_time() -> None:
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 7, 1, 1
     messages = [Message(RecordDict(), dst_node_id=n, message_type="train") for n in (1, 2, 3)]
     slow = Slow()
     replies = PollingGrid(slow, poll=0.001).send_and_receive(messages)  # type: ignore[arg-type]
@@ -320,6 +321,5 @@ def test_a_refusal_of_flowers_is_told(home: Home, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(httpx.Client, "send", refuse)
     with pytest.raises(Exception, match="refused") as caught, control(home) as client:
-        enrol_request = __import__("flwr.proto.control_pb2", fromlist=["ListNodesRequest"])
-        client.ListNodes(enrol_request.ListNodesRequest())
+        client.ListNodes(ListNodesRequest())
     assert "409: in use" in str(caught.value)

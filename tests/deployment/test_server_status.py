@@ -115,19 +115,18 @@ def test_the_page_escapes_what_others_have_written_and_fetches_nothing(home: Hom
     assert not re.search(r"(?:src|href)=\"(?!/)", page)
     assert "polyline" in page
 
-    class Reader(HTMLParser):
-        opened: list[str] = []
+    opened: list[str] = []
 
+    class Reader(HTMLParser):
         def handle_starttag(self, tag: str, attrs: Any) -> None:
             if tag != "meta":  # which is void
-                self.opened.append(tag)
+                opened.append(tag)
 
         def handle_endtag(self, tag: str) -> None:
-            assert self.opened.pop() == tag
+            assert opened.pop() == tag
 
-    reader = Reader()
-    reader.feed(page)
-    assert reader.opened == []
+    Reader().feed(page)
+    assert opened == []
 
 
 def test_the_page_says_so_where_there_is_nothing_yet(home: Home) -> None:
