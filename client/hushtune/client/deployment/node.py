@@ -25,17 +25,19 @@ WORKER = "flwr.supernode.start_client_internal"
 """The module of Flower whose worker loop sleeps."""
 PARENT = "--parent-pid"
 
-ANSWER_WAIT, ORDER_WAIT, IDLE_WAIT = 0.1, 0.2, 1.0
-"""Seconds between two looks: for an answer, for an order in a run, for an order with no run on."""
-RUN_SECONDS = 180.0
-"""For so long after an order another one is expected."""
+ANSWER_WAIT, ORDER_WAIT, IDLE_WAIT = 0.1, 0.25, 1.0
+"""Seconds between two looks: for an answer, for an order at first, for an order at last."""
+PATIENCE = 0.1
+"""Of the time since the last order: so long is the wait for the next one, between these two.
+
+Each look costs the server some 15 ms of work in its one thread, which sites that hardly wait would
+take from each other."""
 
 
 class BriskClock:
     """What the worker loop knows of the module ``time``: sleeping, and less of it.
 
-    It sleeps under a second only while it waits for an answer, which tells that a run is going on;
-    a server of many sites is not asked five times a second by each when there is none.
+    It sleeps under a second only while it waits for an answer, which tells that there was an order.
     """
 
     def __init__(
@@ -44,16 +46,16 @@ class BriskClock:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._sleep, self._now = sleep, now
-        self._run_until = float("-inf")
+        self._last_order = float("-inf")
 
     def sleep(self, seconds: float) -> None:
         """Sleep for at most the time that suits what is waited for."""
         if seconds < 1:
-            self._run_until = self._now() + RUN_SECONDS
+            self._last_order = self._now()
             self._sleep(min(seconds, ANSWER_WAIT))
         else:
-            in_run = self._now() < self._run_until
-            self._sleep(min(seconds, ORDER_WAIT if in_run else IDLE_WAIT))
+            since = self._now() - self._last_order
+            self._sleep(min(seconds, IDLE_WAIT, max(ORDER_WAIT, PATIENCE * since)))
 
 
 def wait_less(worker: ModuleType | None = None) -> BriskClock:

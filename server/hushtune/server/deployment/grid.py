@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from flwr.proto.node_pb2 import NodeInfo
     from flwr.supercore.run import Run
 
-POLL_SECONDS = 0.1
+POLL_SECONDS, MOST_SECONDS, PATIENCE = 0.2, 1.0, 0.05
+"""Between two looks: at first, at last, and as a share of the time that was waited."""
 
 
 @final
 class PollingGrid(Grid):
-    """Another grid, whose ``send_and_receive`` looks every tenth of a second.
+    """Another grid, whose ``send_and_receive`` looks for replies every ``poll`` seconds.
 
-    ``poll`` seconds between looks; after a minute of waiting they become up to ten times as many,
-    as then a site trains for long and a tenth of a second is nothing to it.
+    Less often where sites train for long: each look is work for the server's one thread.
     """
 
     def __init__(self, grid: Grid, *, poll: float = POLL_SECONDS) -> None:
@@ -78,5 +78,5 @@ class PollingGrid(Grid):
             waited = time.monotonic() - began
             if not waiting or (timeout is not None and waited >= timeout):
                 break
-            time.sleep(min(self._poll * (1 if waited < 60 else 10), 1.0))
+            time.sleep(min(MOST_SECONDS, max(self._poll, PATIENCE * waited)))
         return replies

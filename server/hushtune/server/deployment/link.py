@@ -96,7 +96,7 @@ def prepare_environment(home: Home) -> None:
         "FLWR_HOME": str(home.flower),
         FOLDER_VARIABLE: str(home.folder),
         "PATH": os.pathsep.join([programs, os.environ.get("PATH", os.defpath)]),
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
     }
 
 
