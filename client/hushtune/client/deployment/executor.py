@@ -37,6 +37,7 @@ from hushtune.client.deployment.lifeline import end_with_parent
 from hushtune.client.deployment.runtime import Channel, Received, Runtime, TaskLostError
 from hushtune.client.deployment.site_file import SiteFile
 from hushtune.common.deployment import SITE_KEY
+from hushtune.common.envelope import opened, sealed
 from hushtune.common.errors import HushtuneError, SiteError
 from hushtune.common.signing import read_private
 
@@ -120,6 +121,8 @@ class Executor:
             if order is None:
                 unwritten = SiteError("the site cannot write down what it decides")
                 done = _Done(reply=_error_reply(unwritten, received.header))
+            if not done.reply.has_error():
+                done.reply.content = sealed(done.reply.content)
             channel.answer(done.reply, received.context)
             channel.finish(done.context)
         if order is not None:
@@ -142,6 +145,7 @@ class Executor:
         try:
             most = site.table.server.max_message_megabytes * 2**20
             message, size = channel.content(received, most_bytes=most)
+            message.content = opened(message.content)
             context = _at_site(received.context, self.file)
             reply, kept = self.app(message, context), _as_flower_has_it(received.context, context)
         except TaskLostError:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, final
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
+
+from hushtune.common.envelope import opened, sealed
+from hushtune.common.errors import MessageError
 
 if TYPE_CHECKING:
     from flwr.proto.node_pb2 import NodeInfo
@@ -57,22 +61,25 @@ class PollingGrid(Grid):
         return self._grid.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """See Grid."""
-        return self._grid.push_messages(messages)
+        """See Grid; small ones in envelopes."""
+        sent = list(messages)
+        for message in sent:
+            message.content = sealed(message.content)
+        return self._grid.push_messages(sent)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """See Grid."""
-        return self._grid.pull_messages(message_ids)
+        """See Grid; taken out of their envelopes."""
+        return [_opened(message) for message in self._grid.pull_messages(message_ids)]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """The replies that came within ``timeout`` seconds; None waits for all of them."""
         began = time.monotonic()
-        waiting = {name for name in self._grid.push_messages(messages) if name}
+        waiting = {name for name in self.push_messages(messages) if name}
         replies: list[Message] = []
         while waiting:
-            found = list(self._grid.pull_messages(waiting))
+            found = list(self.pull_messages(waiting))
             replies += found
             waiting -= {reply.metadata.reply_to_message_id for reply in found}
             waited = time.monotonic() - began
@@ -80,3 +87,11 @@ class PollingGrid(Grid):
                 break
             time.sleep(min(MOST_SECONDS, max(self._poll, PATIENCE * waited)))
         return replies
+
+
+def _opened(message: Message) -> Message:
+    """A reply out of its envelope; one that is not whole stays as it is, and no message of ours."""
+    if message.has_content():
+        with suppress(MessageError):
+            message.content = opened(message.content)
+    return message
