@@ -7,7 +7,7 @@ import math
 import re
 import tomllib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ def honest(federation: Federation) -> Federation:
 
 
 @contextmanager
-def policy(site: Institution, **terms: Any) -> Iterator[None]:
+def policy(site: Institution, **terms: Any) -> Generator[None]:
     """A site's policy with other terms while the block runs."""
     path = site.folder / "policy.toml"
     before = path.read_text(encoding="utf-8")
@@ -183,7 +183,7 @@ def test_a_server_that_asks_for_more_is_refused_and_nothing_is_charged(
 @contextmanager
 def policies(
     federation: Federation, demands: dict[str, tuple[dict[str, Any], str, str]]
-) -> Iterator[None]:
+) -> Generator[None]:
     """Every site's policy with its one stricter term."""
     with ExitStack() as stack:
         for name, (terms, _, _) in demands.items():

@@ -7,10 +7,9 @@ import os
 import shutil
 import subprocess
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
@@ -30,7 +29,7 @@ from cryptography.x509.oid import NameOID
 from hushtune.common.privacy.ledger import Ledger
 from hushtune.server.deployment.home import Home, open_home
 
-from .coordinator import Authority
+from .coordinator import Authority, Behaviour, serving
 from .processes import Federation, Institution, hushtune, wait_until
 from .proxy import BadLine
 
@@ -174,28 +173,33 @@ TOLD = {
 }
 
 
-def make_dated(home: Home, hosts: list[str], now: datetime) -> None:
-    """A server's certificate of that date, though the authority was made today."""
+def presented(home: Home, fault: str, folder: Path) -> Path:
+    """A certificate with a fault, and its key, in one file."""
+    folder.mkdir()
+    if fault == "authority":
+        return Authority().server(folder)
+    now = datetime.now(UTC) - timedelta(days=800 if fault == "expired" else 0)
+    host = "elsewhere.org" if fault == "host" else "localhost"
     key = load_pem_private_key(home.authority_key.read_bytes(), None)
     signer = x509.load_pem_x509_certificate(home.certificates.authority.read_bytes())
     own = ec.generate_private_key(ec.SECP256R1())
     made = (
         x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])]))
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)]))
         .issuer_name(signer.subject)
         .public_key(own.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now)
         .not_valid_after(now + timedelta(days=365))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.DNSName(host) for host in hosts]), critical=False
-        )
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
         .sign(cast(ec.EllipticCurvePrivateKey, key), hashes.SHA384())
     )
-    home.certificates.server.write_bytes(made.public_bytes(Encoding.PEM))
-    home.certificates.key.write_bytes(
-        own.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path = folder / "both.pem"
+    path.write_bytes(
+        made.public_bytes(Encoding.PEM)
+        + own.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     )
+    return path
 
 
 class _Plain(http.server.BaseHTTPRequestHandler):
@@ -215,33 +219,26 @@ def test_what_is_wrong_with_the_server_s_end_is_told_until_it_is_mended(
     north, home = federation.sites["north"], open_home(federation.folder)
     assert north.joined is not None
     north.joined.stop()
-    plain = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Plain)
-    if fault == "plaintext":
-        threading.Thread(target=plain.serve_forever, daemon=True).start()
-        line[0].to = plain.server_address[1]
-    else:
-        if fault == "authority":
-            pem = Authority().server(federation.root).read_text(encoding="ascii")
-            certificate, begin, key = pem.partition("-----BEGIN PRIVATE KEY")
-            home.certificates.server.write_text(certificate, encoding="ascii")
-            home.certificates.key.write_text(begin + key, encoding="ascii")
+    with ExitStack() as stack:
+        if fault == "plaintext":
+            plain = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Plain)
+            stack.callback(plain.server_close)
+            threading.Thread(target=plain.serve_forever, daemon=True).start()
+            stack.callback(plain.shutdown)
+            line[0].to = plain.server_address[1]
         else:
-            now = datetime.now(UTC) - timedelta(days=800 if fault == "expired" else 0)
-            hosts = ["elsewhere.org"] if fault == "host" else ["localhost"]
-            make_dated(home, hosts, now)
-        time.sleep(5)  # the server looks every two seconds
-    line[0].reset()
-    try:
-        north.join()
-        told = north.wait_for("certificate", seconds=120)
-        print(fault, told["last_error"])
-        assert told["last_error"]["code"] == "HT803"
-        assert TOLD[fault] in str(told["last_error"])
-    finally:
-        line[0].to = federation.port
-        hushtune("server", "certificate", federation.folder, "--renew")
-        plain.server_close()
-    line[0].reset()
+            shown = presented(home, fault, federation.root / fault)
+            line[0].to = stack.enter_context(serving(shown, Behaviour()))
+        line[0].reset()
+        try:
+            north.join()
+            told = north.wait_for("certificate", seconds=120)
+            print(fault, told["last_error"])
+            assert told["last_error"]["code"] == "HT803"
+            assert TOLD[fault] in str(told["last_error"])
+        finally:
+            line[0].to = federation.port
+            line[0].reset()
     north.wait_for("connected", seconds=180)
 
 
