@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -67,12 +67,18 @@ def wait_until(
 class Started:
     """A process in a session of its own, its output in a file."""
 
-    def __init__(self, output: Path, *arguments: object) -> None:
+    def __init__(
+        self,
+        output: Path,
+        *arguments: object,
+        command: Sequence[str] = COMMAND,
+        also: Mapping[str, str] | None = None,
+    ) -> None:
         self.output = output
         with output.open("ab") as file:
             self.process = subprocess.Popen(
-                [*COMMAND, *map(str, arguments)],
-                env=environment(),
+                [*command, *map(str, arguments)],
+                env=environment() | dict(also or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -120,10 +126,33 @@ class Institution:
     def card(self) -> Path:
         return self.folder / f"{self.name}.pub"
 
-    def join(self) -> None:
-        """Start `hushtune site join`."""
-        self.joined = Started(self.folder.parent / f"{self.name}.out", "site", "join", self.folder)
+    def join(self, *, also: Mapping[str, str] | None = None, hostile: bool = False) -> None:
+        """Start `hushtune site join`; ``also`` is added to its environment.
+
+        ``hostile``: it answers orders by ``hostile_site.py``.
+        """
+        output = self.folder.parent / f"{self.name}.out"
+        if hostile:
+            command = (sys.executable, str(Path(__file__).with_name("hostile_site.py")))
+            self.joined = Started(output, self.folder, command=command, also=also)
+        else:
+            self.joined = Started(output, "site", "join", self.folder, also=also)
         self._stack.callback(self.joined.stop)
+
+    def wait_for(self, *states: str, seconds: float = 120) -> dict[str, Any]:
+        """Until its status is one of these; the status then."""
+        found: dict[str, Any] = {}
+
+        def there() -> bool:
+            found.update(self.status())
+            return found.get("state") in states
+
+        def why() -> str:
+            said = "" if self.joined is None else self.joined.said[-3000:]
+            return f"not {states} but {found}\n{said}"
+
+        wait_until(there, seconds=seconds, why=why)
+        return found
 
     def status(self) -> dict[str, Any]:
         """What the supervisor tells; {} before it has."""

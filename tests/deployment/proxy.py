@@ -19,7 +19,7 @@ class BadLine:
 
     def __init__(self, port: int) -> None:
         self.delay, self.rate, self.cut = 0.0, 0.0, False
-        self._to = port
+        self.to = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._open: set[socket.socket] = set()
@@ -53,7 +53,7 @@ class BadLine:
                 self._open.add(near)  # taken, and never answered
                 continue
             try:
-                far = socket.create_connection(("127.0.0.1", self._to))
+                far = socket.create_connection(("127.0.0.1", self.to))
             except OSError:
                 near.close()
                 continue

@@ -73,7 +73,7 @@ def test_idle_rounds_are_quick(federation: Federation) -> None:
 def test_a_site_that_is_killed_comes_back_and_is_charged_once_a_round(
     federation: Federation,
 ) -> None:
-    run = federation.run("killed", "--answer-seconds", 20, train__rounds=30)
+    run = federation.run("killed", "--answer-seconds", 20, train__rounds=14)
     federation.wait_for_round("killed", 2)
     lost = federation.sites["west"]
     assert lost.joined is not None
@@ -85,7 +85,7 @@ def test_a_site_that_is_killed_comes_back_and_is_charged_once_a_round(
     without = [row["round"] for row in rows if "west" not in row["accepted"]]
     assert without, "it was never missed"
     counted = charges(federation, "killed")
-    assert counted["north"] == counted["south"] == Counter(range(1, 31))
+    assert counted["north"] == counted["south"] == Counter(range(1, 15))
     assert set(counted["west"].values()) <= {1}
     accepted = {row["round"] for row in rows if "west" in row["accepted"]}
     assert accepted <= set(counted["west"])

@@ -176,3 +176,19 @@ def test_the_local_side_is_for_this_machine_and_not_for_its_browsers() -> None:
     assert Call(local, STATE, "GET", headers=host).status == 200
     for headers in ({}, {"host": "evil.example"}, {**host, "origin": "http://evil.example"}):
         assert Call(local, "/v1/control/start-run", headers=headers).status == 403
+
+
+def test_pieces_of_a_message_are_bounded_together_until_the_next_order() -> None:
+    flower, watch = Flower(), Watch(started=0.0, tell=lambda *_, **__: None)
+    guard = PublicGuard(flower, keys=lambda: KEYS, limit=1000, message_limit=2500, watch=watch)
+    headers = signed(KEY, datetime.now(UTC))
+
+    def piece() -> int:
+        return Call(guard, "/v1/fleet/push-object", headers=headers, parts=[b"a" * 900]).status
+
+    assert [piece() for _ in range(4)] == [200, 200, 413, 413]
+    assert Call(guard, "/v1/fleet/push-messages", headers=headers).status == 200
+    assert piece() == 413  # to speak of another message is no order
+    assert Call(guard, "/v1/fleet/pull-messages", headers=headers).body == b"served"
+    assert piece() == 200
+    assert watch.snapshot(now=0.0)["rejections"] == {"too large": 3}

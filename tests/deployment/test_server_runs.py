@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import time
+from collections import Counter
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -283,19 +286,30 @@ def test_a_name_is_a_folder_below_runs(home: Home, name: str) -> None:
 
 
 class Slow:
-    """A grid in which a reply is there at the third look; one message is lost."""
+    """A grid in which a reply is there at the third look, or the fifth; one message is lost."""
 
     def __init__(self) -> None:
-        self.looks = 0
+        self.looks: Counter[str] = Counter()
+        self.never = threading.Event()
 
     def push_messages(self, messages: Iterable[Message]) -> list[str | None]:
         return ["a", "b", None][: len(list(messages))]
 
     def pull_messages(self, ids: Iterable[str]) -> list[Any]:
-        self.looks += 1
-        here = {3: "a", 5: "b"}.get(self.looks)
-        assert here is None or here in set(ids)
-        return [] if here is None else [SimpleNamespace(metadata=_reply_to(here))]
+        (name,) = ids
+        self.looks[name] += 1
+        here = self.looks[name] >= {"a": 3, "b": 5}[name]
+        return [SimpleNamespace(metadata=_reply_to(name))] if here else []
+
+
+class Stuck(Slow):
+    """One of the replies has begun to come, and does not end."""
+
+    def pull_messages(self, ids: Iterable[str]) -> list[Any]:
+        (name,) = ids
+        if name == "a":
+            self.never.wait()
+        return super().pull_messages([name])
 
 
 def _reply_to(name: str) -> Any:
@@ -307,11 +321,33 @@ def test_the_grid_looks_often_and_ends_in_time() -> None:
     messages = [Message(RecordDict(), dst_node_id=n, message_type="train") for n in (1, 2, 3)]
     slow = Slow()
     replies = PollingGrid(slow, poll=0.001).send_and_receive(messages)  # type: ignore[arg-type]
-    assert [reply.metadata.reply_to_message_id for reply in replies] == ["a", "b"]
+    assert sorted(reply.metadata.reply_to_message_id for reply in replies) == ["a", "b"]
     slow = Slow()
     grid = PollingGrid(slow, poll=0.2)  # type: ignore[arg-type]
     assert list(grid.send_and_receive(messages, timeout=0.05)) == []
-    assert slow.looks == 2
+    assert slow.looks == {"a": 1, "b": 1}
+
+
+def test_a_reply_that_never_ends_holds_up_nobody() -> None:
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 7, 1, 1
+    messages = [Message(RecordDict(), dst_node_id=n, message_type="train") for n in (1, 2)]
+    stuck, began = Stuck(), time.monotonic()
+    grid = PollingGrid(stuck, poll=0.01)  # type: ignore[arg-type]
+    replies = list(grid.send_and_receive(messages, timeout=1.0))
+    assert [reply.metadata.reply_to_message_id for reply in replies] == ["b"]
+    assert time.monotonic() - began < 10
+    stuck.never.set()
+
+
+def test_what_a_look_fails_with_is_raised() -> None:
+    class Broken(Slow):
+        def pull_messages(self, ids: Iterable[str]) -> list[Any]:
+            raise OSError("gone")
+
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 7, 1, 1
+    grid = PollingGrid(Broken())  # type: ignore[arg-type]
+    with pytest.raises(OSError, match="gone"):
+        grid.send_and_receive([Message(RecordDict(), dst_node_id=1, message_type="train")])
 
 
 def test_a_refusal_of_flowers_is_told(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

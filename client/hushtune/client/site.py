@@ -230,6 +230,12 @@ def agreed_terms(
         _check_terms(own, config, size)
     trust = Trust(config.privacy.trust)
     if own is not None and trust not in terms.trust:
+        if trust is Trust.SITE:
+            raise PolicyError(
+                "the run's trust model is not one that this site takes part in",
+                given=f"privacy.trust = {trust}",
+                expected=f"{' or '.join(terms.trust)}, in {own.file.name}",
+            )
         trust = Trust.SITE  # orders of a run under another trust are refused, whatever it says
     agreed = SitePolicy(
         site=site,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, final
 
 from flwr.app import Message, RecordDict
@@ -74,18 +76,44 @@ class PollingGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """The replies that came within ``timeout`` seconds; None waits for all of them."""
+        """The replies that came within ``timeout`` seconds; None waits for all of them.
+
+        Each reply is waited for by itself: Flower hands one out before all of it has come, and
+        then waits for the rest, so that a site that stops half-way would hold up all others.
+        """
         began = time.monotonic()
-        waiting = {name for name in self.push_messages(messages) if name}
+        names = {name for name in self.push_messages(messages) if name}
+        found: SimpleQueue[Message | BaseException] = SimpleQueue()
+        over = threading.Event()
+
+        def fetch(name: str) -> None:
+            while not over.is_set():
+                try:
+                    replies = list(self.pull_messages([name]))
+                except BaseException as error:
+                    found.put(error)
+                    return
+                if replies:
+                    found.put(replies[0])
+                    return
+                waited = time.monotonic() - began
+                over.wait(min(MOST_SECONDS, max(self._poll, PATIENCE * waited)))
+
+        for name in sorted(names):
+            # Daemons: what waits for a reply that never comes whole must not outlive the process.
+            threading.Thread(target=fetch, args=(name,), daemon=True).start()
         replies: list[Message] = []
-        while waiting:
-            found = list(self.pull_messages(waiting))
-            replies += found
-            waiting -= {reply.metadata.reply_to_message_id for reply in found}
-            waited = time.monotonic() - began
-            if not waiting or (timeout is not None and waited >= timeout):
-                break
-            time.sleep(min(MOST_SECONDS, max(self._poll, PATIENCE * waited)))
+        try:
+            while len(replies) < len(names):
+                left = None if timeout is None else max(0.0, began + timeout - time.monotonic())
+                reply = found.get(timeout=left)
+                if isinstance(reply, BaseException):
+                    raise reply
+                replies.append(reply)
+        except Empty:
+            pass
+        finally:
+            over.set()
         return replies
 
 

@@ -49,6 +49,7 @@ TIME = "/v1/fleet/hushtune/time"
 STATE = "/hushtune/state"
 """GET, from this machine: ``Watch.snapshot``."""
 
+_PIECE, _ORDER = "/v1/fleet/push-object", "/v1/fleet/pull-messages"
 _BODY_SECONDS = 120.0
 
 Scope = MutableMapping[str, Any]
@@ -97,13 +98,18 @@ class PublicGuard:
         app: Flower's.
         keys: see ``Keys``; asked for each request.
         limit: bytes that a request may have.
+        message_limit: bytes that the pieces of one message may have together.
         watch: where it is counted who came.
     """
 
-    def __init__(self, app: App, *, keys: Keys, limit: int, watch: Watch) -> None:
+    def __init__(
+        self, app: App, *, keys: Keys, limit: int, watch: Watch, message_limit: int = 2**62
+    ) -> None:
         self._app = app
         self._keys = keys
         self._limit = limit
+        self._message_limit = message_limit
+        self._pieces: dict[str, int] = {}  # bytes by site, since it last got an order
         self._watch = watch
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -124,6 +130,8 @@ class PublicGuard:
             await self._refuse(scope, send, found)
             return
         body = await self._body(headers, receive, site=found)
+        if not isinstance(body, Rejection) and path == _PIECE:
+            body = self._piece(body, site=found)
         if isinstance(body, Rejection):
             await self._refuse(scope, send, body)
             return
@@ -141,6 +149,17 @@ class PublicGuard:
             return Rejection("too slow", site=site)
         return Rejection("too large", site=site) if body is None else body
 
+    def _piece(self, body: bytes, *, site: str) -> bytes | Rejection:
+        """Flower takes any number of pieces of a message, and holds them in memory.
+
+        It takes one message for each order, so that an order is where counting begins anew.
+        """
+        together = self._pieces.get(site, 0) + len(body)
+        if together > self._message_limit:
+            return Rejection("too large", site=site)
+        self._pieces[site] = together
+        return body
+
     async def _pass(
         self, scope: Scope, receive: Receive, send: Send, *, body: bytes, site: str
     ) -> None:
@@ -152,6 +171,8 @@ class PublicGuard:
 
         async def counted(event: Event) -> None:
             if event.get("body"):
+                if scope["path"] == _ORDER:  # without an order the answer has no bytes
+                    self._pieces.pop(site, None)
                 self._watch.saw(site, now=time.time(), bytes_out=len(event["body"]))
             await send(event)
 

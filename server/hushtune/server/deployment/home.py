@@ -36,6 +36,7 @@ _HEAD = """\
 # A coordinator's server. Paths are relative to this file. Keys that may be added:
 #   listen = "0.0.0.0:9092"    where to listen, if that is not the address's port on all interfaces
 #   max_request_mib = 64       the largest request that a site may send
+#   max_message_mib = 256      the largest answer of a site, which comes in several requests
 """
 
 
@@ -54,6 +55,10 @@ class ServerSettings(Section):
     )
     max_request_mib: Annotated[int, Field(ge=1, le=2048)] = Field(
         default=64, description="the largest request that a site may send, in MiB"
+    )
+    max_message_mib: Annotated[int, Field(ge=1, le=65536)] = Field(
+        default=256,
+        description="the largest answer of a site, which comes in several requests, in MiB",
     )
     authority: FilePath = Field(
         default=Path("tls/ca.pem"), description="certificate that sites trust"

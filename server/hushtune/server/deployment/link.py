@@ -166,6 +166,7 @@ class _Link:
             flower,
             keys=KnownKeys(home),
             limit=home.settings.max_request_mib * 2**20,
+            message_limit=home.settings.max_message_mib * 2**20,
             watch=watch,
         )
         local = LocalGuard(flower, port=home.settings.local_port, watch=watch)
