@@ -22,7 +22,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo federation test check bench clean
+.PHONY: help setup demo federation test nightly check bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -55,6 +55,9 @@ federation: $(STAMP) ## a coordinator and three sites as processes of this machi
 
 test: $(STAMP) ## all tests
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+
+nightly: $(STAMP) ## the tests that take minutes each: many rounds, and a fault at every stage
+	$(BIN)/python -m pytest -q -m nightly
 
 check: $(STAMP) ## style, types and the direction of imports
 	$(BIN)/ruff check .
