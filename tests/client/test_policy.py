@@ -165,6 +165,7 @@ def test_a_term_that_cannot_be_used_is_named(tmp_path: Path, line: str, said: st
     with pytest.raises(ConfigError, match=said) as caught:
         load_terms(written(tmp_path, "\n".join([*rest, line])))
     assert "policy.toml" in str(caught.value)
+    assert str(tmp_path) not in caught.value.message  # which may leave the site
 
 
 def test_an_unknown_term_proposes_the_nearest(tmp_path: Path) -> None:
@@ -176,8 +177,10 @@ def test_an_unknown_term_proposes_the_nearest(tmp_path: Path) -> None:
 def test_a_policy_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="policy"):
         load_terms(tmp_path / "none.toml")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="cannot be read") as caught:
         load_terms(written(tmp_path, "= 3"))
+    assert str(tmp_path) not in caught.value.message  # which may leave the site
+    assert str(tmp_path) in str(caught.value)
 
 
 def test_commands(hushtune: Any, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from hushtune.client.deployment import node
+from hushtune.client.deployment.decisions import names_of_order
 from hushtune.client.deployment.executor import Executor
 from hushtune.client.deployment.history_file import append_order, last_order, read_history
 from hushtune.client.deployment.json_log import JsonLines, open_log, told, write_line
@@ -148,6 +149,17 @@ def test_one_executor_answers_task_after_task_and_writes_each_down(site: Path) -
     assert (site / "orders.jsonl").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_hand_over_is_known_by_the_run_s_own_name() -> None:
+    record = {"document": {"run": "a-run", "rounds": 3}, "signature": "s"}
+    for body, named in (
+        ({"ask": "handover", "record": record}, "a-run"),
+        ({"ask": "handover", "record": "no document"}, ""),
+        ({"ask": "handover", "record": {**record, "document": {"run": "two\nlines"}}}, ""),
+    ):
+        content = RecordDict({"hushtune": ConfigRecord({"json": json.dumps(body)})})
+        assert names_of_order(content) == (named, None)
+
+
 @pytest.mark.parametrize(
     "change",
     [{"toml": "seed = 2\n"}, {"bundle": b"another"}, {"signature": ""}, {"toml": ""}],
@@ -262,6 +274,52 @@ def test_flower_s_worker_sleeps_by_our_clock(monkeypatch: pytest.MonkeyPatch) ->
         node.wait_less()  # by now it sleeps by another clock
     with pytest.raises(DeploymentError, match="another way"):
         node.wait_less(json)
+
+
+def test_a_left_over_answer_does_not_put_a_node_one_order_behind() -> None:
+    """As after a server's end in the middle of an order; the node sends what was asked last."""
+    from threading import Lock
+    from types import ModuleType, SimpleNamespace
+
+    def entry(reply_to: str = "") -> Any:
+        return SimpleNamespace(
+            message=SimpleNamespace(metadata=SimpleNamespace(reply_to_message_id=reply_to))
+        )
+
+    store: dict[str, Any] = {"late answer": entry("given up"), "order": entry()}
+    sent: list[str] = []
+    deleted: list[str] = []
+
+    def delete(message_ids: list[str]) -> None:
+        for name in message_ids:
+            store.pop(name, None)
+
+    state = SimpleNamespace(lock_msg_store=Lock(), msg_store=store, delete_messages=delete)
+    objects = SimpleNamespace(delete=deleted.append)
+
+    def send(*, state: Any) -> None:
+        """As Flower's: all answers that are there, and their orders are forgotten."""
+        if len(sent) == 1:  # by now the executor is done
+            store["answer"] = entry("order")
+        for name, one in list(state.msg_store.items()):
+            if to := one.message.metadata.reply_to_message_id:
+                sent.append(name)
+                delete([name, to])
+
+    def take(*, state: Any, object_store: Any) -> None:
+        """As Flower's where the run ends while its order is taken."""
+        del object_store
+        state.msg_store["half"] = entry()
+
+    worker = ModuleType("worker")
+    worker.__dict__.update(
+        _push_messages=send, _pull_and_store_message=take, pull_objects=lambda **_: None
+    )
+    node.one_at_a_time(worker)
+    worker._push_messages(state=state)  # type: ignore[attr-defined]
+    assert sent == ["late answer", "answer"]
+    assert worker._pull_and_store_message(state=state, object_store=objects) is None  # type: ignore[attr-defined]
+    assert (store, deleted) == ({}, ["half"])
 
 
 def test_the_clock_is_quick_in_a_run_and_calm_without_one() -> None:

@@ -169,7 +169,10 @@ class Terms(Section):
 
 
 def load_terms(path: Path) -> Terms:
-    """The terms in a file; raises MissingFileError, or a ConfigError that names key and place."""
+    """The terms in a file; raises MissingFileError, or a ConfigError that names key and file.
+
+    An error's message may leave the site, so that it has no more of the path than the name.
+    """
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -180,8 +183,8 @@ def load_terms(path: Path) -> Terms:
         ) from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(
-            f"the site's policy {path} cannot be read",
-            given=str(error)[:200],
+            f"the site's policy {path.name} cannot be read",
+            given=f"{path}: {error}"[:300],
             expected="a TOML file, in UTF-8",
             remedy=f"mend it; `{_LISTING}` prints every key with an example",
         ) from error
@@ -189,12 +192,12 @@ def load_terms(path: Path) -> Terms:
         terms = Terms.model_validate(tree)
     except ValidationError as error:
         raise as_config_error(
-            error, Origins({}, [str(path)], model=Terms, listing=_LISTING)
+            error, Origins({}, [path.name], model=Terms, listing=_LISTING)
         ) from None
     unknown = sorted(set(terms.rules) - set(RULES))
     if unknown or not terms.rules:
         raise ConfigError(
-            f"rules names none, or one that is not known (in {path})",
+            f"rules names none, or one that is not known (in {path.name})",
             given=", ".join(unknown) or "no rule",
             expected=", ".join(sorted(RULES)),
             remedy="name rules of this list, or leave rules out for all of them",

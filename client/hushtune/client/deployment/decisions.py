@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message, RecordDict
@@ -16,6 +16,7 @@ from hushtune.common.messages import decode_refusal, unpack_body
 from hushtune.common.privacy import accountant
 from hushtune.common.privacy.ledger import LedgerEntry
 from hushtune.common.privacy.ledger_record import read_ledger
+from hushtune.common.signed_files import Signed
 
 log = logging.getLogger(__name__)
 
@@ -59,12 +60,20 @@ def names_of_order(content: RecordDict | None) -> tuple[str, int | None]:
         body = unpack_body(content) if content is not None else {}
     except HushtuneError:
         body = {}
-    run, number = body.get("run"), body.get("round")
+    run, number = body.get("run") or _handed_over(body), body.get("round")
     named = isinstance(run, str) and run.isprintable()
     return (
         run[:_LONGEST_NAME] if named and isinstance(run, str) else "",
         number if isinstance(number, int) and not isinstance(number, bool) else None,
     )
+
+
+def _handed_over(body: Mapping[str, object]) -> object:
+    """The run of the record that a hand-over brings; None in any other message."""
+    try:
+        return Signed.from_dict(body.get("record"), what="a run's record").document.get("run")
+    except HushtuneError:
+        return None
 
 
 def group_round(group: str) -> int:

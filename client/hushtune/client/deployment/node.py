@@ -1,8 +1,10 @@
-"""Flower's SuperNode as it is, but that it waits less: ``python -m ...deployment.node``.
+"""Flower's SuperNode, which waits less and answers what it was asked: ``... deployment.node``.
 
 Flower 1.41 waits 3 s between two looks for an order and 0.5 s between two looks for the answer, so
-that an exchange of nothing takes seconds. The one thing replaced is the clock that the worker loop
-sleeps by. Everything else, arguments included, is ``flower-supernode``.
+that an exchange of nothing takes seconds. Replaced are the clock that the worker loop sleeps by,
+how long it waits for an object that the server does not have yet, and the two functions that take
+an order and send an answer (``one_at_a_time``). Everything else, arguments included, is
+``flower-supernode``.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
+from typing import Any
 
 from hushtune.client.deployment.json_log import flower_logs_to_ours, log_to
 from hushtune.client.deployment.lifeline import end_with_parent
@@ -27,6 +31,9 @@ PARENT = "--parent-pid"
 
 ANSWER_WAIT, ORDER_WAIT, IDLE_WAIT = 0.1, 0.25, 1.0
 """Seconds between two looks: for an answer, for an order at first, for an order at last."""
+OBJECT_WAIT = (0.05, 1.0)
+"""Seconds between two looks for a part of an order that the server has not got yet, at first and at
+last; Flower would begin with a whole second, in every exchange."""
 PATIENCE = 0.1
 """Of the time since the last order: so long is the wait for the next one, between these two.
 
@@ -84,6 +91,48 @@ def wait_less(worker: ModuleType | None = None) -> BriskClock:
     return clock
 
 
+def one_at_a_time(worker: ModuleType | None = None) -> None:
+    """Have Flower's worker loop send the answer to each order before it asks for the next.
+
+    Flower 1.41 sends whatever answer is there. Where one is left over, of an order that was given
+    up because its run or the server ended, the node would from then on send each answer an order
+    too late: for every round that waits for it, never. And an order that was taken in part is left
+    in its store, where the executor waits minutes for the rest.
+    """
+    worker = importlib.import_module(WORKER) if worker is None else worker
+    take, send = worker.__dict__["_pull_and_store_message"], worker.__dict__["_push_messages"]
+
+    def take_whole(*, state: Any, object_store: Any, **more: Any) -> Any:
+        before = set(_open_orders(state))
+        run = take(state=state, object_store=object_store, **more)
+        if run is None:
+            for name in set(_open_orders(state)) - before:
+                state.delete_messages(message_ids=[name])
+                object_store.delete(name)
+        return run
+
+    def send_all(*, state: Any, **more: Any) -> None:
+        send(state=state, **more)
+        while _open_orders(state):
+            send(state=state, **more)
+
+    worker.__dict__["_pull_and_store_message"] = take_whole
+    worker.__dict__["_push_messages"] = send_all
+    worker.__dict__["pull_objects"] = partial(
+        worker.__dict__["pull_objects"], initial_backoff=OBJECT_WAIT[0], backoff_cap=OBJECT_WAIT[1]
+    )
+
+
+def _open_orders(state: Any) -> list[str]:
+    """The orders that a node's store holds, by their names: sending an answer takes its order out.
+
+    Flower's own way of asking would mark them as taken.
+    """
+    with state.lock_msg_store:
+        entries = list(state.msg_store.items())
+    return [name for name, entry in entries if not entry.message.metadata.reply_to_message_id]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the SuperNode; ``--parent-pid N`` is ours, all else is ``flower-supernode``'s."""
     be_quiet()
@@ -93,6 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         end_with_parent(int(given[place + 1]))
         del given[place : place + 2]
     wait_less()
+    one_at_a_time()
     flower_logs_to_ours()
     log_to(sys.stdout, source="node")
     from flwr.supercore.exit import ExitCode, flwr_exit

@@ -80,7 +80,8 @@ class SiteFile:
         try:
             table = SiteTable.model_validate(raw)
         except ValidationError as error:
-            origins = Origins({}, [str(file)], model=SiteTable, listing="hushtune site init --help")
+            # The message may leave the site, and tells no folder of it.
+            origins = Origins({}, [file.name], model=SiteTable, listing="hushtune site init --help")
             raise as_config_error(error, origins) from None
         return cls(file, _absolute(table, file.parent))
 

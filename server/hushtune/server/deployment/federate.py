@@ -22,7 +22,7 @@ from hushtune.common import lora
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import CONFIG
 from hushtune.common.deployment import ANSWER_SECONDS, CONNECT_SECONDS, RESUME
-from hushtune.common.errors import ConfigError, EnrolmentError, HushtuneError, QuorumError
+from hushtune.common.errors import HushtuneError, QuorumError
 from hushtune.common.files import write_errors, write_text
 from hushtune.common.json_text import json_text
 from hushtune.common.lora_files import plain_adapter, save_adapter
@@ -34,10 +34,11 @@ from hushtune.common.tasks.assets import public_name, resolve_model
 from hushtune.common.tasks.base_model import adapted_model
 from hushtune.server.app import checkpoint_folder, federate
 from hushtune.server.checkpoint import exists, load
-from hushtune.server.deployment.enrol import Enrolled, enrolled_sites
+from hushtune.server.deployment.enrol import Enrolled
 from hushtune.server.deployment.grid import PollingGrid
 from hushtune.server.deployment.handover import hand_over
-from hushtune.server.deployment.home import FOLDER_VARIABLE, Home, open_home
+from hushtune.server.deployment.home import FOLDER_VARIABLE, open_home
+from hushtune.server.deployment.run_settings import sites_of_run
 from hushtune.server.federation import check_sites
 from hushtune.server.roll_call import RollCall
 from hushtune.server.strategy import RoundResult
@@ -103,46 +104,6 @@ def loaded_model(config: RunConfig) -> AdaptedModel:
     """The run's model, which needs no rows."""
     source = str(resolve_model(config.model.name))
     return adapted_model(config, source, config.data.labels or (), pad_id=None)
-
-
-def sites_of_run(config: RunConfig, home: Home) -> Mapping[str, Enrolled]:
-    """The run's sites as they are enrolled; EnrolmentError for one that is not."""
-    known = enrolled_sites(home)
-    strangers = sorted(set(config.data.public_sizes) - set(known))
-    if strangers:
-        raise EnrolmentError(
-            "a run names sites that are not enrolled",
-            given=", ".join(strangers),
-            expected=", ".join(sorted(known)) or "no site is enrolled yet",
-            remedy=f"hushtune server enrol {home.folder} SITE.pub, or mend data.public_sizes",
-        )
-    return {name: known[name] for name in sorted(config.data.public_sizes)}
-
-
-def check_config(config: RunConfig) -> None:
-    """Refuse settings that mean something in a simulation alone; ConfigError."""
-    simulation = config.simulation
-    given = {
-        "simulation.attack": simulation.attack != "none",
-        "simulation.policies": simulation.policies is not None,
-        "simulation.ledgers": simulation.ledgers is not None,
-        "privacy.insecure_seeded_noise": config.privacy.insecure_seeded_noise,
-    }
-    if config.data.source != "sites":
-        raise ConfigError(
-            "a run of real sites takes their own rows, and no others",
-            given="data that the coordinator names",
-            expected='data.source = "sites"',
-            remedy="set data.source, data.labels and data.public_sizes, and leave files out",
-        )
-    wrong = [key for key, is_set in given.items() if is_set]
-    if wrong:
-        raise ConfigError(
-            "settings of a simulation have no meaning for real sites",
-            given=", ".join(wrong),
-            expected="none of them",
-            remedy="leave them out: each site has its own policy, ledger and noise",
-        )
 
 
 def _present(

@@ -38,6 +38,7 @@ from hushtune.server.deployment.bundle import build_bundle, write_app
 from hushtune.server.deployment.control import control
 from hushtune.server.deployment.follow import OnStatus, end_of, follow
 from hushtune.server.deployment.home import Home
+from hushtune.server.deployment.run_settings import check_config, sites_of_run
 from hushtune.server.deployment.status import STATE, read_state, run_status
 
 if TYPE_CHECKING:
@@ -144,8 +145,6 @@ def plan_launch(
 
 def load_sites_config(path: Path, overrides: list[str]) -> RunConfig:
     """A configuration of a run of real sites; ConfigError for one that means something else."""
-    from hushtune.server.deployment.federate import check_config
-
     config = load_config(path, overrides=overrides)
     check_config(config)
     return config
@@ -160,8 +159,6 @@ def launch(home: Home, plan: Launch, *, on_status: OnStatus | None = None) -> di
         InterruptedRunError: Ctrl-C, after which the run is stopped and can be resumed.
         HushtuneError: what ended the run, of the class that the ServerApp told.
     """
-    from hushtune.server.deployment.federate import sites_of_run
-
     sites_of_run(plan.config, home)
     say = on_status or (lambda _: None)
     with _only_one(home), control(home) as client:
