@@ -299,7 +299,9 @@ class Slow:
         (name,) = ids
         self.looks[name] += 1
         here = self.looks[name] >= {"a": 3, "b": 5}[name]
-        return [SimpleNamespace(metadata=_reply_to(name))] if here else []
+        return (
+            [SimpleNamespace(metadata=_reply_to(name), has_content=lambda: False)] if here else []
+        )
 
 
 class Stuck(Slow):
