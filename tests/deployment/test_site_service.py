@@ -183,6 +183,7 @@ def test_a_ledger_that_cannot_be_trusted_is_told(site: Path) -> None:
         (State.CONNECTED, 2**22 + 1, "gone"),  # beyond what Linux gives out
         (State.STOPPED, 2**22 + 1, "stopped"),
     ],
+    ids=["here", "gone", "stopped"],
 )
 def test_a_process_that_is_no_more_is_not_connected(
     site: Path, state: State, pid: int, expected: str
