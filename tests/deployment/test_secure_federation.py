@@ -29,7 +29,7 @@ SECURE = {
     "train__optimizer": "sgd",
 }
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 
 
 @pytest.fixture(scope="module")
