@@ -217,6 +217,27 @@ def test_orders_move_the_state_and_the_budget(site: SiteFile) -> None:
     one.log.close()
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Connection successful after 8 seconds and 4 tries.",
+        "Run ID 7 is not in `RUNNING` status. Ignoring reply message 9.",
+        "Run transitioned to a non-`RUNNING` status while receiving a message. Ignoring it.",
+        "Receiving: train message (ID: 9)",
+    ],
+)
+def test_any_answer_of_the_server_ends_an_outage(site: SiteFile, said: str) -> None:
+    one = supervised(site)
+    one._heard(NODE, {"message": "SuperNode ID: 12"})
+    one._probe = lambda: None  # nobody is to be asked here
+    one._heard(NODE, {"message": "Connection attempt failed, retrying in 2 seconds"})
+    assert not one._connected
+    one._heard(NODE, {"message": said})
+    assert one._connected
+    assert one.status.state == State.CONNECTED
+    one.log.close()
+
+
 def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
     """By SIGKILL to the parent, which has no way to tell anybody."""
     script = (

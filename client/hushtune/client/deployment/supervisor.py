@@ -141,7 +141,9 @@ class Supervisor:
             self._executor_said(line)
 
     def _node_said(self, message: str) -> None:
-        if message.startswith("SuperNode ID:") or message.startswith("Connection successful"):
+        if message.startswith(_CONNECTED) or (
+            not self._connected and any(words in message for words in _ANSWERED)
+        ):
             self._connected, self._refused_since = True, None
             self._watched[NODE].failures = 0
             self._now(replace(self._at_work(), connected_at=utc_now(), last_error=None))
@@ -288,6 +290,10 @@ def _as_dict(error: DeploymentError) -> dict[str, Any]:
     return {"code": error.code, "message": error.message, **told}
 
 
+_CONNECTED = ("SuperNode ID:", "Connection successful")
+_ANSWERED = ("in `RUNNING` status", "a non-`RUNNING` status", "Receiving: ", "Sent successfully")
+"""What Flower's node says where the server answers it, with a refusal as well as with an order:
+after an outage it says nothing else if the run is over by then."""
 _ACTIVATION_FAILED = 2004
 """Flower's code where a node's key is not known, or its node is connected already."""
 _OF_A_LINE = frozenset(("time", "level", "source", "event"))
