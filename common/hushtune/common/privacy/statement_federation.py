@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from hushtune.common.handover_messages import Receipt
+from hushtune.common.pages import page_environment
 from hushtune.common.privacy.figures import at_most, epsilon_text, spans
 from hushtune.common.privacy.plan import PrivacyPlan
 from hushtune.common.privacy.statement_markdown import plain
@@ -243,13 +242,7 @@ def federation_markdown(content: Mapping[str, Any], *, signature: str, sign_key:
 
 def federation_html(content: Mapping[str, Any], *, signature: str, sign_key: str) -> str:
     """The page ``statement.html``: UTF-8, self-contained, nothing to fetch."""
-    environment = Environment(
-        loader=PackageLoader("hushtune.common.privacy", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("hushtune.common.privacy")
     return environment.get_template("statement_federation.html.j2").render(
         content,
         lines=_lines(content),

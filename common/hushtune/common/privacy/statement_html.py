@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from hushtune.common.pages import page_environment
 from hushtune.common.privacy import figures, statement_secure, statement_verify
 from hushtune.common.privacy.statement_markdown import crossing, shared_origin
 from hushtune.common.privacy.statement_sentence import counted_word, unit_word
@@ -23,13 +22,7 @@ FALSE_ALARMS = (0.001, 0.01, 0.1)
 
 def render_html(content: Mapping[str, Any]) -> str:
     """The page `privacy.html` for what `statement` returned: UTF-8, self-contained."""
-    environment = Environment(
-        loader=PackageLoader("hushtune.common.privacy", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("hushtune.common.privacy")
     environment.filters |= {
         "upwards": figures.epsilon_text,
         "at_most": figures.at_most,

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from hushtune.common.pages import page_environment
 from hushtune.common.privacy import accountant
 from hushtune.common.privacy.figures import (
     at_least,
@@ -309,12 +308,6 @@ def server_markdown(content: Mapping[str, Any]) -> str:
 
 def server_html(content: Mapping[str, Any]) -> str:
     """The page `privacy.html` of such a run: UTF-8, self-contained, nothing to fetch."""
-    environment = Environment(
-        loader=PackageLoader("hushtune.common.privacy", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("hushtune.common.privacy")
     template = environment.get_template("statement_server.html.j2")
     return template.render(content, sections=sections(content))

@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from hushtune.common.errors import HushtuneError
 from hushtune.common.json_text import json_text
+from hushtune.common.pages import page_environment
 from hushtune.common.privacy.figures import epsilon_text
 from hushtune.server.deployment.guard import Event, Receive, Scope, Send
 from hushtune.server.deployment.home import Home
@@ -106,13 +105,7 @@ def curve(losses: Sequence[Sequence[float]], *, rounds: int) -> dict[str, Any] |
 
 @cache
 def _template() -> Any:
-    environment = Environment(
-        loader=PackageLoader("hushtune.server.deployment", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("hushtune.server.deployment")
     environment.filters |= {"bytes": bytes_text, "epsilon": epsilon_text}
     return environment.get_template("page.html.j2")
 
