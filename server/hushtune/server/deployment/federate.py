@@ -39,11 +39,11 @@ from hushtune.server.deployment.grid import PollingGrid
 from hushtune.server.deployment.handover import hand_over
 from hushtune.server.deployment.home import FOLDER_VARIABLE, open_home
 from hushtune.server.deployment.run_settings import sites_of_run
+from hushtune.server.deployment.status import METRICS, STATE
 from hushtune.server.federation import check_sites
 from hushtune.server.roll_call import RollCall
 from hushtune.server.strategy import RoundResult
 
-STATE, METRICS = "state.json", "metrics.jsonl"
 _POLL_SECONDS = 0.5
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,7 @@ from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hushtune.common.error_root import HushtuneError
-from hushtune.common.errors import RunError
+from hushtune.common.errors import HushtuneError, RunError
 from hushtune.server.deployment.status import run_status
 
 if TYPE_CHECKING:

@@ -206,7 +206,7 @@ def _start(client: ControlHttpClient, home: Home, plan: Launch) -> int:
     write_app(home.app)
     bundle = build_bundle(home.app)
     settings = run_settings(home, plan, bundle)
-    write_text(plan.folder / CONFIG, dump_toml(plan.config))
+    write_text(plan.folder / CONFIG, str(settings[TOML]))  # as it is signed
     begun = {**read_state(plan.folder), "status": "starting", "error": None, "pid": None}
     rounds, sites = plan.config.train.rounds, sorted(plan.config.data.public_sizes)
     begun |= {"rounds": rounds, "sites": sites, "connected": [], "updated": time.time()}
