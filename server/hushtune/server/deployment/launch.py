@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from filelock import FileLock, Timeout
 
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import CONFIG, config_hash, dump_toml, load_config, stored_config
@@ -38,6 +35,7 @@ from hushtune.server.deployment.bundle import build_bundle, write_app
 from hushtune.server.deployment.control import control
 from hushtune.server.deployment.follow import OnStatus, end_of, follow
 from hushtune.server.deployment.home import Home
+from hushtune.server.deployment.lock import held
 from hushtune.server.deployment.run_settings import check_config, sites_of_run
 from hushtune.server.deployment.status import STATE, read_state, run_status
 
@@ -161,7 +159,8 @@ def launch(home: Home, plan: Launch, *, on_status: OnStatus | None = None) -> di
     """
     sites_of_run(plan.config, home)
     say = on_status or (lambda _: None)
-    with _only_one(home), control(home) as client:
+    followed = _busy(home, "a `hushtune server run` that follows it")
+    with held(home.flower / "run.lock", busy=followed), control(home) as client:
         _refuse_others(home, plan)
         found = run_status(plan.folder) if not plan.fresh else None
         if found is not None and found["status"] == "finished":
@@ -266,16 +265,3 @@ def _busy(home: Home, given: str) -> BusyError:
         expected="one at a time: sites train for one run at once",
         remedy=f"wait for it, or see hushtune server status {home.folder}",
     )
-
-
-@contextmanager
-def _only_one(home: Home) -> Generator[None]:
-    lock = FileLock(home.flower / "run.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise _busy(home, "a `hushtune server run` that follows it") from None
-    try:
-        yield
-    finally:
-        lock.release()

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import uvicorn
-from filelock import FileLock, Timeout
 
 from hushtune.common.environment import be_quiet
 from hushtune.common.errors import BusyError, DeploymentError
@@ -33,6 +32,7 @@ from hushtune.server.deployment.certificates import (
 )
 from hushtune.server.deployment.enrol import KnownKeys
 from hushtune.server.deployment.home import FOLDER_VARIABLE, Home
+from hushtune.server.deployment.lock import held
 from hushtune.server.deployment.logs import close_log, open_log, tell
 from hushtune.server.deployment.superexec import SuperExec
 from hushtune.server.deployment.watch import Watch
@@ -63,7 +63,13 @@ def serve(
         BusyError: it runs already, or one of its ports is in use.
         CertificateError, KeyFileError: see ``check_certificates``.
     """
-    with _only_one(home):
+    running = BusyError(
+        "the server of this folder runs already",
+        given=str(home.folder),
+        expected="one at a time",
+        remedy=f"hushtune server status {home.folder}",
+    )
+    with held(home.flower / "server.lock", busy=running):
         until = check_certificates(home.certificates, host=home.host, now=datetime.now(UTC))
         load_signing_key(home.signing_key)
         prepare_environment(home)
@@ -290,21 +296,3 @@ def _bind(host: str, port: int, *, what: str, key: str) -> socket.socket:
         ) from error
     found.setblocking(False)
     return found
-
-
-@contextmanager
-def _only_one(home: Home) -> Generator[None]:
-    lock = FileLock(home.flower / "server.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise BusyError(
-            "the server of this folder runs already",
-            given=str(home.folder),
-            expected="one at a time",
-            remedy=f"hushtune server status {home.folder}",
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
