@@ -164,6 +164,20 @@ def three_sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_csv(tmp_path_factory.mktemp("data") / "all.csv", rows)
 
 
+def changed(tree: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree of settings with ``train__rounds`` for ``train.rounds`` set; None drops a key."""
+    for dotted, value in changes.items():
+        *path, key = dotted.split("__")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        if value is None:
+            node.pop(key, None)
+        else:
+            node[key] = value
+    return tree
+
+
 @dataclass(frozen=True)
 class Settings:
     """Makes quick configurations over the tiny model and the three sites."""
@@ -188,16 +202,7 @@ class Settings:
             },
             "simulation": {"baselines": False},
         }
-        for dotted, value in changes.items():
-            *path, key = dotted.split("__")
-            node = tree
-            for part in path:
-                node = node.setdefault(part, {})
-            if value is None:
-                node.pop(key, None)
-            else:
-                node[key] = value
-        return tree
+        return changed(tree, changes)
 
     def config(self, **changes: Any) -> Any:
         """The same as a RunConfig."""

@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import tomli_w
 
 from hushtune.common.environment import QUIET
 
-from ..conftest import made_up_rows, write_csv
+from ..conftest import changed, made_up_rows, write_csv
 
 LABELS = ["bad", "good"]
 COMMAND = (sys.executable, "-m", "hushtune.simulations.cli")
@@ -188,7 +188,7 @@ class Institution:
 
 
 class Federation:
-    """A coordinator and its institutions below one folder; all is ended with ``close``."""
+    """A coordinator and its institutions below one folder; all is ended as it is left."""
 
     def __init__(self, root: Path, sizes: Mapping[str, int], *, model: Path) -> None:
         self.root, self.sizes, self._model = root, sizes, model
@@ -234,11 +234,7 @@ class Federation:
         for site in self.sites.values():
             site.join()
         for site in self.sites.values():
-            wait_until(
-                lambda site=site: site.status().get("state") == "connected",
-                seconds=120,
-                why=lambda site=site: f"{site.status()}\n{site.joined.said[-3000:]}",  # type: ignore[union-attr]
-            )
+            site.wait_for("connected")
 
     def config(self, name: str, **changes: Any) -> Path:
         """A configuration of a quick run; ``train__rounds=3`` changes ``train.rounds``."""
@@ -257,14 +253,8 @@ class Federation:
             },
             "simulation": {"quorum": 2},
         }
-        for dotted, value in changes.items():
-            *path, key = dotted.split("__")
-            node = tree
-            for part in path:
-                node = node.setdefault(part, {})
-            node[key] = value
         path = self.root / f"{name}.toml"
-        path.write_text(tomli_w.dumps(tree), encoding="utf-8")
+        path.write_text(tomli_w.dumps(changed(tree, changes)), encoding="utf-8")
         return path
 
     def run(self, name: str, *arguments: object, **changes: Any) -> Started:
@@ -303,5 +293,24 @@ class Federation:
 
         wait_until(lambda: len(self.rows(name)) >= number, seconds=seconds, why=why)
 
+    def reroute(self, name: str, port: int) -> None:
+        """Have a site reach the server by another port of this machine."""
+        file = self.sites[name].folder / "site.toml"
+        settings, address = file.read_text(encoding="utf-8"), f"localhost:{self.port}"
+        assert settings.count(address) == 1
+        file.write_text(settings.replace(address, f"localhost:{port}"), encoding="utf-8")
+
+    def begin(self) -> None:
+        """The server, the cards and the sites, all of them connected."""
+        self.start()
+        self.enrol()
+        self.join()
+
     def close(self) -> None:
         self.stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -23,14 +23,9 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Iterator[Federation]:
     """Three sites that have joined."""
-    made = Federation(tmp_path_factory.mktemp("federation"), SIZES, model=tiny_bert)
-    try:
-        made.start()
-        made.enrol()
-        made.join()
+    with Federation(tmp_path_factory.mktemp("federation"), SIZES, model=tiny_bert) as made:
+        made.begin()
         yield made
-    finally:
-        made.close()
 
 
 def charges(federation: Federation, run: str) -> dict[str, Counter[int]]:

@@ -37,11 +37,10 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Iterator[Federation]:
     """Three sites, of which west answers as it likes, and a server that takes little at once."""
-    made = Federation(tmp_path_factory.mktemp("hostile"), SIZES, model=tiny_bert)
-    settings = made.folder / "server.toml"
-    bounds = f"max_request_mib = {REQUEST // 2**20}\nmax_message_mib = {MESSAGE}\n"
-    settings.write_text(settings.read_text(encoding="utf-8") + bounds, encoding="utf-8")
-    try:
+    with Federation(tmp_path_factory.mktemp("hostile"), SIZES, model=tiny_bert) as made:
+        settings = made.folder / "server.toml"
+        bounds = f"max_request_mib = {REQUEST // 2**20}\nmax_message_mib = {MESSAGE}\n"
+        settings.write_text(settings.read_text(encoding="utf-8") + bounds, encoding="utf-8")
         made.start()
         made.enrol()
         for name, site in made.sites.items():
@@ -49,8 +48,6 @@ def federation(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Ite
         for site in made.sites.values():
             site.wait_for("connected")
         yield made
-    finally:
-        made.close()
 
 
 def peak_mib(pid: int) -> float:

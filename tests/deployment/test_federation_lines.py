@@ -52,21 +52,11 @@ def federation(
     tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, line: list[BadLine]
 ) -> Iterator[Federation]:
     """Three sites that have joined; north's line to the server is a bad one."""
-    made = Federation(tmp_path_factory.mktemp("lines"), SIZES, model=tiny_bert)
-    line.append(BadLine(made.port))
-    file = made.sites["north"].folder / "site.toml"
-    settings = file.read_text(encoding="utf-8")
-    assert f"localhost:{made.port}" in settings
-    file.write_text(
-        settings.replace(f"localhost:{made.port}", f"localhost:{line[0].port}"), encoding="utf-8"
-    )
-    try:
-        made.start()
-        made.enrol()
-        made.join()
+    with Federation(tmp_path_factory.mktemp("lines"), SIZES, model=tiny_bert) as made:
+        line.append(BadLine(made.port))
+        made.reroute("north", line[0].port)
+        made.begin()
         yield made
-    finally:
-        made.close()
 
 
 def charges(site: Institution, run: str) -> Counter[int]:

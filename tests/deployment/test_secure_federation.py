@@ -35,20 +35,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Iterator[Federation]:
     """Five sites whose policies let them take part in secure sums."""
-    made = Federation(tmp_path_factory.mktemp("secure"), SIZES, model=tiny_bert)
-    try:
+    with Federation(tmp_path_factory.mktemp("secure"), SIZES, model=tiny_bert) as made:
         for site in made.sites.values():
             policy = site.folder / "policy.toml"
             text = policy.read_text(encoding="utf-8")
             assert text.count('\ntrust = ["site"]\n') == 1
             text = text.replace('\ntrust = ["site"]\n', '\ntrust = ["distributed"]\n')
             policy.write_text(text, encoding="utf-8")
-        made.start()
-        made.enrol()
-        made.join()
+        made.begin()
         yield made
-    finally:
-        made.close()
 
 
 def charges(federation: Federation, run: str) -> dict[str, Counter[int]]:

@@ -46,21 +46,12 @@ def federation(
     tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path
 ) -> Iterator[tuple[Federation, BadLine]]:
     """Three sites that have joined, west over a line that can be bad."""
-    made = Federation(tmp_path_factory.mktemp("soak"), SIZES, model=tiny_bert)
-    line = BadLine(made.port)
-    try:
-        settings = made.sites["west"].folder / "site.toml"
-        text = settings.read_text(encoding="utf-8")
-        address = f"localhost:{made.port}"
-        assert text.count(address) == 1
-        settings.write_text(text.replace(address, f"localhost:{line.port}"), encoding="utf-8")
-        made.start()
-        made.enrol()
-        made.join()
+    with Federation(tmp_path_factory.mktemp("soak"), SIZES, model=tiny_bert) as made:
+        line = BadLine(made.port)
+        made.stack.callback(line.close)
+        made.reroute("west", line.port)
+        made.begin()
         yield made, line
-    finally:
-        line.close()
-        made.close()
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Matrices kept as a product ``left (d_out, n) @ right (n, d_in)``, which is never multiplied out.
 
-All in float64. ``inner``, ``norm`` and ``svd`` cost ``O((d_out + d_in) n^2)``; ``rough_norm`` and,
-for large n, ``leading`` cost ``O((d_out + d_in) n)`` times a few columns.
+All in float64. ``inner``, ``norm`` and ``svd`` cost ``O((d_out + d_in) n^2)``; ``probed`` and, for
+large n, ``leading`` cost ``O((d_out + d_in) n)`` times a few columns.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 _MOST_EXACT, _WIDER = 512, 4
 """``leading`` is exact up to so many columns and rows, and up to so many times the rank."""
 _OVERSAMPLING, _POWER = 8, 2
+PROBES = 16
 
 
 @dataclass(frozen=True)
@@ -91,20 +92,17 @@ def norm(matrix: Product) -> float:
     return math.sqrt(max(0.0, inner(matrix, matrix)))
 
 
-def rough_norm(matrix: Product, *, probes: int = 16) -> float:
-    """About the Frobenius norm, in time linear in n: from ``|| X w ||`` of random vectors w, since
-    ``E || X w ||^2 = || X ||_F^2`` (Hutchinson 1990). The same vectors for all matrices as wide.
+def probed(terms: Iterable[Product]) -> Tensor:
+    """``X w`` of a sum X of one product or more and PROBES random vectors w: (d_out, PROBES).
+
+    Its norm is about ``sqrt(PROBES) || X ||_F``, in time linear in n, since ``E || X w ||^2 =
+    || X ||_F^2`` (Hutchinson 1990). The same vectors for all matrices as wide.
     """
-    return float(probed([matrix], probes=probes).norm()) / math.sqrt(probes)
-
-
-def probed(terms: Iterable[Product], *, probes: int = 16) -> Tensor:
-    """``X w`` of a sum X of one product or more and ``rough_norm``'s vectors w: (d_out, probes)."""
     random, vectors, seen = torch.Generator().manual_seed(0), None, None
     for term in terms:
         if vectors is None:
             width = term.right.shape[1]
-            vectors = torch.randn(width, probes, generator=random, dtype=torch.float64)
+            vectors = torch.randn(width, PROBES, generator=random, dtype=torch.float64)
         found = term.left @ (term.right @ vectors)
         seen = found if seen is None else seen.add_(found)
     assert seen is not None

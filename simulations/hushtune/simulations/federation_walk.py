@@ -9,7 +9,6 @@ three sources; one of them is killed in the middle of the run and started again.
 from __future__ import annotations
 
 import csv
-import json
 import os
 import shlex
 import shutil
@@ -26,8 +25,12 @@ from typing import IO, Any
 import tomli_w
 from rich.console import Console
 
+from hushtune.client.deployment.join import free_port
+from hushtune.client.deployment.site_file import SiteFile
+from hushtune.client.deployment.status_file import State, read_status
 from hushtune.common.errors import DeploymentError, HushtuneError, OutputExistsError
 from hushtune.common.files import write_text
+from hushtune.server.deployment.status import read_rows
 from hushtune.simulations.exits import USER_ERROR, show_error
 
 MARK = ".federation-walk"
@@ -124,7 +127,7 @@ def walk(folder: Path, console: Console) -> None:
     home, way = folder / "coordinator", Walk(folder, console)
     try:
         way.step("1. The coordinator makes its folder: keys, certificates, an invitation")
-        port = _free_port()
+        port = free_port()
         way.command(
             *("server", "init", home, "--name", "three sites on one laptop"),
             *("--address", f"localhost:{port}"),
@@ -151,7 +154,7 @@ def walk(folder: Path, console: Console) -> None:
             way.begin(site, "site", "join", folder / site)
         for site in rows:
             way.wait(
-                lambda site=site: _status(folder / site).get("state") == "connected",
+                lambda site=site: _is_connected(folder / site),
                 what=f"that {site} connects",
                 watched=site,
             )
@@ -182,8 +185,8 @@ def walk(folder: Path, console: Console) -> None:
 def _follow(way: Walk, out: Path, console: Console, *, until: int, after: int = 0) -> None:
     """Show each round as it ends."""
     for number in range(after + 1, until + 1):
-        way.wait(lambda n=number: len(_rows(out)) >= n, what=f"round {number}", watched="run")
-        row = _rows(out)[number - 1]
+        way.wait(lambda n=number: len(read_rows(out)) >= n, what=f"round {number}", watched="run")
+        row = read_rows(out)[number - 1]
         missing = f"; without {', '.join(row['rejected'])}" if row["rejected"] else ""
         console.print(
             f"  round {number} of {ROUNDS}: {', '.join(row['accepted'])}{missing}", highlight=False
@@ -232,21 +235,6 @@ def _trained(file: Path) -> int:
     return max(10, int(0.7 * count) // 50 * 50)
 
 
-def _rows(out: Path) -> list[dict[str, Any]]:
-    try:
-        text = (out / "metrics.jsonl").read_text(encoding="utf-8")
-    except OSError:
-        return []
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def _status(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
 def _hushtune(arguments: tuple[object, ...]) -> list[str]:
     return [sys.executable, "-m", "hushtune.simulations.cli", *map(str, arguments)]
 
@@ -260,10 +248,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _is_connected(folder: Path) -> bool:
+    status = read_status(SiteFile.read(folder).status)
+    return status is not None and status.state == State.CONNECTED
 
 
 def _listens(port: int) -> bool:
