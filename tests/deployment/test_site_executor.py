@@ -228,6 +228,7 @@ def test_nothing_leaves_that_could_not_be_written_down(site: Path) -> None:
     channel = task(site)
     serve(site, echo, channel)
     (reply,) = channel.replies
+    assert reply.has_error()
     assert (reply.error.reason or "").startswith("HT504 ")
 
 

@@ -65,26 +65,9 @@ from hushtune.common.roll_call_messages import encode_hello
 from hushtune.common.run_context import read_run_config
 from hushtune.common.tasks.base_model import adapted_model
 from hushtune.server.app import federate
+from hushtune.server.deployment.grid import PollingGrid
 
 app = ServerApp()
-
-
-class Quick:
-    def __init__(self, grid):
-        self.grid = grid
-
-    def __getattr__(self, name):
-        return getattr(self.grid, name)
-
-    def send_and_receive(self, messages, *, timeout=None):
-        names, found = set(self.grid.push_messages(messages)), []
-        end = time.time() + (timeout or 60)
-        while names and time.time() < end:
-            new = list(self.grid.pull_messages(names))
-            found += new
-            names -= {one.metadata.reply_to_message_id for one in new}
-            time.sleep(0.05)
-        return found
 
 
 @app.main()
@@ -97,7 +80,7 @@ def main(grid, context):
 
 
 def federated(grid, context):
-    run, grid = read_run_config(context.run_config), Quick(grid)
+    run, grid = read_run_config(context.run_config), PollingGrid(grid)
     while len(list(grid.get_node_ids())) < 2:
         time.sleep(0.2)
     took, said = [], []

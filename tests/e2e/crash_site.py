@@ -284,10 +284,12 @@ def plant(fault: str | None) -> list[Callable[[], object]]:
         return LedgerEntry.after(len(entries), self.head(), event=event, **place)
 
     def two_transactions(self: Ledger, event: Any, **given: Any) -> LedgerEntry:
-        reply, asked = given.pop("reply"), given.pop("asked")
+        reply, asked, own = given.pop("reply"), given.pop("asked"), given.pop("keep")
         entry = self.charge(event, **given)
         with self._writing() as db:
             ledger_replies.keep(db, entry, reply, asked=asked, is_new=True)
+            if own is not None:
+                own()
         return entry
 
     def head_first(self: Ledger, *given: Any, **more: Any) -> tuple[LedgerEntry, bool]:

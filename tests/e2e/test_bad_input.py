@@ -449,14 +449,14 @@ def test_a_disk_that_is_full_when_the_adapter_is_written(
     settings: Any, hushtune: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody may take a half written adapter for a finished one: the run can be gone on with."""
-    from hushtune.simulations import saved
+    from hushtune.common import adapter_folder
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "adapter_model.safetensors")
 
     out, toml = tmp_path / "out", settings.file(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(saved, "save_adapter", full)
+        patch.setattr(adapter_folder, "save_adapter", full)
         refused(hushtune("simulate", "--config", toml, "--out", out), "HT603", "adapter_model")
     assert not (out / "summary.json").exists()
     answer = hushtune("simulate", "--config", toml, "--out", out, "--resume", "--json")

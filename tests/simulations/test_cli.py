@@ -464,7 +464,9 @@ def test_a_preview_names_its_own_options_and_no_settings(
 
 def test_every_error_has_a_code_of_its_own_and_a_page() -> None:
     page = (DOCS / "errors.md").read_text(encoding="utf-8")
-    mine = [kind for kind in all_errors() if kind.__module__.startswith("hushtune.")]
+    known = [kind for kind in all_errors() if kind.__module__.startswith("hushtune.")]
+    # One that a module keeps to itself is shown as the error that it is a case of.
+    mine = [k for k in known if "code" in vars(k) or k.__module__ == errors.__name__]
     codes = [kind.code for kind in mine]
     assert len(mine) > 25
     assert len(set(codes)) == len(codes)
