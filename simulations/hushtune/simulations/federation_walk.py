@@ -34,7 +34,7 @@ from hushtune.server.deployment.status import read_rows
 from hushtune.simulations.exits import USER_ERROR, show_error
 
 MARK = ".federation-walk"
-ROWS, ROUNDS = 1000, 5
+SITES, ROWS, ROUNDS = 3, 1000, 5
 RECIPE: dict[str, Any] = {
     "privacy": {"trust": "site", "epsilon": 3.0, "delta": 1e-5},
     "train": {"rounds": ROUNDS, "warmup_rounds": 3, "local_steps": 10},
@@ -83,7 +83,11 @@ class Walk:
         self._shown((*arguments, "&"))
         file: IO[bytes] = self._stack.enter_context((self._folder / f"{name}.log").open("ab"))
         process = subprocess.Popen(
-            _hushtune(arguments), stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
+            _hushtune(arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={"OMP_NUM_THREADS": str(_threads()), **os.environ},
         )
         self._started[name] = process
         self._stack.callback(_end, process)
@@ -212,7 +216,7 @@ def _prepared(folder: Path) -> dict[str, Path]:
     for row in read_demo():
         tables.setdefault(str(row.site), []).append((str(row.text), str(row.label)))
     found: dict[str, Path] = {}
-    for site, table in sorted(tables.items())[:3]:
+    for site, table in sorted(tables.items())[:SITES]:
         found[site] = folder / f"rows-of-{site}.csv"
         with found[site].open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
@@ -237,6 +241,11 @@ def _trained(file: Path) -> int:
 
 def _hushtune(arguments: tuple[object, ...]) -> list[str]:
     return [sys.executable, "-m", "hushtune.simulations.cli", *map(str, arguments)]
+
+
+def _threads() -> int:
+    """Of each site: they share this machine, and threads that wait for each other take it up."""
+    return max(1, (os.cpu_count() or 1) // SITES)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
