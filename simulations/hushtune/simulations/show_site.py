@@ -121,14 +121,14 @@ def show_history(console: Console, told: Mapping[str, Any]) -> None:
     """A line an order."""
     title = Text(f"site {told['site']}: {len(told['orders'])} of {told['total']} orders")
     table = Table(title=title, title_justify="left")
-    for heading in ("time", "run", "round", "kind", "decision", "epsilon", "seconds"):
+    for heading in ("time (UTC)", "run", "round", "kind", "decision", "epsilon", "seconds"):
         right = heading in ("round", "epsilon", "seconds")
         table.add_column(heading, justify="right" if right else "left", overflow="fold")
     for order in told["orders"]:
         spent = order["spent"]
         decision = " ".join(x for x in (order["decision"], order["code"], order["reason"]) if x)
         table.add_row(
-            Text(order["time"]),
+            Text(order["time"][:19].replace("T", " ")),
             Text(order["run"]),
             str(order["round"]),
             Text(order["kind"]),
