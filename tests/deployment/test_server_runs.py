@@ -27,7 +27,6 @@ from flwr.proto.control_pb2 import (
     ListNodesResponse,
     RegisterNodeResponse,
     StartRunResponse,
-    UnregisterNodeResponse,
 )
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.task_identity import TaskIdentity
@@ -88,10 +87,6 @@ class Server:
         self.nodes[number] = request.public_key
         return RegisterNodeResponse(node_id=number)
 
-    def UnregisterNode(self, request: Any) -> UnregisterNodeResponse:
-        del self.nodes[request.node_id]
-        return UnregisterNodeResponse()
-
     def StartRun(self, request: Any) -> StartRunResponse:
         self.started.append(request)
         self.on_start()
@@ -141,9 +136,11 @@ def test_a_site_is_enrolled_once_and_found_by_its_key(home: Home, server: Server
             enrol(home, stolen)
     assert list(server.nodes) == [site.node]
     assert revoke(home, "north") == site
-    assert (server.nodes, dict(keys())) == ({}, {})
+    assert dict(keys()) == {}
     with pytest.raises(EnrolmentError, match="no site of that name"):
         revoke(home, "north")
+    assert enrol(home, north).node == site.node
+    assert (list(server.nodes), dict(keys())) == ([site.node], {pem_key(north): "north"})
 
 
 def test_an_enrolment_that_was_cut_off_is_taken_up(home: Home, server: Server) -> None:

@@ -55,7 +55,7 @@ def enrolled_sites(home: Home) -> dict[str, Enrolled]:
 def enrol(home: Home, card: SiteCard) -> Enrolled:
     """Register a site's node at the running server and keep its card.
 
-    What an enrolment that was interrupted has left is taken up.
+    What an enrolment that was interrupted, or revoked, has left is taken up.
 
     Raises:
         EnrolmentError: its name or one of its keys is enrolled already.
@@ -70,11 +70,7 @@ def enrol(home: Home, card: SiteCard) -> Enrolled:
     key = pem_key(card)
     with control(home) as client:
         nodes = client.ListNodes(ListNodesRequest()).nodes_info
-        known = [
-            node.node_id
-            for node in nodes
-            if node.public_key == key and node.status != "unregistered"
-        ]
+        known = [node.node_id for node in nodes if node.public_key == key]
         if known:
             node_id = known[0]
         else:
@@ -87,15 +83,11 @@ def enrol(home: Home, card: SiteCard) -> Enrolled:
 
 
 def revoke(home: Home, name: str) -> Enrolled:
-    """Let a site in no more: at once, and for good unless it is enrolled again.
+    """Let a site in no more, at once, until it is enrolled again.
 
-    The card goes first, so that the site is kept out even if the server does not run; then
-    UnreachableError says that Flower still has its node, which cannot connect any more.
+    The guard lets in whoever has a card here. Flower keeps the node: of one that it has let go it
+    never takes the key again.
     """
-    from flwr.proto.control_pb2 import (  # pylint: disable=no-name-in-module
-        UnregisterNodeRequest,
-    )
-
     sites = enrolled_sites(home)
     if name not in sites:
         raise EnrolmentError(
@@ -104,11 +96,8 @@ def revoke(home: Home, name: str) -> Enrolled:
             expected=", ".join(sites) or "there is none yet",
             remedy="name one of these",
         )
-    site = sites[name]
     (home.sites / f"{name}.json").unlink()
-    with control(home) as client:
-        client.UnregisterNode(UnregisterNodeRequest(node_id=site.node))
-    return site
+    return sites[name]
 
 
 class KnownKeys:
