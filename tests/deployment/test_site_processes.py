@@ -200,14 +200,18 @@ def test_one_executor_answers_a_run_and_never_runs_a_bundle(settings: Any, tmp_p
         refused = processes.run(altered, config, tmp_path / "two", signed=honest)
         assert not canary.exists()
         assert [reason.split()[0] for reason in refused["said"]] == ["HT802", "HT802"]
+        # With a signature as it must be it names an entry point, and still none of it runs.
+        told = processes.run(altered, config, tmp_path / "three", signed=altered)
+        assert told["rows"] == [sorted(SIZES)] * 2
+        assert not canary.exists()
         for site in processes.sites.values():
             orders = read_history(site / "orders.jsonl").orders
             kinds = [(one.kind, one.decision, one.code) for one in orders]
-            assert kinds.count(("train", "answered", "")) == 2
-            assert kinds[-EXCHANGES:] == [("query", "refused", "HT802")] * EXCHANGES
+            assert kinds.count(("train", "answered", "")) == 4
+            assert kinds.count(("query", "refused", "HT802")) == EXCHANGES
             spent = [one.spent for one in orders if one.kind == "train"]
-            assert [one.charge for one in spent if one is not None] == [1, 2]
-            assert len(Ledger(site / "policy.sqlite").entries()) == 2
+            assert [one.charge for one in spent if one is not None] == [1, 2, 3, 4]
+            assert len(Ledger(site / "policy.sqlite").entries()) == 4
             told_events = [one.get("event") for one in events(site, "executor")]
             assert told_events.count("ready") == 1
             assert told_events.count("decided") == len(orders)
