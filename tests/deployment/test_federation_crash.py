@@ -81,3 +81,43 @@ def test_a_run_needs_no_way_to_anywhere_but_the_coordinator() -> None:
     )
     assert done.returncode == 0, done.stdout[-5000:]
     assert "1 passed" in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+def test_a_site_is_killed_before_and_after_its_charge(tmp_path: Path, tiny_bert: Path) -> None:
+    """At each of the first writes of an order that are to reach the disk, by the kernel itself."""
+    rounds = 60
+    with Federation(tmp_path, SIZES, model=tiny_bert) as federation:
+        federation.begin()
+        run = federation.run("written", "--answer-seconds", 8, train__rounds=rounds)
+        west, new = federation.sites["west"], set[int]()
+        ledger = west.folder / "policy.sqlite"
+        federation.wait_for_round("written", 2)
+        for when in range(1, 6):
+            pid, before = west.processes()["executor"], len(Ledger(ledger).entries())
+            traced = subprocess.Popen(
+                [
+                    *("strace", "-f", "-qq", "-o", "/dev/null", "-p", str(pid)),
+                    *("-e", f"inject=fsync,fdatasync:signal=KILL:when={when}"),
+                ]
+            )
+            assert traced.wait(timeout=60) is not None
+            new.add(len(Ledger(ledger).entries()) - before)
+            wait_until(lambda dead=pid: west.processes().get("executor", dead) != dead, seconds=60)
+            over = len(federation.rows("written"))
+            wait_until(
+                lambda after=over: any(
+                    "west" in row["accepted"] for row in federation.rows("written")[after:]
+                ),
+                seconds=90,
+                why=lambda: f"{west.status()}",
+            )
+        assert {0, 1} <= new, "one of the two was not met"
+        assert run.ended(seconds=300) == 0, run.said
+        counted = Counter(entry.round for entry in Ledger(ledger).entries())
+        assert set(counted.values()) == {1}
+        rows = federation.rows("written")
+        accepted = {row["round"] for row in rows if "west" in row["accepted"]}
+        assert accepted <= set(counted)
+        assert len(accepted) < rounds
+        hushtune("verify", federation.out("written"))
