@@ -82,6 +82,11 @@ def test_each_fault_of_a_hostile_site_is_named_and_the_others_finish(
         "charge": "charge",
         "junk": "message",
         "no message": "message",
+        "infinite shape": "message",
+        "damaged body": "message",
+        "unknown class": "message",
+        "wrong root": "message",
+        "forged sender": "message",
         "too large": "no answer",
         "in pieces": "no answer",
     }
