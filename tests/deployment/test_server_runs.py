@@ -263,6 +263,12 @@ def test_one_run_at_a_time(home: Home, server: Server) -> None:
     with pytest.raises(BusyError, match="goes on"):
         launch(home, plan(home, config()))
     assert server.started == []
+    # The machine was started anew, and another process has that number now.
+    other["process"] = "another start 1"
+    (home.runs / "other" / "state.json").write_text(json.dumps(other))
+    server.on_start = lambda: told(home, status="finished", round=4)
+    launch(home, plan(home, config()))
+    assert len(server.started) == 1
 
 
 def test_a_run_of_strangers_is_refused(home: Home, server: Server) -> None:
