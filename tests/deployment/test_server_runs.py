@@ -33,6 +33,7 @@ from hushtune.common.errors import (
     BusyError,
     CheckpointError,
     ConfigError,
+    DeploymentError,
     EnrolmentError,
     OutputExistsError,
     QuorumError,
@@ -135,6 +136,40 @@ def test_a_site_is_enrolled_once_and_found_by_its_key(home: Home, server: Server
         revoke(home, "north")
     assert enrol(home, north).node == site.node
     assert (list(server.nodes), dict(keys())) == ([site.node], {pem_key(north): "north"})
+
+
+def test_a_card_that_is_changed_in_its_place_is_read_again(home: Home, server: Server) -> None:
+    keys, north, other = KnownKeys(home), card("north"), card("north")
+    enrol(home, north)
+    assert dict(keys()) == {pem_key(north): "north"}
+    folder = home.sites.stat()
+    file = home.sites / "north.json"
+    file.write_text(file.read_text().replace(north.node_key, other.node_key))
+    # A file system may know times no better than to a second or two.
+    os.utime(home.sites, ns=(folder.st_atime_ns, folder.st_mtime_ns))
+    assert dict(keys()) == {pem_key(other): "north"}
+    (home.sites / "south.json").write_text(file.read_text().replace("north", "south"))
+    file.unlink()
+    os.utime(home.sites, ns=(folder.st_atime_ns, folder.st_mtime_ns))
+    assert dict(keys()) == {pem_key(other): "south"}
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", "\udcff", "key"])
+def test_a_card_that_cannot_be_read_keeps_out_its_own_site_alone(
+    home: Home, server: Server, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    keys, north = KnownKeys(home), card("north")
+    enrol(home, north)
+    enrol(home, card("south"))
+    file = home.sites / "south.json"
+    whole = json.loads(file.read_text())
+    other = json.dumps({**whole, "node_key": "ecdsa-sha2-nistp384 AAAA"})
+    file.write_bytes((other if damage == "key" else damage).encode("utf-8", "surrogateescape"))
+    assert dict(keys()) == {pem_key(north): "north"}
+    assert dict(keys()) == {pem_key(north): "north"}
+    assert [str(file) in r.getMessage() for r in caplog.records] == [True]
+    with pytest.raises(DeploymentError, match="cannot be read"):
+        enrolled_sites(home)
 
 
 def test_an_enrolment_that_was_cut_off_is_taken_up(home: Home, server: Server) -> None:
