@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -50,17 +51,36 @@ def test_what_is_large_or_not_ours_is_left_as_it_is(content: RecordDict) -> None
     assert sealed(content) is content
 
 
+def shaped(head: dict[str, Any], shape: object) -> dict[str, Any]:
+    """A head whose one array has another shape."""
+    ((name, key, dtype, _, stype, size),) = head["arrays"]
+    return {**head, "arrays": [[name, key, dtype, shape, stype, size]]}
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
         lambda head, data: (head, data[:-1]),
         lambda head, data: (head, data + b"x"),
         lambda head, data: ({**head, "arrays": [["a", "b", "uint8", [1], "x", -1]]}, data),
+        lambda head, data: (shaped(head, [float("inf")]), data),
+        lambda head, data: (shaped(head, [3.0]), data),
+        lambda head, data: (shaped(head, [True]), data),
+        lambda head, data: (shaped(head, [-3]), data),
+        lambda head, data: (shaped(head, "3"), data),
+        lambda head, data: ({**head, "arrays": [["a", "b", "uint8", [3], "x", True]]}, b"a"),
+        lambda head, data: ({**head, "arrays": [["a", "b", None, [3], "x", 3]]}, data),
+        lambda head, data: ({**head, "texts": {"a": {"b": 3}}}, data),
+        lambda head, data: (head, "abc"),
+        lambda head, data: (head, [97, 98, 99]),
         lambda head, data: ({**head, "arrays": [["a"]]}, data),
         lambda head, data: ({**head, "texts": []}, data),
         lambda head, data: ([], data),
     ],
-    ids=["short", "long", "negative", "few", "list", "no-object"],
+    ids=[
+        *("short", "long", "negative", "infinite", "real", "truth", "below zero", "digits"),
+        *("one byte", "no dtype", "number", "text", "numbers", "few", "list", "no-object"),
+    ],
 )
 def test_an_envelope_that_is_not_whole_is_refused(spoil: object) -> None:
     closed = sealed(RecordDict({"adapter": ArrayRecord({"state": array(b"abc")})}))

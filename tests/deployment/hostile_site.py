@@ -6,6 +6,7 @@ this same file with that one's arguments. An order of round r is answered with `
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -16,7 +17,8 @@ from typing import Any
 os.environ.setdefault("FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE", str(2**30))
 
 import torch
-from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.inflatable.inflatable_object import add_header_to_object_body
 
 from hushtune.client import app as honest
 from hushtune.client.deployment import executor, join, supervisor
@@ -72,6 +74,59 @@ def _again(content: RecordDict) -> RecordDict:
     return content
 
 
+def _infinite(content: RecordDict) -> RecordDict:
+    shape: list[float] = [float("inf")]
+    head = {"texts": {}, "arrays": [["adapter", "state", "uint8", shape, "safetensors", 3]]}
+    record = ConfigRecord({"head": json.dumps(head), "data": b"abc"})
+    return RecordDict({"hushtune.envelope": record})
+
+
+def _like(kind: type, name: str) -> Content:
+    """Records that go to Flower as an object of another class, or of their own with a bad body."""
+
+    def changed(content: RecordDict) -> RecordDict:
+        # A number in it, so that it goes as it is, in no envelope.
+        return kind({"hushtune": ConfigRecord({"json": 3})})
+
+    kind.__qualname__ = name
+    return changed
+
+
+class _Damaged(RecordDict):
+    def deflate(self) -> bytes:
+        return add_header_to_object_body(b"{", self)
+
+
+class _Unknown(RecordDict):
+    pass
+
+
+class _Root(Message):
+    """A message that says it is records, of which it has none."""
+
+    children = {}  # noqa: RUF012
+
+    def deflate(self) -> bytes:
+        return add_header_to_object_body(b"{}", self)
+
+
+class _Forged(Message):
+    """A message that says, where Flower's server does not look, that another node has sent it."""
+
+    def deflate(self) -> bytes:
+        true = self.metadata.src_node_id
+        self.metadata.__dict__["_src_node_id"] = true + 1
+        try:
+            return super().deflate()
+        finally:
+            self.metadata.__dict__["_src_node_id"] = true
+
+
+_Root.__qualname__ = "RecordDict"
+_Forged.__qualname__ = "Message"
+MESSAGES: Mapping[str, type[Message]] = {"wrong root": _Root, "forged sender": _Forged}
+
+
 FAULTS: Mapping[str, Content] = {
     "honest": _keep,
     "nan": _tensors(lambda tensor: torch.full_like(tensor, float("nan"))),
@@ -84,6 +139,11 @@ FAULTS: Mapping[str, Content] = {
     "charge": _body(charge=None),
     "junk": _arrays(lambda: _bytes(1000)),
     "no message": lambda content: RecordDict(),
+    "infinite shape": _infinite,
+    "damaged body": _like(_Damaged, "RecordDict"),
+    "unknown class": _like(_Unknown, "CustomDataClass"),  # of which Flower lets this one pass
+    "wrong root": lambda content: content,
+    "forged sender": lambda content: content,
     "twice": _again,
     "too large": _arrays(lambda: _bytes(REQUEST + 2**20)),
     "in pieces": _arrays(lambda: {str(i): _bytes(REQUEST // 2)["state"] for i in range(PIECES)}),
@@ -96,8 +156,9 @@ def answer(message: Message, context: Context) -> Message:
     reply = honest.app(message, context)
     if message.metadata.message_type != "train" or reply.has_error():
         return reply
-    number = int(message.metadata.group_id)
-    reply.content = list(FAULTS.values())[number - 1](reply.content)
+    name = list(FAULTS)[int(message.metadata.group_id) - 1]
+    reply.content = FAULTS[name](reply.content)
+    reply.__class__ = MESSAGES.get(name, Message)
     return reply
 
 

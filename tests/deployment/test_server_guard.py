@@ -10,9 +10,14 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.message_pb2 import Message as MessageProto
+from flwr.proto.message_pb2 import Metadata as MetadataProto
+from flwr.proto.node_pb2 import Node
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 
 from hushtune.server.deployment.guard import (
+    AT_ONCE,
     FLEET,
     STATE,
     TIME,
@@ -39,6 +44,18 @@ def signed(
         "flwr-signature": b64encode(sign_message(by or key, stamp.encode())).decode(),
         "flwr-timestamp": stamp,
     }
+
+
+ANSWER = "/v1/fleet/push-messages"
+
+
+def push(number: int = 1, *, node: int = 5, src_node_id: int = 5, to: str = "a" * 64) -> bytes:
+    """What a SuperNode sends for an answer."""
+    head = MetadataProto(
+        message_id="b" * 64, src_node_id=src_node_id, dst_node_id=1, reply_to_message_id=to
+    )
+    messages = [MessageProto(metadata=head)] * number
+    return PushMessagesRequest(node=Node(node_id=node), messages_list=messages).SerializeToString()
 
 
 @pytest.mark.parametrize(
@@ -83,7 +100,8 @@ class Call:
             "path": path,
             "method": method,
             "client": ("192.0.2.1", 5),
-            "headers": [(k.lower().encode(), v.encode()) for k, v in headers.items()],
+            "headers": [(k.lower().encode(), v.encode()) for k, v in headers.items()]
+            + told.get("more", []),
         }
         self._parts = iter([*parts])
         self.sent: list[Any] = []
@@ -135,7 +153,8 @@ def test_only_what_a_node_calls_passes() -> None:
     assert flower.paths == []
     assert b'"time"' in Call(public, TIME, "GET").body
     for path in sorted(FLEET):
-        assert Call(public, path, headers=headers).body == b"served"
+        parts = [push()] if path == ANSWER else [b""]
+        assert Call(public, path, headers=headers, parts=parts).body == b"served"
     assert flower.paths == sorted(FLEET)
     assert Call(public, "/v1/fleet/get-run", kind="websocket").sent[0]["type"] == "websocket.close"
 
@@ -187,8 +206,173 @@ def test_pieces_of_a_message_are_bounded_together_until_the_next_order() -> None
         return Call(guard, "/v1/fleet/push-object", headers=headers, parts=[b"a" * 900]).status
 
     assert [piece() for _ in range(4)] == [200, 200, 413, 413]
-    assert Call(guard, "/v1/fleet/push-messages", headers=headers).status == 200
+    assert Call(guard, ANSWER, headers=headers, parts=[push()]).status == 200
     assert piece() == 413  # to speak of another message is no order
     assert Call(guard, "/v1/fleet/pull-messages", headers=headers).body == b"served"
     assert piece() == 200
     assert watch.snapshot(now=0.0)["rejections"] == {"too large": 3}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        push(src_node_id=1, to=""),  # the coordinator's order to whom it likes
+        push(to=""),
+        push(src_node_id=6),
+        push(0),
+        push(2),
+        b"\xff",
+    ],
+    ids=["order", "no answer", "another's", "none", "two", "damaged"],
+)
+def test_a_site_sends_answers_of_its_own_and_no_orders(body: bytes) -> None:
+    flower, public, _, watch, _ = guards()
+    headers = signed(KEY, datetime.now(UTC))
+    assert Call(public, ANSWER, headers=headers, parts=[body]).status == 403
+    assert flower.paths == []
+    assert watch.snapshot(now=0.0)["rejections"] == {"no answer of its own": 1}
+
+
+@pytest.mark.parametrize("name", ["flwr-public-key", "flwr-signature", "flwr-timestamp"])
+def test_a_request_that_names_its_sender_twice_is_refused(name: str) -> None:
+    flower, public, _, watch, _ = guards()
+    headers = signed(KEY, datetime.now(UTC))
+    again = [(name.encode(), headers[name].encode())]
+    assert Call(public, "/v1/fleet/get-run", headers=headers, more=again).status == 401
+    other = [(name.encode(), signed(STRANGER, datetime.now(UTC))[name].encode())]
+    assert Call(public, "/v1/fleet/get-run", headers=headers, more=other).status == 401
+    assert flower.paths == []
+    assert watch.snapshot(now=0.0)["rejections"] == {"no key": 2}
+
+
+class Held:
+    """Requests that are open at once: each sends what it is told to, when it is told to."""
+
+    def __init__(self, **bounds: Any) -> None:
+        self.flower = Waiting()
+        keys = {**KEYS, public_key_to_bytes(STRANGER.public_key()): "south"}
+        watch = Watch(started=0.0, tell=lambda *_, **__: None)
+        self.guard = PublicGuard(self.flower, keys=lambda: keys, watch=watch, **bounds)
+
+    async def begin(
+        self,
+        path: str,
+        *,
+        key: ec.EllipticCurvePrivateKey = KEY,
+        declared: int | None = None,
+    ) -> Open:
+        headers = signed(key, datetime.now(UTC))
+        if declared is not None:
+            headers["content-length"] = str(declared)
+        made = Open()
+        scope = {
+            "type": "http",
+            "path": path,
+            "method": "POST",
+            "client": ("192.0.2.1", 5),
+            "headers": [(k.encode(), v.encode()) for k, v in headers.items()],
+        }
+        made.task = asyncio.create_task(self.guard(scope, made.parts.get, made.send))
+        await settle()
+        return made
+
+
+class Open:
+    """One of them; ``status`` is 0 as long as it is not answered."""
+
+    def __init__(self) -> None:
+        self.parts: asyncio.Queue[Any] = asyncio.Queue()
+        self.status = 0
+        self.task: asyncio.Task[None] | None = None
+
+    async def send(self, event: Any) -> None:
+        self.status = event.get("status", self.status)
+
+    async def part(self, size: int, *, more: bool = True) -> int:
+        self.parts.put_nowait({"type": "http.request", "body": b"a" * size, "more_body": more})
+        await settle()
+        return self.status
+
+
+class Waiting(Flower):
+    """It answers when it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.go.wait()
+        await super().__call__(scope, receive, send)
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+PIECE, CALL = "/v1/fleet/push-object", "/v1/fleet/get-run"
+
+
+def test_pieces_that_come_side_by_side_count_together() -> None:
+    async def tried() -> None:
+        held = Held(limit=1000, message_limit=2500)
+        held.flower.go.set()
+        announced = [await held.begin(PIECE, declared=900) for _ in range(3)]
+        assert [each.status for each in announced] == [0, 0, 413]
+        # What is not announced counts as it comes.
+        silent = await held.begin(PIECE)
+        assert [await silent.part(300), await silent.part(300), await silent.part(200)] == [
+            *(0, 0, 413)
+        ]
+        south = await held.begin(PIECE, key=STRANGER, declared=900)
+        assert await south.part(900, more=False) == 200
+        for each in announced[:2]:
+            assert await each.part(900, more=False) == 200
+        again = [await held.begin(PIECE, declared=size) for size in (701, 700)]
+        assert [each.status for each in again] == [413, 0]
+
+    asyncio.run(tried())
+
+
+def test_calls_that_are_open_at_once_are_no_larger_than_one_may_be() -> None:
+    async def tried() -> None:
+        held = Held(limit=1000, message_limit=2500)
+        first = await held.begin(CALL, declared=600)
+        assert (await held.begin(CALL, declared=600)).status == 413
+        assert await first.part(600, more=False) == 0  # Flower works on it
+        assert (await held.begin(CALL, declared=600)).status == 413
+        assert (await held.begin(CALL, key=STRANGER, declared=600)).status == 0
+        assert (await held.begin(PIECE, declared=1000)).status == 0
+        held.flower.go.set()
+        await settle()
+        assert first.status == 200
+        assert (await held.begin(CALL, declared=600)).status == 0
+
+    asyncio.run(tried())
+
+
+def test_a_site_has_a_few_requests_at_once_and_no_more() -> None:
+    async def tried() -> None:
+        held = Held(limit=1000)
+        calls = [await held.begin(CALL) for _ in range(AT_ONCE + 2)]
+        assert [each.status for each in calls] == [0] * AT_ONCE + [429] * 2
+        assert (await held.begin(CALL, key=STRANGER)).status == 0
+        held.flower.go.set()
+        assert await calls[0].part(1, more=False) == 200
+        assert (await held.begin(CALL)).status == 0
+
+    asyncio.run(tried())
+
+
+def test_a_body_that_takes_too_long_is_refused_and_counts_no_more() -> None:
+    async def tried() -> None:
+        held = Held(limit=1000, body_seconds=0.05)
+        slow = await held.begin(CALL, declared=1000)
+        assert await slow.part(1) == 0
+        assert slow.task is not None
+        await asyncio.wait_for(slow.task, 5)
+        assert slow.status == 408
+        assert (await held.begin(CALL, declared=1000)).status == 0
+
+    asyncio.run(tried())

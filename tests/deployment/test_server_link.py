@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import re
+import resource
 import signal
 import ssl
 import subprocess
@@ -223,6 +226,79 @@ def test_a_page_in_a_browser_cannot_use_the_local_side(server: Server) -> None:
     assert httpx.get(state).status_code == 200
     assert httpx.get(state, headers={"origin": "http://evil.example"}).status_code == 403
     assert httpx.get(state, headers={"host": "evil.example"}).status_code == 403
+
+
+async def _idle(home: Home, number: int, *, tls: bool) -> list[asyncio.StreamWriter]:
+    """Connections over which nothing is sent."""
+    host, port = home.settings.address.split(":")
+    context = ssl.create_default_context(cafile=str(home.certificates.authority))
+    slots = asyncio.Semaphore(20)
+
+    async def one() -> asyncio.StreamWriter:
+        async with slots:
+            made = asyncio.open_connection(
+                "127.0.0.1",
+                int(port),
+                ssl=context if tls else None,
+                server_hostname=host if tls else None,
+            )
+            return (await made)[1]
+
+    return await asyncio.gather(*(one() for _ in range(number)))
+
+
+def _whole_request(home: Home, key: ec.EllipticCurvePrivateKey) -> httpx.Response:
+    with sites_client(home) as client:
+        return client.post("/v1/fleet/pull-messages", headers=headers(key), content=b"")
+
+
+def test_idle_connections_shut_no_site_out(server: Server, tmp_path: Path) -> None:
+    home = server.home
+    limits = Path(f"/proc/{server.process.pid}/limits").read_text(encoding="ascii")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert re.search(rf"^Max open files +{min(hard, 65536)} ", limits, re.MULTILINE)
+    card, key = make_card("early", tmp_path)
+    enrol(home, card)
+
+    async def tried() -> list[tuple[int, str]]:
+        silent = await _idle(home, 600, tls=False)
+        idle = await _idle(home, 600, tls=True)
+        answers = [await asyncio.to_thread(_whole_request, home, key) for _ in range(3)]
+        for writer in (*silent, *idle):
+            writer.transport.abort()
+        return [(each.status_code, each.text) for each in answers]
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
+    try:
+        answers = asyncio.run(tried())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        revoke(home, "early")
+    # Let in by the guard, and refused by Flower: an empty message names no node.
+    assert [status for status, _ in answers] == [401] * 3
+    assert all(UNKNOWN not in text for _, text in answers)
+
+
+def test_a_head_that_drips_is_not_waited_for(server: Server) -> None:
+    host, port = server.home.settings.address.split(":")
+    context = ssl.create_default_context(cafile=str(server.home.certificates.authority))
+
+    async def tried() -> float:
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", int(port), ssl=context, server_hostname=host
+        )
+        began = time.monotonic()
+        writer.write(b"POST /v1/fleet/pull-messages HTTP/1.1\r\n")
+        with suppress(OSError):
+            while not reader.at_eof() and time.monotonic() - began < 60:
+                writer.write(b"x: y\r\n")
+                await asyncio.wait_for(writer.drain(), 5)
+                await asyncio.sleep(0.5)
+        took = time.monotonic() - began
+        writer.transport.abort()
+        return took
+
+    assert 5 < asyncio.run(tried()) < 40
 
 
 def test_a_second_server_is_refused(server: Server) -> None:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import threading
-import time
-from collections import Counter
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +18,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from filelock import FileLock
-from flwr.app import Message, RecordDict
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
     ListNodesResponse,
@@ -29,7 +25,6 @@ from flwr.proto.control_pb2 import (
     StartRunResponse,
 )
 from flwr.proto.node_pb2 import NodeInfo
-from flwr.supercore.task_identity import TaskIdentity
 
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import dump_toml, loads_config
@@ -38,6 +33,7 @@ from hushtune.common.errors import (
     BusyError,
     CheckpointError,
     ConfigError,
+    DeploymentError,
     EnrolmentError,
     OutputExistsError,
     QuorumError,
@@ -54,7 +50,6 @@ from hushtune.server.deployment.bundle import DEFAULTS
 from hushtune.server.deployment.control import control, link_state
 from hushtune.server.deployment.enrol import KnownKeys, enrol, enrolled_sites, pem_key, revoke
 from hushtune.server.deployment.follow import told_error
-from hushtune.server.deployment.grid import PollingGrid
 from hushtune.server.deployment.home import Home, init_home
 from hushtune.server.deployment.launch import launch, plan_launch
 
@@ -141,6 +136,40 @@ def test_a_site_is_enrolled_once_and_found_by_its_key(home: Home, server: Server
         revoke(home, "north")
     assert enrol(home, north).node == site.node
     assert (list(server.nodes), dict(keys())) == ([site.node], {pem_key(north): "north"})
+
+
+def test_a_card_that_is_changed_in_its_place_is_read_again(home: Home, server: Server) -> None:
+    keys, north, other = KnownKeys(home), card("north"), card("north")
+    enrol(home, north)
+    assert dict(keys()) == {pem_key(north): "north"}
+    folder = home.sites.stat()
+    file = home.sites / "north.json"
+    file.write_text(file.read_text().replace(north.node_key, other.node_key))
+    # A file system may know times no better than to a second or two.
+    os.utime(home.sites, ns=(folder.st_atime_ns, folder.st_mtime_ns))
+    assert dict(keys()) == {pem_key(other): "north"}
+    (home.sites / "south.json").write_text(file.read_text().replace("north", "south"))
+    file.unlink()
+    os.utime(home.sites, ns=(folder.st_atime_ns, folder.st_mtime_ns))
+    assert dict(keys()) == {pem_key(other): "south"}
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", "\udcff", "key"])
+def test_a_card_that_cannot_be_read_keeps_out_its_own_site_alone(
+    home: Home, server: Server, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    keys, north = KnownKeys(home), card("north")
+    enrol(home, north)
+    enrol(home, card("south"))
+    file = home.sites / "south.json"
+    whole = json.loads(file.read_text())
+    other = json.dumps({**whole, "node_key": "ecdsa-sha2-nistp384 AAAA"})
+    file.write_bytes((other if damage == "key" else damage).encode("utf-8", "surrogateescape"))
+    assert dict(keys()) == {pem_key(north): "north"}
+    assert dict(keys()) == {pem_key(north): "north"}
+    assert [str(file) in r.getMessage() for r in caplog.records] == [True]
+    with pytest.raises(DeploymentError, match="cannot be read"):
+        enrolled_sites(home)
 
 
 def test_an_enrolment_that_was_cut_off_is_taken_up(home: Home, server: Server) -> None:
@@ -269,6 +298,12 @@ def test_one_run_at_a_time(home: Home, server: Server) -> None:
     with pytest.raises(BusyError, match="goes on"):
         launch(home, plan(home, config()))
     assert server.started == []
+    # The machine was started anew, and another process has that number now.
+    other["process"] = "another start 1"
+    (home.runs / "other" / "state.json").write_text(json.dumps(other))
+    server.on_start = lambda: told(home, status="finished", round=4)
+    launch(home, plan(home, config()))
+    assert len(server.started) == 1
 
 
 def test_a_run_of_strangers_is_refused(home: Home, server: Server) -> None:
@@ -280,73 +315,6 @@ def test_a_run_of_strangers_is_refused(home: Home, server: Server) -> None:
 def test_a_name_is_a_folder_below_runs(home: Home, name: str) -> None:
     with pytest.raises(ConfigError, match="no name for a run"):
         plan_launch(home, config(), name=name, resume=False)
-
-
-class Slow:
-    """A grid in which a reply is there at the third look, or the fifth; one message is lost."""
-
-    def __init__(self) -> None:
-        self.looks: Counter[str] = Counter()
-        self.never = threading.Event()
-
-    def push_messages(self, messages: Iterable[Message]) -> list[str | None]:
-        return ["a", "b", None][: len(list(messages))]
-
-    def pull_messages(self, ids: Iterable[str]) -> list[Any]:
-        (name,) = ids
-        self.looks[name] += 1
-        here = self.looks[name] >= {"a": 3, "b": 5}[name]
-        return (
-            [SimpleNamespace(metadata=_reply_to(name), has_content=lambda: False)] if here else []
-        )
-
-
-class Stuck(Slow):
-    """One of the replies has begun to come, and does not end."""
-
-    def pull_messages(self, ids: Iterable[str]) -> list[Any]:
-        (name,) = ids
-        if name == "a":
-            self.never.wait()
-        return super().pull_messages([name])
-
-
-def _reply_to(name: str) -> Any:
-    return SimpleNamespace(reply_to_message_id=name)
-
-
-def test_the_grid_looks_often_and_ends_in_time() -> None:
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 7, 1, 1
-    messages = [Message(RecordDict(), dst_node_id=n, message_type="train") for n in (1, 2, 3)]
-    slow = Slow()
-    replies = PollingGrid(slow, poll=0.001).send_and_receive(messages)  # type: ignore[arg-type]
-    assert sorted(reply.metadata.reply_to_message_id for reply in replies) == ["a", "b"]
-    slow = Slow()
-    grid = PollingGrid(slow, poll=0.2)  # type: ignore[arg-type]
-    assert list(grid.send_and_receive(messages, timeout=0.05)) == []
-    assert slow.looks == {"a": 1, "b": 1}
-
-
-def test_a_reply_that_never_ends_holds_up_nobody() -> None:
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 7, 1, 1
-    messages = [Message(RecordDict(), dst_node_id=n, message_type="train") for n in (1, 2)]
-    stuck, began = Stuck(), time.monotonic()
-    grid = PollingGrid(stuck, poll=0.01)  # type: ignore[arg-type]
-    replies = list(grid.send_and_receive(messages, timeout=1.0))
-    assert [reply.metadata.reply_to_message_id for reply in replies] == ["b"]
-    assert time.monotonic() - began < 10
-    stuck.never.set()
-
-
-def test_what_a_look_fails_with_is_raised() -> None:
-    class Broken(Slow):
-        def pull_messages(self, ids: Iterable[str]) -> list[Any]:
-            raise OSError("gone")
-
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 7, 1, 1
-    grid = PollingGrid(Broken())  # type: ignore[arg-type]
-    with pytest.raises(OSError, match="gone"):
-        grid.send_and_receive([Message(RecordDict(), dst_node_id=1, message_type="train")])
 
 
 def test_a_refusal_of_flowers_is_told(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

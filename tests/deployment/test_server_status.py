@@ -6,6 +6,8 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,7 +20,12 @@ from hushtune.server.deployment.home import Home, init_home
 from hushtune.server.deployment.live import RunView, show_status
 from hushtune.server.deployment.metrics_text import metrics_text
 from hushtune.server.deployment.page import StatusPage, render_page
-from hushtune.server.deployment.status import federation_status, newest_run, run_status
+from hushtune.server.deployment.status import (
+    federation_status,
+    newest_run,
+    process_start,
+    run_status,
+)
 from hushtune.server.deployment.watch import Rejection, Watch
 
 from .test_server_guard import Call
@@ -94,6 +101,28 @@ def test_a_run_whose_process_is_gone_is_interrupted(home: Home) -> None:
     assert run_status(write_run(home, "over", status="finished", pid=1))["status"] == "finished"
     (home.runs / "begun").mkdir()
     assert run_status(home.runs / "begun")["status"] == "starting"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="no /proc")
+def test_a_process_that_got_the_number_of_a_runs_is_another_one(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = process_start(os.getpid())
+    assert own is not None
+    boot, ticks = own.split()
+    assert run_status(write_run(home, "same", process=own))["status"] == "running"
+    later = write_run(home, "later", process=f"{boot} {int(ticks) - 1}")
+    assert run_status(later)["status"] == "interrupted"
+    restarted = write_run(home, "restarted", process=f"{'0' * len(boot)} {ticks}")
+    assert run_status(restarted)["status"] == "interrupted"
+    assert run_status(write_run(home, "older", process=None))["status"] == "running"
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        assert process_start(other.pid) not in (None, own)
+        other.communicate(b"\n")
+    assert process_start(2**22 + 1) is None
+    # Where the system does not tell, the number alone counts.
+    monkeypatch.setattr("hushtune.server.deployment.status.process_start", lambda _: None)
+    assert run_status(later)["status"] == "running"
 
 
 def test_the_newest_run_is_the_one_that_spoke_last(home: Home) -> None:

@@ -8,7 +8,7 @@ three. What does not fit goes as it is, so that large adapters are still moved i
 from __future__ import annotations
 
 import json
-from typing import Any, cast
+from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
@@ -46,28 +46,48 @@ def opened(content: RecordDict) -> RecordDict:
     """Inverse of ``sealed``; MessageError for an envelope that is not whole."""
     if _ENVELOPE not in content.config_records:
         return content
-    envelope = content.config_records[_ENVELOPE]
     try:
-        head: Any = json.loads(str(envelope[_HEAD]))
-        data = cast(bytes, envelope[_DATA])
-        found = RecordDict()
-        for name, texts in head["texts"].items():
-            found[str(name)] = ConfigRecord({str(key): str(text) for key, text in texts.items()})
-        records: dict[str, dict[str, Array]] = {}
-        start = 0
-        for name, key, dtype, shape, stype, size in head["arrays"]:
-            part = data[start : start + size]
-            if not isinstance(size, int) or size < 0 or len(part) != size:
-                raise ValueError("a part is cut short")
-            start += size
-            array = Array(
-                dtype=str(dtype), shape=tuple(int(n) for n in shape), stype=str(stype), data=part
-            )
-            records.setdefault(str(name), {})[str(key)] = array
-        if start != len(data):
-            raise ValueError("more than its parts")
-        for name, arrays in records.items():
-            found[name] = ArrayRecord(arrays)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise MessageError("a message's envelope is not whole", given=str(error)[:200]) from error
+        return _unpacked(content.config_records[_ENVELOPE])
+    except Exception as error:  # of whatever kind: it is the sender's, and no fault of ours
+        given = f"{type(error).__name__}: {error}"[:200]
+        raise MessageError("a message's envelope is not whole", given=given) from error
+
+
+def _unpacked(envelope: ConfigRecord) -> RecordDict:
+    data = envelope[_DATA]
+    if not isinstance(data, bytes):
+        raise ValueError("the data is not bytes")
+    head: Any = json.loads(_text(envelope[_HEAD]))
+    found = RecordDict()
+    for name, texts in head["texts"].items():
+        found[name] = ConfigRecord({key: _text(text) for key, text in texts.items()})
+    records: dict[str, dict[str, Array]] = {}
+    start = 0
+    for name, key, dtype, shape, stype, size in head["arrays"]:
+        part = data[start : start + _count(size)]
+        if len(part) != size:
+            raise ValueError("a part is cut short")
+        start += size
+        records.setdefault(_text(name), {})[_text(key)] = Array(
+            dtype=_text(dtype),
+            shape=tuple(_count(n) for n in shape),
+            stype=_text(stype),
+            data=part,
+        )
+    if start != len(data):
+        raise ValueError("more than its parts")
+    for name, arrays in records.items():
+        found[name] = ArrayRecord(arrays)
     return found
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{ascii(value)[:50]} is no text")
+    return value
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{ascii(value)[:50]} is no size")
+    return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PublicFormat,
@@ -22,6 +24,8 @@ from hushtune.common.errors import DeploymentError, EnrolmentError
 from hushtune.common.files import write_text
 from hushtune.server.deployment.control import control
 from hushtune.server.deployment.home import Home
+
+log = logging.getLogger(__name__)
 
 
 class _SiteFile(SiteCard):
@@ -101,22 +105,45 @@ def revoke(home: Home, name: str) -> Enrolled:
 
 
 class KnownKeys:
-    """The keys of the enrolled sites, read again whenever a card comes or goes."""
+    """The keys of the enrolled sites, read again whenever a card comes, goes or is changed.
+
+    A file that cannot be read keeps out its own site alone; the commands of this machine refuse it.
+    """
 
     def __init__(self, home: Home) -> None:
         self._home = home
         self._lock = threading.Lock()
-        self._stamp: int | None = None
+        self._stamp: tuple[tuple[str, int, int], ...] | None = None
         self._keys: Mapping[bytes, str] = {}
 
     def __call__(self) -> Mapping[bytes, str]:
         with self._lock:
-            stamp = self._home.sites.stat().st_mtime_ns
+            paths = sorted(self._home.sites.glob("*.json"))
+            stamp = tuple(mark for path in paths for mark in _mark(path))
             if stamp != self._stamp:
-                sites = enrolled_sites(self._home)
-                self._keys = {pem_key(site.card): name for name, site in sites.items()}
+                self._keys = {key: name for path in paths for key, name in _key(path)}
                 self._stamp = stamp
             return self._keys
+
+
+def _mark(path: Path) -> list[tuple[str, int, int]]:
+    """What changes whenever a file does; nothing for one that has just been removed."""
+    try:
+        found = path.stat()
+    except OSError:
+        return []
+    return [(path.name, found.st_mtime_ns, found.st_ino)]
+
+
+def _key(path: Path) -> list[tuple[bytes, str]]:
+    """The key of the site of one file, and its name; nothing where it cannot be read."""
+    try:
+        card = _read(path).card
+        return [(pem_key(card), card.name)]
+    except (DeploymentError, ValueError, UnsupportedAlgorithm) as error:
+        if path.exists():
+            log.warning("a site is not let in: %s", error)
+        return []
 
 
 def _check_new(card: SiteCard, sites: Mapping[str, Enrolled], home: Home) -> None:

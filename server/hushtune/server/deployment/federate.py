@@ -39,7 +39,7 @@ from hushtune.server.deployment.grid import PollingGrid
 from hushtune.server.deployment.handover import hand_over
 from hushtune.server.deployment.home import FOLDER_VARIABLE, open_home
 from hushtune.server.deployment.run_settings import sites_of_run
-from hushtune.server.deployment.status import METRICS, STATE
+from hushtune.server.deployment.status import METRICS, STATE, process_start
 from hushtune.server.federation import check_sites
 from hushtune.server.roll_call import RollCall
 from hushtune.server.strategy import RoundResult
@@ -154,6 +154,7 @@ class _Told:
             "status": "running",
             "phase": "preparation",
             "pid": os.getpid(),
+            "process": process_start(os.getpid()),
             "round": 0,
             "rounds": run.config.train.rounds,
             "sites": sorted(run.config.data.public_sizes),

@@ -2,7 +2,8 @@
 
 Flower serves three interfaces on one port. Of these a site needs one, and the others would let
 whoever reaches the port start runs. Here the public side has what a SuperNode calls and nothing
-else, knows the sender before it reads what was sent, and reads no more than a bound.
+else, knows the sender before it reads what was sent, and reads no more than a bound, of a request
+and of all that a site sends at once.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import hashlib
 import json
 import time
 from base64 import b64decode
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,8 +25,10 @@ from flwr.common.constant import (
     TIMESTAMP_HEADER,
     TIMESTAMP_TOLERANCE,
 )
+from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
+from google.protobuf.message import DecodeError
 
 from hushtune.server.deployment.watch import Rejection, Watch
 
@@ -50,7 +55,13 @@ STATE = "/hushtune/state"
 """GET, from this machine: ``Watch.snapshot``."""
 
 _PIECE, _ORDER = "/v1/fleet/push-object", "/v1/fleet/pull-messages"
+_SENDER = (FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, TIMESTAMP_HEADER)
+_ANSWER = "/v1/fleet/push-messages"
 _BODY_SECONDS = 120.0
+AT_ONCE = 8
+"""Requests of one site at a time. Flower 1.41 has two pieces, a sign of life and a call."""
+
+_STATUS = {"too large": 413, "too slow": 408, "too many": 429, "no answer of its own": 403}
 
 Scope = MutableMapping[str, Any]
 Event = MutableMapping[str, Any]
@@ -91,25 +102,61 @@ def examine(
     return site
 
 
+def is_own_answer(body: bytes) -> bool:
+    """Whether a request to keep messages has one, which the node that it names gives as an answer.
+
+    Flower compares that node with the key, but not with who the message says it is from: it would
+    keep one that is no answer as an order, for any other site.
+    """
+    try:
+        asked = PushMessagesRequest.FromString(body)
+    except DecodeError:
+        return False
+    heads = [message.metadata for message in asked.messages_list]
+    return [head.src_node_id for head in heads] == [asked.node.node_id] and bool(
+        heads[0].reply_to_message_id
+    )
+
+
+@dataclass(eq=False)
+class _Reading:
+    """An open request, with the bytes that it has, or has announced; 0 once Flower keeps them."""
+
+    piece: bool
+    size: int
+
+
 class PublicGuard:
     """The public side, as an ASGI application around Flower's.
 
     Args:
         app: Flower's.
         keys: see ``Keys``; asked for each request.
-        limit: bytes that a request may have.
-        message_limit: bytes that the pieces of one message may have together.
+        limit: bytes that a request may have, and all requests of a site that are open at once;
+            but for pieces.
+        message_limit: bytes that the pieces of one message may have together, with what is
+            announced of those that are still coming.
         watch: where it is counted who came.
+        body_seconds: in which a request has to be there.
     """
 
     def __init__(
-        self, app: App, *, keys: Keys, limit: int, watch: Watch, message_limit: int = 2**62
+        self,
+        app: App,
+        *,
+        keys: Keys,
+        limit: int,
+        watch: Watch,
+        message_limit: int = 2**62,
+        body_seconds: float = _BODY_SECONDS,
     ) -> None:
         self._app = app
         self._keys = keys
         self._limit = limit
         self._message_limit = message_limit
-        self._pieces: dict[str, int] = {}  # bytes by site, since it last got an order
+        self._body_seconds = body_seconds
+        self._pieces: Counter[str] = Counter()  # bytes by site, since it last got an order
+        self._open: dict[str, list[_Reading]] = {}
         self._watch = watch
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -125,40 +172,68 @@ class PublicGuard:
             await answer(send, 404, {"detail": "Not Found"})
             return
         headers = _headers(scope)
-        found = examine(headers, self._keys(), now=datetime.now(UTC))
+        if _said_twice(scope):
+            found = Rejection("no key")
+        else:
+            found = examine(headers, self._keys(), now=datetime.now(UTC))
         if isinstance(found, Rejection):
             await self._refuse(scope, send, found)
             return
-        body = await self._body(headers, receive, site=found)
-        if not isinstance(body, Rejection) and path == _PIECE:
-            body = self._piece(body, site=found)
+        declared = headers.get("content-length", "0")
+        if not declared.isdigit():
+            await self._refuse(scope, send, Rejection("too large", site=found))
+            return
+        reading = _Reading(piece=path == _PIECE, size=int(declared))
+        requests = self._open.setdefault(found, [])
+        requests.append(reading)
+        try:
+            await self._read_and_pass(scope, receive, send, reading=reading, site=found)
+        finally:
+            requests.remove(reading)
+            if not requests:
+                self._open.pop(found, None)
+
+    async def _read_and_pass(
+        self, scope: Scope, receive: Receive, send: Send, *, reading: _Reading, site: str
+    ) -> None:
+        if len(self._open[site]) > AT_ONCE:
+            body: bytes | Rejection = Rejection("too many", site=site)
+        else:
+            body = await self._body(receive, reading=reading, site=site)
+        if not isinstance(body, Rejection) and scope["path"] == _ANSWER and not is_own_answer(body):
+            body = Rejection("no answer of its own", site=site)
         if isinstance(body, Rejection):
+            reading.size = 0
             await self._refuse(scope, send, body)
             return
-        await self._pass(scope, receive, send, body=body, site=found)
+        if reading.piece:  # Flower keeps it from here on
+            self._pieces[site] += len(body)
+            reading.size = 0
+        await self._pass(scope, receive, send, body=body, site=site)
 
-    async def _body(
-        self, headers: Mapping[str, str], receive: Receive, *, site: str
-    ) -> bytes | Rejection:
-        declared = headers.get("content-length", "0")
-        if not declared.isdigit() or int(declared) > self._limit:
+    async def _body(self, receive: Receive, *, reading: _Reading, site: str) -> bytes | Rejection:
+        def fits(size: int) -> bool:
+            reading.size = max(reading.size, size)
+            return reading.size <= self._limit and self._room(site, piece=reading.piece) >= 0
+
+        if not fits(0):
             return Rejection("too large", site=site)
         try:
-            body = await asyncio.wait_for(_read(receive, self._limit), _BODY_SECONDS)
+            body = await asyncio.wait_for(_read(receive, fits), self._body_seconds)
         except TimeoutError:
             return Rejection("too slow", site=site)
         return Rejection("too large", site=site) if body is None else body
 
-    def _piece(self, body: bytes, *, site: str) -> bytes | Rejection:
-        """Flower takes any number of pieces of a message, and holds them in memory.
+    def _room(self, site: str, *, piece: bool) -> int:
+        """Bytes that a site may still send at once.
 
-        It takes one message for each order, so that an order is where counting begins anew.
+        Flower takes any number of pieces of a message, and holds them in memory. It takes one
+        message for each order, so that an order is where counting begins anew.
         """
-        together = self._pieces.get(site, 0) + len(body)
-        if together > self._message_limit:
-            return Rejection("too large", site=site)
-        self._pieces[site] = together
-        return body
+        coming = sum(each.size for each in self._open[site] if each.piece == piece)
+        if piece:
+            return self._message_limit - self._pieces[site] - coming
+        return self._limit - coming
 
     async def _pass(
         self, scope: Scope, receive: Receive, send: Send, *, body: bytes, site: str
@@ -181,7 +256,7 @@ class PublicGuard:
     async def _refuse(self, scope: Scope, send: Send, rejection: Rejection) -> None:
         peer = (scope.get("client") or ("?",))[0]
         self._watch.refused(rejection, peer=str(peer), now=time.time())
-        status = {"too large": 413, "too slow": 408}.get(rejection.reason, 401)
+        status = _STATUS.get(rejection.reason, 401)
         await answer(send, status, {"detail": rejection.words()})
 
 
@@ -226,8 +301,14 @@ def _headers(scope: Scope) -> dict[str, str]:
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
 
 
-async def _read(receive: Receive, limit: int) -> bytes | None:
-    """A request's body; None as soon as it is larger than the limit."""
+def _said_twice(scope: Scope) -> bool:
+    """Whether a header that names the sender is there twice: Flower might read the other one."""
+    names = Counter(name.decode("latin-1").lower() for name, _ in scope["headers"])
+    return any(names[name] > 1 for name in _SENDER)
+
+
+async def _read(receive: Receive, fits: Callable[[int], bool]) -> bytes | None:
+    """A request's body; None as soon as it does not fit any more."""
     parts: list[bytes] = []
     size, more = 0, True
     while more:
@@ -236,7 +317,7 @@ async def _read(receive: Receive, limit: int) -> bytes | None:
             break
         part: bytes = event.get("body", b"")
         size += len(part)
-        if size > limit:
+        if not fits(size):
             return None
         parts.append(part)
         more = bool(event.get("more_body", False))

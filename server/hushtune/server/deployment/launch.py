@@ -206,7 +206,8 @@ def _start(client: ControlHttpClient, home: Home, plan: Launch) -> int:
     bundle = build_bundle(home.app)
     settings = run_settings(home, plan, bundle)
     write_text(plan.folder / CONFIG, str(settings[TOML]))  # as it is signed
-    begun = {**read_state(plan.folder), "status": "starting", "error": None, "pid": None}
+    begun = {**read_state(plan.folder), "status": "starting", "error": None}
+    begun |= {"pid": None, "process": None}
     rounds, sites = plan.config.train.rounds, sorted(plan.config.data.public_sizes)
     begun |= {"rounds": rounds, "sites": sites, "connected": [], "updated": time.time()}
     write_text(plan.folder / STATE, json_text({"round": 0, **begun}) + "\n")

@@ -30,6 +30,7 @@ from hushtune.server.deployment.certificates import (
     expiry_warning,
     server_context,
 )
+from hushtune.server.deployment.doors import MOST, DoorServer, allow_files
 from hushtune.server.deployment.enrol import KnownKeys
 from hushtune.server.deployment.home import FOLDER_VARIABLE, Home
 from hushtune.server.deployment.lock import held
@@ -73,6 +74,7 @@ def serve(
         until = check_certificates(home.certificates, host=home.host, now=datetime.now(UTC))
         load_signing_key(home.signing_key)
         prepare_environment(home)
+        allow_files()
         log = open_log(home.flower / LOG, stream=None if quiet else sys.stderr)
         sockets: list[socket.socket] = []
         try:
@@ -147,6 +149,10 @@ class _Server(uvicorn.Server):
         yield
 
 
+class _PublicServer(_Server, DoorServer):
+    """The one that whoever reaches the port can connect to."""
+
+
 class _Link:
     """The servers of one process and what belongs to them."""
 
@@ -179,7 +185,7 @@ class _Link:
         # The application's lifespan is one: that of the first of these.
         self._servers = [
             _server(local, lifespan="on"),
-            _server(public, lifespan="off", tls=self._tls, limit_concurrency=512),
+            _server(public, lifespan="off", tls=self._tls),
         ]
         if len(sockets) > 2:
             port = sockets[2].getsockname()[1]
@@ -261,7 +267,6 @@ def _server(
     *,
     lifespan: Any,
     tls: ssl.SSLContext | None = None,
-    limit_concurrency: int | None = None,
 ) -> _Server:
     config = uvicorn.Config(
         app,
@@ -270,12 +275,12 @@ def _server(
         access_log=False,
         server_header=False,
         ws="none",
-        limit_concurrency=limit_concurrency,
+        limit_concurrency=None if tls is None else MOST,
         timeout_graceful_shutdown=_GRACE,
     )
     config.load()
     config.ssl = tls
-    return _Server(config)
+    return _Server(config) if tls is None else _PublicServer(config)
 
 
 def _bind(host: str, port: int, *, what: str, key: str) -> socket.socket:

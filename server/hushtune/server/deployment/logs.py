@@ -14,7 +14,7 @@ from hushtune.common.files import write_errors
 
 NAME = "hushtune.server.link"
 _BYTES, _FILES = 10 * 2**20, 5
-_FOREIGN = ("flwr", "uvicorn", "uvicorn.error", "asyncio")
+_OTHERS = ("flwr", "uvicorn", "uvicorn.error", "asyncio", "hushtune.server.deployment")
 
 
 class JsonLines(logging.Formatter):
@@ -39,7 +39,7 @@ class JsonLines(logging.Formatter):
 def open_log(path: Path, *, stream: TextIO | None) -> logging.Logger:
     """The log in a file that is rotated, and on a stream as well where one is given.
 
-    Warnings of Flower and of the HTTP server go there too.
+    Warnings of Flower, of the HTTP server and of what is around it go there too.
     """
     import_module("flwr.supercore.logger")  # which sets its own logger up, and would undo ours
 
@@ -52,7 +52,7 @@ def open_log(path: Path, *, stream: TextIO | None) -> logging.Logger:
         handlers.append(logging.StreamHandler(stream))
     for handler in handlers:
         handler.setFormatter(JsonLines())
-    for name in (NAME, *_FOREIGN):
+    for name in (NAME, *_OTHERS):
         logger = logging.getLogger(name)
         logger.handlers = list(handlers)
         logger.propagate = False
@@ -63,8 +63,9 @@ def open_log(path: Path, *, stream: TextIO | None) -> logging.Logger:
 def close_log(logger: logging.Logger) -> None:
     """Close what ``open_log`` has opened."""
     handlers = list(logger.handlers)
-    for name in (NAME, *_FOREIGN):
+    for name in (NAME, *_OTHERS):
         logging.getLogger(name).handlers = []
+        logging.getLogger(name).propagate = True
     for handler in handlers:
         handler.close()
 

@@ -77,7 +77,7 @@ def run_status(folder: Path) -> dict[str, Any]:
     rows = read_rows(folder)
     seconds = [sum(v for v in row.get("seconds", {}).values() if v is not None) for row in rows]
     status = state.get("status", "starting")
-    if status == "running" and not _alive(state.get("pid")):
+    if status == "running" and not _alive(state.get("pid"), state.get("process")):
         status = "interrupted"
     losses = [(row["round"], _released(row).get("loss")) for row in rows]
     refused = _refusals(rows)
@@ -133,6 +133,21 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def process_start(pid: int) -> str | None:
+    """Which process has a number now: the machine's start and the process's, in ticks after it.
+
+    Numbers are given again, at the latest after a restart of the machine. None where there is no
+    such process, or the system does not tell: only Linux does.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        line = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        # The 22nd field (proc_pid_stat(5)); the second is a name, which may have blanks and ")".
+        return f"{boot} {int(line.rpartition(')')[2].split()[19])}"
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def bytes_text(size: float) -> str:
     """
     >>> bytes_text(512), bytes_text(5_400_000)
@@ -184,7 +199,8 @@ def _refusals(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any
     return found
 
 
-def _alive(pid: object) -> bool:
+def _alive(pid: object, began: object) -> bool:
+    """Whether a run's process is there, and not another one that has got its number since."""
     if not isinstance(pid, int):
         return True
     try:
@@ -192,8 +208,9 @@ def _alive(pid: object) -> bool:
     except ProcessLookupError:
         return False
     except OSError:
-        return True
-    return True
+        pass
+    now = process_start(pid)
+    return began is None or now is None or began == now
 
 
 def _valid_until(home: Home) -> datetime | None:

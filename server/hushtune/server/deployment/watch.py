@@ -32,9 +32,9 @@ class SiteTraffic:
 class Rejection:
     """Why a request was not let in.
 
-    ``reason``: "no key", "unknown key", "clock", "signature", "too large", "too slow"; ``key``: the
-    first half of the key's sha256; ``seconds``: how far the sender's clock is behind ours, or the
-    request's age.
+    ``reason``: "no key", "unknown key", "clock", "signature", "too large", "too slow", "too many",
+    "no answer of its own"; ``key``: the first half of the key's sha256; ``seconds``: how far the
+    sender's clock is behind ours, or the request's age.
     """
 
     reason: str
@@ -51,11 +51,13 @@ class Rejection:
                 "set it by a time server"
             )
         return {
-            "no key": "the request names no node",
+            "no key": "the request does not name one node",
             "unknown key": "this node's key is not enrolled here",
             "signature": "the request is not signed by the key that it names",
             "too large": "the request is larger than the server takes",
             "too slow": "the request did not arrive in time",
+            "too many": "this node has as many requests open as the server takes at once",
+            "no answer of its own": "the message is not this node's answer to an order",
         }[self.reason]
 
 
