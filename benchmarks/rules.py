@@ -10,8 +10,10 @@ at a sampling rate of 0.13. The demo's rows, at most 1,500 a site; 20 Newsgroups
 of 64 tokens at each of six sites (Dirichlet 0.5 over the labels). With `off` the learning rates are
 those for training without noise. `distributed` and `server` are the demo's rows under that trust
 model, at epsilon 3 alone: at the four sites, and dealt to 240 clients (4 rounds of a head and 2 of
-adapters, by the preset `clients`); rules that the trust model excludes are left out. Each result is a line of ``results.jsonl``; what is there is not
-run again. With ``--doc`` the table replaces what stands between its two markers there.
+adapters, by the preset `clients`); rules that the trust model excludes are left out.
+
+Each result is a line of ``results.jsonl``; what is there is not run again. With ``--doc`` the table
+replaces what stands between its two markers there.
 """
 
 from __future__ import annotations
