@@ -108,6 +108,7 @@ class Place:
             "federation": FEDERATION,
             "cards": self.cards(),
             "timeout": 60.0,
+            "patience": 0.0,
         }
         return hand_over(grid, grid.nodes, **{**usual, **changes})
 

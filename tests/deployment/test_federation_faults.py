@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -12,17 +13,22 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import tomli_w
 from flwr.cli.build import build_fab_from_disk
+from flwr.common.serde import fab_to_proto, user_config_to_proto
+from flwr.proto.control_pb2 import StartRunRequest
+from flwr.supercore.fab import Fab
 from safetensors.numpy import load_file
 
 from hushtune.common.config_io import dump_toml, load_config
 from hushtune.common.deployment import signed_run
 from hushtune.common.privacy.ledger import Ledger
 from hushtune.common.signing import make_signing_key, sign
+from hushtune.server.deployment.control import control
+from hushtune.server.deployment.home import open_home
 
-from ..conformance.flower_commands import flwr
 from .hostile_site import FAULTS, REQUEST
 from .processes import Federation, Institution, wait_until
 from .test_site_processes import bundle
@@ -197,27 +203,27 @@ def policies(
 def test_a_run_that_the_coordinator_has_not_signed_is_refused_unread(
     honest: Federation, tmp_path: Path, signer: str
 ) -> None:
-    """Whoever is on the coordinator's machine can start runs by Flower's own command."""
+    """The coordinator's own user could start runs that are not the federation's."""
     federation = honest
+    home = open_home(federation.folder)
     app, out = bundle(tmp_path / "app"), tmp_path / "out"
     toml = dump_toml(load_config(federation.config("unsigned")))
-    values = {"toml": toml, "out": str(out), "signature": ""}
+    values: dict[str, Any] = {"toml": toml, "out": str(out), "signature": ""}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        fab = build_fab_from_disk(app)
     if signer != "nobody":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            document = signed_run(build_fab_from_disk(app), toml)
-        values["signature"] = sign(make_signing_key(tmp_path / "signing.key"), document)
-    (tmp_path / "run.toml").write_text(tomli_w.dumps(values), encoding="utf-8")
-    home = tmp_path / "flower"
-    home.mkdir()
-    (home / "config.toml").write_text(
-        '[superlink]\ndefault = "own"\n\n'
-        f'[superlink.own]\naddress = "127.0.0.1:{federation.port + 1}"\ninsecure = true\n',
-        encoding="utf-8",
+        key = make_signing_key(tmp_path / "signing.key")
+        values["signature"] = sign(key, signed_run(fab, toml))
+    asked = StartRunRequest(
+        fab=fab_to_proto(Fab(hashlib.sha256(fab).hexdigest(), fab, {})),
+        override_config=user_config_to_proto(values),
     )
     before, orders = charged(federation), {k: len(s.orders()) for k, s in federation.sites.items()}
-    begun = flwr(app, home, "run", ".", "--run-config", str(tmp_path / "run.toml"))
-    assert "run-id" in begun, begun
+    bare = httpx.post(f"http://{home.local}/v1/control/start-run", content=b"", trust_env=False)
+    assert bare.status_code == 401  # nobody else of this machine gets as far
+    with control(home) as client:
+        assert client.StartRun(asked).HasField("run_id")
     log = federation.folder / "flower" / "processes.log"
     wait_until(
         (out / "told.json").is_file,

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Message, RecordDict
+from flwr.app import Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from safetensors.torch import load_file
 
 from hushtune.client.memory import Purpose, SiteMemory
@@ -32,6 +33,7 @@ from hushtune.common.privacy import accountant
 from hushtune.common.privacy.ledger import Ledger
 from hushtune.common.signed_files import Signed, sha256_of
 from hushtune.common.signing import load_signing_key, make_signing_key
+from hushtune.server.deployment import receipts
 from hushtune.simulations.saved import load
 
 from ..conftest import Settings
@@ -276,6 +278,71 @@ def test_a_site_that_is_gone_is_named_with_what_it_has_shown(place: Place) -> No
         assert "Of west there is no receipt" in text
     again = place.handed_over()  # back, and asked again
     assert again["without_receipt"] == []
+
+
+class Coming:
+    """A grid to which one site is connected from the ``looks``-th look on.
+
+    With ``held`` it is taken for connected all the while: the first question to it is lost, and the
+    second comes back as Flower's word that the node is gone.
+    """
+
+    def __init__(self, grid: OwnSites, site: str, *, looks: int = 1, held: bool = False) -> None:
+        self._grid, self._node, self._looks, self._held = grid, grid.nodes[site], looks, held
+        self.nodes, self.asked = grid.nodes, 0
+
+    def get_node_ids(self) -> Iterable[int]:
+        self._looks -= 1
+        gone = self._looks > 0 and not self._held
+        return [node for node in self._grid.get_node_ids() if node != self._node or not gone]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        for message in messages:
+            if message.metadata.dst_node_id != self._node:
+                yield from self._grid.send_and_receive([message], timeout=timeout)
+                continue
+            self.asked += 1
+            if not self._held or self.asked > 2:
+                yield from self._grid.send_and_receive([message], timeout=timeout)
+            elif self.asked == 2:
+                message.metadata.__dict__["_message_id"] = "lost"
+                error = Error(ErrorCode.NODE_UNAVAILABLE, "Node unavailable")
+                yield Message(error, reply_to=message)
+
+
+@pytest.mark.parametrize("how", [{"looks": 4}, {"held": True}])
+def test_a_site_that_is_away_is_waited_for_and_asked_when_it_is_back(
+    place: Place, how: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receipts, "_POLL_SECONDS", 0.01)
+    grid, told = Coming(place.grid(), "west", **how), []
+    statement = place.handed_over(grid, patience=60.0, waiting=told.append)
+    assert statement["without_receipt"] == []
+    assert told == [["west"]]
+    (place.results("west") / "manifest.json").read_text()
+    place.handed_over(Coming(place.grid(), "west", looks=10**9), patience=60.0)  # kept: no wait
+    statement = json.loads((place.out / "statement.json").read_text())["document"]
+    assert statement["without_receipt"] == []
+
+
+def test_the_wait_is_bounded_and_who_has_refused_is_not_asked_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receipts, "_POLL_SECONDS", 0.01)
+    asked: list[RecordDict] = []
+
+    def refused(content: RecordDict) -> RecordDict:
+        asked.append(content)
+        return other_model(content)
+
+    grid = place.grid()
+    del grid.contexts[grid.nodes["west"]]
+    told = place.handed_over(Between(grid, "north", down=refused), patience=0.3)
+    assert told["without_receipt"] == ["north", "west"]
+    assert told["sites"]["west"]["missing"] == "not connected"
+    assert len(asked) == 1
 
 
 def test_a_simulated_site_refuses(place: Place) -> None:

@@ -28,8 +28,10 @@ from hushtune.server.deployment.guard import (
     Send,
     examine,
 )
+from hushtune.server.deployment.local_token import HEADER
 from hushtune.server.deployment.watch import Rejection, Watch
 
+TOKEN = "of the coordinator's own user"
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 KEY, STRANGER = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
 KEYS = {public_key_to_bytes(KEY.public_key()): "north"}
@@ -141,7 +143,8 @@ def guards() -> tuple[Flower, PublicGuard, LocalGuard, Watch, list[Any]]:
     watch = Watch(started=0.0, tell=lambda event, **fields: lines.append((event, fields)))
     flower = Flower()
     public = PublicGuard(flower, keys=lambda: KEYS, limit=1000, watch=watch)
-    return flower, public, LocalGuard(flower, port=9093, watch=watch), watch, lines
+    local = LocalGuard(flower, port=9093, token=TOKEN, watch=watch)
+    return flower, public, local, watch, lines
 
 
 def test_only_what_a_node_calls_passes() -> None:
@@ -190,11 +193,33 @@ def test_many_refusals_are_one_line_of_the_log_and_a_bounded_table() -> None:
 
 def test_the_local_side_is_for_this_machine_and_not_for_its_browsers() -> None:
     _, _, local, _, _ = guards()
-    host = {"host": "127.0.0.1:9093"}
+    host = {"host": "127.0.0.1:9093", HEADER: TOKEN}
     assert Call(local, "/v1/control/list-runs", headers=host).body == b"served"
     assert Call(local, STATE, "GET", headers=host).status == 200
     for headers in ({}, {"host": "evil.example"}, {**host, "origin": "http://evil.example"}):
         assert Call(local, "/v1/control/start-run", headers=headers).status == 403
+
+
+@pytest.mark.parametrize("given", [{}, {HEADER: ""}, {HEADER: "guessed"}, {HEADER: "\xe9"}])
+def test_another_user_of_this_machine_reaches_what_has_flowers_own_secrets_and_no_more(
+    given: dict[str, str],
+) -> None:
+    flower, _, local, _, _ = guards()
+    headers = {"host": "127.0.0.1:9093", **given}
+    for path in (
+        "/v1/control/start-run",
+        "/v1/control/list-runs",
+        "/v1/fleet/register-node",
+        "/v1/runtime",
+        "/responses",
+        "/openapi.json",
+        "/",
+    ):
+        assert Call(local, path, headers=headers).status == 401, path
+    for path in (STATE, "/hushtune/anything"):
+        assert Call(local, path, "GET", headers=headers).status == 401, path
+    assert flower.paths == []
+    assert Call(local, "/v1/runtime/acquire-task", headers=headers).body == b"served"
 
 
 def test_pieces_of_a_message_are_bounded_together_until_the_next_order() -> None:

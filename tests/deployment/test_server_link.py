@@ -35,6 +35,7 @@ from hushtune.common.signing import public_text
 from hushtune.server.deployment.control import link_state
 from hushtune.server.deployment.enrol import enrol, revoke
 from hushtune.server.deployment.home import Home, init_home
+from hushtune.server.deployment.local_token import HEADER, read_token
 
 from .processes import COMMAND, environment, free_port, wait_until
 
@@ -223,9 +224,30 @@ def test_an_enrolled_node_connects(server: Server, tmp_path: Path) -> None:
 
 def test_a_page_in_a_browser_cannot_use_the_local_side(server: Server) -> None:
     state = f"http://{server.home.local}/hushtune/state"
-    assert httpx.get(state).status_code == 200
-    assert httpx.get(state, headers={"origin": "http://evil.example"}).status_code == 403
-    assert httpx.get(state, headers={"host": "evil.example"}).status_code == 403
+    own = {HEADER: read_token(server.home) or ""}
+    assert httpx.get(state, headers=own).status_code == 200
+    for foreign in ({"origin": "http://evil.example"}, {"host": "evil.example"}):
+        assert httpx.get(state, headers={**own, **foreign}).status_code == 403
+
+
+def test_another_user_of_this_machine_starts_no_run(server: Server) -> None:
+    """What a ServerApp runs, it runs as the coordinator: it could read the signing key."""
+    from flwr.proto.control_pb2 import ListRunsRequest
+
+    from hushtune.server.deployment.control import control
+
+    home = server.home
+    assert home.local_token.stat().st_mode & 0o777 == 0o600
+    assert home.flower.stat().st_mode & 0o077 == 0
+    with httpx.Client(base_url=f"http://{home.local}") as client:
+        for path in ("/v1/control/start-run", "/v1/control/list-nodes", "/v1/fleet/register-node"):
+            for headers in ({}, {HEADER: "guessed"}):
+                assert client.post(path, headers=headers).status_code == 401, path
+        assert client.get("/hushtune/state").status_code == 401
+        # Flower's own processes have a secret of their own, and none is told here.
+        assert client.post("/v1/runtime/acquire-task").status_code not in (200, 404)
+    with control(home) as client:
+        assert dict(client.ListRuns(ListRunsRequest()).run_dict) == {}
 
 
 async def _idle(home: Home, number: int, *, tls: bool) -> list[asyncio.StreamWriter]:

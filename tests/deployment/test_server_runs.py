@@ -50,6 +50,7 @@ from hushtune.server.deployment.bundle import DEFAULTS
 from hushtune.server.deployment.control import control, link_state
 from hushtune.server.deployment.enrol import KnownKeys, enrol, enrolled_sites, pem_key, revoke
 from hushtune.server.deployment.follow import told_error
+from hushtune.server.deployment.handed_over import again_command, handed_over
 from hushtune.server.deployment.home import Home, init_home
 from hushtune.server.deployment.launch import launch, plan_launch
 
@@ -220,9 +221,51 @@ def test_a_run_is_signed_started_and_followed(home: Home, server: Server) -> Non
         check_run(public, asked.fab.content, sent[TOML] + "\n", sent["signature"])
     with pytest.raises(OutputExistsError):
         plan(home, config())
-    again = launch(home, plan(home, resume=True))  # there is nothing left to do
-    assert again["status"] == "finished"
+
+
+def handed(home: Home, *, missing: str = "") -> None:
+    """What a run that has ended leaves, as far as the hand-over tells."""
+    out = home.runs / "first"
+    site = {"receipt": None if missing else {}, "missing": missing}
+    (out / "statement.json").write_text(json.dumps({"document": {"sites": {"north": site}}}))
+    if not missing:
+        (out / "receipts").mkdir(exist_ok=True)
+        (out / "receipts" / "north.json").write_text("{}")
+
+
+def test_a_run_that_has_ended_is_handed_over_to_those_that_lack_it(
+    home: Home, server: Server
+) -> None:
+    enrol(home, card("north"))
+    server.on_start = lambda: told(home, status="finished", round=4)
+    launch(home, plan(home, config()))
+    handed(home, missing="not connected")
+    server.status.status = "finished"
+    lacking = handed_over(home.runs / "first", ["north"])
+    assert (lacking.signed, lacking.missing) == ((), {"north": "not connected"})
+    assert (
+        again_command(home.folder, "first")
+        in lacking.words(again=again_command(home.folder, "first"))[-1]
+    )
+    with pytest.raises(CheckpointError, match="cannot be handed over again"):
+        launch(home, plan(home, resume=True))  # it would begin anew, and charge again
     assert len(server.started) == 1
+    (home.runs / "first" / "checkpoint").mkdir()
+    (home.runs / "first" / "checkpoint" / "latest.hushtune").write_bytes(b"")
+
+    def hand() -> None:
+        told(home, status="finished", round=4)
+        handed(home)
+
+    server.on_start = hand
+    assert launch(home, plan(home, config(), resume=True))["status"] == "finished"
+    assert len(server.started) == 2
+    assert server.started[1].override_config["resume"].string == "true"
+    assert handed_over(home.runs / "first", ["north"]).missing == {}
+    launch(home, plan(home, resume=True))  # there is nothing left to do
+    assert len(server.started) == 2
+    (home.runs / "first" / "receipts" / "north.json").unlink()
+    assert handed_over(home.runs / "first", ["north"]).missing == {"north": "no receipt is kept"}
 
 
 def test_a_run_that_fails_says_what_ended_it(home: Home, server: Server) -> None:

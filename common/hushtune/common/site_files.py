@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from urllib.parse import quote
 
+STATEMENT_FILE, RECEIPTS = "statement.json", "receipts"
+"""In a coordinator's folder of a run: the federation's statement, and a signed receipt a site."""
 MOST_CHARACTERS = 120
 """Of a stem, all of them ASCII: with endings and a temporary file's own letters it stays below
 143 bytes, the least that file systems in use (eCryptfs) allow a name."""
@@ -28,6 +31,11 @@ def site_stem(site: str) -> str:
     while len(_encoded(kept)) > MOST_CHARACTERS - 1 - len(digest):
         kept = kept[:-1]  # by characters: half an encoded one could not be read back
     return f"{_encoded(kept)}+{digest}"
+
+
+def receipt_file(out: Path, site: str) -> Path:
+    """Where a site's receipt is kept in a coordinator's folder of a run."""
+    return out / RECEIPTS / f"{site_stem(site)}.json"
 
 
 def _encoded(text: str) -> str:

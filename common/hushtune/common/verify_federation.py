@@ -11,10 +11,10 @@ from hushtune.common.errors import HushtuneError
 from hushtune.common.handover_messages import RECEIPT, Receipt
 from hushtune.common.privacy.statement_federation import FEDERATION_STATEMENT
 from hushtune.common.signed_files import Signed, sha256_of
-from hushtune.common.site_files import site_stem
+from hushtune.common.site_files import RECEIPTS, STATEMENT_FILE, receipt_file
 from hushtune.common.verification import Check, check_folder, checked, equal
 
-STATEMENT_FILE, RECEIPTS, MODEL_FILE = "statement.json", "receipts", "model.safetensors"
+MODEL_FILE = "model.safetensors"
 COVERED = (
     *(CONFIG, MODEL_FILE, "adapter", RECEIPTS),
     *(STATEMENT_FILE, "statement.md", "statement.html"),
@@ -110,7 +110,7 @@ def _receipt(
     if key is None:
         return Check(what, False, f"the site's key is not known: give --key {name}.pub")
     try:
-        signed = Signed.read(folder / RECEIPTS / f"{site_stem(name)}.json")
+        signed = Signed.read(receipt_file(folder, name))
         receipt = Receipt.from_dict(signed.checked(key, kind=RECEIPT))
     except HushtuneError as error:
         return Check(what, False, f"{error.code} {error.message}")

@@ -160,7 +160,8 @@ def joined(
     began, number, hidden = time.perf_counter(), now.round + 1, secret_draws(config)
     for site, reason in told.items():
         who = UNNAMED if hidden else site
-        log.warning("round %d goes on without %s: %s", number, who, reason)
+        of = {"site": None if hidden else site}
+        log.warning("round %d goes on without %s: %s", number, who, reason, extra=of)
     noise = noise_source(config, round=number)
     agg, state, memory = release(now, replies.accepted, config=config, plan=plan, noise=noise)
     return Joined(

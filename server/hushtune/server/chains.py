@@ -119,7 +119,8 @@ def note_heads(folder: Path, run: str, charges: Rows, before: Heads) -> None:
                 continue
             began = first if of == run else began
         if head.broken:
-            log.error("site %s: its ledger was rolled back: it shows %s", site, head.broken)
+            words, of = "site %s: its ledger was rolled back: it shows %s", {"site": site}
+            log.error(words, site, head.broken, extra=of)
         text = {"site": site, "run": run, "last": asdict(head), "before": asdict(began)}
         write_text(path, json.dumps(text, indent=1, sort_keys=True) + "\n")
 

@@ -103,7 +103,8 @@ def ask_for_metrics(
         else:
             missing[site] = found
     for site, reason in missing.items():
-        log.warning("site %s tells no figures in round %d: %s", site, round, reason)
+        of = {"site": site}
+        log.warning("site %s tells no figures in round %d: %s", site, round, reason, extra=of)
     sizes = {site: public_held_out(config, site) for site in reports}
     row: Row = {
         "noised": noised,

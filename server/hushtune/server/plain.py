@@ -170,7 +170,8 @@ def _with_step(
     began, replies = time.perf_counter(), asked.replies
     require_quorum(config, number, len(replies.accepted), asked.told, replies.refusals)
     for site, reason in asked.told.items():
-        log.warning("round %d goes on without %s: %s", number, site, reason)
+        of = {"site": site}
+        log.warning("round %d goes on without %s: %s", number, site, reason, extra=of)
     memory, state = aggregator.apply(before.agg, before.state, replies.accepted)
     noise = {update.site: update.noise[:200] for update in replies.accepted}
     accepted = sorted({*before.accepted, *noise})

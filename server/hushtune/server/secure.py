@@ -104,7 +104,8 @@ class SecureSession:
             if not false:
                 return
             for site, reason in false.items():
-                log.warning("secure sums go on without %s: %s", site, reason)
+                of = {"site": site}
+                log.warning("secure sums go on without %s: %s", site, reason, extra=of)
             self._line.traffic.lost.update(false)
             asked = tuple(site for site in asked if site not in false)
             self._require(asked, "shared what opens their masks")
@@ -170,7 +171,8 @@ class SecureSession:
             against = sorted(name for name, reply in received.items() if site in reply.false)
             if not against:
                 continue
-            log.warning("what %s has shared is no share for %s", site, ", ".join(against))
+            words, of = "what %s has shared is no share for %s", {"site": site}
+            log.warning(words, site, ", ".join(against), extra=of)
             if len(self._masks.holders(site)) - len(against) < self.cohort.share_threshold:
                 found[site] = short(
                     f"rejected: what it has shared is no share for {', '.join(against)}"

@@ -155,7 +155,8 @@ class FederatedStrategy(Strategy):
                 for name in ("training", "aggregation"):
                     seconds[name] += now.history[-1]["seconds"][name]
         for site, rows in now.refusals.items():
-            log.warning("site %s refused %d rounds: %s", site, len(rows), rows[-1]["reason"])
+            words, of = "site %s refused %d rounds: %s", {"site": site}
+            log.warning(words, site, len(rows), rows[-1]["reason"], extra=of)
         seconds["total"] = time.perf_counter() - began
         return FederationResult(
             run=now.run,

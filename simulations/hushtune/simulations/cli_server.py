@@ -144,13 +144,18 @@ def revoke(
 def run(
     folder: Folder,
     config: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG]", help="a TOML file; not with --resume")
+        Path | None,
+        typer.Argument(metavar="[CONFIG]", help="a TOML file; with --resume it may be left out"),
     ] = None,
     name: Annotated[
         str | None, typer.Option("--name", help="of the run; else that of the file")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="go on with a run that was stopped")
+        bool,
+        typer.Option(
+            "--resume",
+            help="go on with a run that was stopped; hand one that has ended to sites that lack it",
+        ),
     ] = False,
     set_: Annotated[
         list[str] | None,
@@ -160,11 +165,13 @@ def run(
         float, typer.Option(min=1, help="how long a site may take for a round")
     ] = 3600.0,
     connect_seconds: Annotated[
-        float, typer.Option(min=0, help="how long a round waits for sites that are not there")
+        float,
+        typer.Option(min=0, help="how long a round, and the end, wait for sites that are away"),
     ] = 120.0,
     as_json: AsJson = False,
 ) -> None:
     """Start a run at the running server and follow it; Ctrl-C stops it, --resume goes on."""
+    from hushtune.server.deployment.handed_over import again_command, handed_over
     from hushtune.server.deployment.home import open_home
     from hushtune.server.deployment.launch import launch, load_sites_config, plan_launch
     from hushtune.server.deployment.live import RunView
@@ -188,8 +195,12 @@ def run(
     console = Console(stderr=as_json)
     with RunView(console) as view:
         ended = launch(home, plan, on_status=view.update)
-    console.print(f"finished: {plan.folder}", markup=False, highlight=False)
-    _print_json(ended, as_json)
+    found = handed_over(plan.folder, tuple(plan.config.data.public_sizes))
+    lines = found.words(again=again_command(home.folder, plan.name))
+    for line in (f"finished: {plan.folder}", *lines):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    told = {"handed_over": list(found.signed), "without_receipt": dict(found.missing)}
+    _print_json(ended | told, as_json)
 
 
 @server_app.command("status")

@@ -38,7 +38,8 @@ def verify(
     """
     from hushtune.client.deployment.handover import RECORD_FILE
     from hushtune.client.deployment.verify import verify_site
-    from hushtune.common.verify_federation import STATEMENT_FILE, verify_federation
+    from hushtune.common.site_files import STATEMENT_FILE
+    from hushtune.common.verify_federation import verify_federation
     from hushtune.simulations.verify_keys import keys_around, site_of
 
     known = keys_around(folder, key or ())

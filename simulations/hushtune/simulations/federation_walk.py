@@ -174,8 +174,7 @@ def walk(folder: Path, console: Console) -> None:
         way.command("server", "status", home)
         way.command("verify", home / "runs" / "walk")
         for site in rows:
-            for manifest in sorted((folder / site / "runs").glob("*/manifest.json")):
-                way.command("verify", manifest.parent)
+            way.command("verify", result_of(folder / site))
         way.step(f"8. What {last} was asked, and what that cost")
         way.command("site", "history", folder / last)
     finally:
@@ -184,6 +183,19 @@ def walk(folder: Path, console: Console) -> None:
     statement = home / "runs" / "walk" / "statement.html"
     console.print(f"\nThe federation's statement: [bold]{statement}[/]", soft_wrap=True)
     console.print(f"All of it is in {folder}; docs/sites.md explains each step.", soft_wrap=True)
+
+
+def result_of(site: Path) -> Path:
+    """A site's folder of the walk's one run; DeploymentError unless it has that and no other."""
+    found = sorted(path.parent for path in (site / "runs").glob("*/manifest.json"))
+    if len(found) != 1:
+        raise DeploymentError(
+            "a site was not handed the run that has ended",
+            given=f"{site.name} has {', '.join(path.name for path in found) or 'no results'}",
+            expected="one folder below runs/, with a manifest",
+            remedy=f"see {site}.log and {site.parent / 'run.log'}",
+        )
+    return found[0]
 
 
 def _follow(way: Walk, out: Path, console: Console, *, until: int, after: int = 0) -> None:

@@ -152,7 +152,8 @@ def _checked(signed: Signed, adapter: AdapterState, own: SiteFile, *, toml: str)
             "the model that was sent is not the one that the coordinator has signed",
             given=f"sha256 {found}",
             expected=record.adapter,
-            remedy="ask the coordinator to hand the run over again",
+            remedy="ask the coordinator to hand the run over again, by hushtune server run DIR "
+            "--resume --name RUN",
         )
     expected = {
         "federation": (record.federation, server.name),

@@ -19,6 +19,7 @@ from typing import Any, TextIO
 
 from hushtune.common.errors import DataError, HushtuneError
 from hushtune.common.json_text import json_text
+from hushtune.common.private_log import PrivateLog
 
 LOG_BYTES, LOG_FILES = 2_000_000, 3
 """How large a log may grow before it is put aside, and how many such are kept."""
@@ -124,18 +125,9 @@ def log_event(logger: logging.Logger, event: str, **fields: Any) -> None:
 
 def open_log(path: Path) -> RotatingFileHandler:
     """A bounded log file that its owner alone may read; ``emit_line`` of it takes whole lines."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch(mode=0o600, exist_ok=True)
-    handler = _PrivateFile(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, encoding="utf-8")
+    handler = PrivateLog(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(message)s"))
     return handler
-
-
-class _PrivateFile(RotatingFileHandler):
-    def _open(self) -> Any:
-        stream = super()._open()
-        Path(self.baseFilename).chmod(0o600)
-        return stream
 
 
 def write_line(log: logging.Handler, line: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ import httpx
 
 from hushtune.common.errors import DeploymentError, UnreachableError
 from hushtune.server.deployment.home import Home
+from hushtune.server.deployment.local_token import HEADER, TokenHeader, read_token
 
 if TYPE_CHECKING:
     from flwr.supercore.control import ControlHttpClient
@@ -25,7 +26,10 @@ def control(home: Home) -> Generator[ControlHttpClient]:
         home.local,
         insecure=True,
         root_certificates=None,
-        interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+        interceptors=[
+            RuntimeVersionHttpInterceptor(component_name="flwr CLI"),
+            TokenHeader(read_token(home) or ""),
+        ],
     )
     try:
         yield client
@@ -47,8 +51,10 @@ def control(home: Home) -> Generator[ControlHttpClient]:
 
 def link_state(home: Home) -> dict[str, Any] | None:
     """What the running server counts (``Watch.snapshot``); None where none runs."""
-    try:
-        answer = httpx.get(f"http://{home.local}/hushtune/state", timeout=5.0)
+    headers = {HEADER: read_token(home) or ""}
+    try:  # past a proxy that the environment names, which must not see the token
+        url = f"http://{home.local}/hushtune/state"
+        answer = httpx.get(url, headers=headers, timeout=5.0, trust_env=False)
         found: Any = answer.json()
     except (httpx.HTTPError, ValueError):
         return None

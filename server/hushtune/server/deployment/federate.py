@@ -36,14 +36,18 @@ from hushtune.server.app import checkpoint_folder, federate
 from hushtune.server.checkpoint import exists, load
 from hushtune.server.deployment.enrol import Enrolled
 from hushtune.server.deployment.grid import PollingGrid
+from hushtune.server.deployment.handed_over import again_command
 from hushtune.server.deployment.handover import hand_over
 from hushtune.server.deployment.home import FOLDER_VARIABLE, open_home
+from hushtune.server.deployment.logs import RunLog, tell
 from hushtune.server.deployment.run_settings import sites_of_run
 from hushtune.server.deployment.status import METRICS, STATE, process_start
 from hushtune.server.federation import check_sites
 from hushtune.server.roll_call import RollCall
 from hushtune.server.strategy import RoundResult
 
+RUN_LOG = "run.jsonl"
+"""In the folder flower/: what is told of each run, with the fields run, round and site."""
 _POLL_SECONDS = 0.5
 log = logging.getLogger(__name__)
 
@@ -57,13 +61,17 @@ def main(grid: Grid, context: Context) -> None:
     except BaseException as error:
         told.failed(error)
         raise
+    finally:
+        told.log.close()
 
 
 def _run(grid: Grid, context: Context, run: RunContext, told: _Told) -> None:
     home = open_home(Path(os.environ[FOLDER_VARIABLE]))
+    told.log.open(home.flower / RUN_LOG)
     raw = context.run_config
     answer, connect = float(raw[ANSWER_SECONDS]), float(raw[CONNECT_SECONDS])
     config, resume = run.config, str(raw[RESUME]) == "true"
+    again = again_command(home.folder, run.out.name)
     sites = sites_of_run(config, home)
     check_sites(config, site_plans(config), config.data.public_sizes)
     model = loaded_model(config)
@@ -75,7 +83,7 @@ def _run(grid: Grid, context: Context, run: RunContext, told: _Told) -> None:
         initial=lora.initial_state(model, seed=config.seed),
         on_round=told.round,
         resume=resume,
-        roll=_present(sites, quorum=config.simulation.quorum, patience=connect, told=told),
+        roll=_present(sites, config, patience=connect, told=told, again=again),
         timeout=answer,
         heads=home.folder / "heads",
     )
@@ -96,6 +104,8 @@ def _run(grid: Grid, context: Context, run: RunContext, told: _Told) -> None:
         federation=home.settings.name,
         cards={name: site.card for name, site in sites.items()},
         timeout=answer,
+        patience=connect,
+        waiting=lambda away: told.phase(f"hand-over, waiting for {', '.join(away)}"),
     )
     told.finished()
 
@@ -107,7 +117,7 @@ def loaded_model(config: RunConfig) -> AdaptedModel:
 
 
 def _present(
-    sites: Mapping[str, Enrolled], *, quorum: int, patience: float, told: _Told
+    sites: Mapping[str, Enrolled], config: RunConfig, *, patience: float, told: _Told, again: str
 ) -> Callable[[Grid], RollCall]:
     """Who is connected when a round begins: all, or as many as have come when patience ends.
 
@@ -116,6 +126,7 @@ def _present(
     says. QuorumError where too few are there.
     """
     gone: set[str] = set()
+    quorum = config.simulation.quorum
 
     def roll(grid: Grid) -> RollCall:
         deadline = time.monotonic() + patience
@@ -136,20 +147,20 @@ def _present(
                 "fewer sites are connected than the quorum",
                 given=f"{len(nodes)} of {len(sites)}; missing: {', '.join(missing)}",
                 expected=f"at least {quorum} (simulation.quorum)",
-                remedy="ask the sites that are missing, and run again with --resume",
+                remedy=f"ask the sites that are missing, then {again}",
             )
-        if missing:
-            log.warning("going on without %s: not connected", ", ".join(missing))
+        for name in missing:
+            log.warning("going on without %s: not connected", name, extra={"site": name})
         return RollCall(nodes, dict.fromkeys(missing, "not connected"))
 
     return roll
 
 
 class _Told:
-    """What a run tells of itself in its folder."""
+    """What a run tells of itself in its folder, and in the log."""
 
     def __init__(self, run: RunContext) -> None:
-        self._run = run
+        self._run, self.log = run, RunLog(run.out.name)
         self._state: dict[str, Any] = {
             "status": "running",
             "phase": "preparation",
@@ -170,6 +181,8 @@ class _Told:
         rows = load(folder).history if resume and exists(folder) else ()
         write_text(self._run.out / METRICS, "".join(json_text(row) + "\n" for row in rows))
         self._state["round"] = len(rows)
+        self._next(len(rows))
+        tell(log, "began", resumed=resume, rounds=self._state["rounds"])
         self.phase("rounds")
 
     def phase(self, name: str) -> None:
@@ -190,12 +203,16 @@ class _Told:
             file.write(json_text(outcome.row) + "\n")
         self._state["round"], self._state["run"] = outcome.round, outcome.run
         self._write()
+        row = outcome.row
+        tell(log, "round", accepted=row.get("accepted"), rejected=row.get("rejected"))
+        self._next(outcome.round)
         return {}
 
     def finished(self) -> None:
         """The run is over, and handed over."""
         self._state["status"] = "finished"
         self.phase("finished")
+        tell(log, "finished")
 
     def failed(self, error: BaseException) -> None:
         """The run has ended without a result."""
@@ -209,6 +226,12 @@ class _Told:
             "do": error.remedy if known else None,
         }
         self._write()
+        told: dict[str, Any] = self._state["error"]
+        log.error("failed", extra={"fields": told})
+
+    def _next(self, done: int) -> None:
+        """Lines are of the round after this one from now on, or of none after the last."""
+        self.log.round = done + 1 if done < self._state["rounds"] else None
 
     def _write(self) -> None:
         write_text(self._run.out / STATE, json_text({**self._state, "updated": time.time()}) + "\n")

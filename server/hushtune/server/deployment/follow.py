@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hushtune.common.errors import HushtuneError, RunError
+from hushtune.server.deployment.handed_over import again_command
 from hushtune.server.deployment.status import run_status
+from hushtune.server.deployment.superexec import OUTPUT
 
 if TYPE_CHECKING:
     from flwr.supercore.control import ControlHttpClient
@@ -39,15 +41,16 @@ def follow(
             # The ServerApp's own words come last, where it was there to say them; where its
             # process is gone, Flower may take minutes to notice.
             if ended is not None and ((gone and details) or now - ended >= _LAST_WORDS):
-                raise _ended(folder.name, details)
+                raise _ended(folder, details)
         time.sleep(_POLL)
 
 
-def _ended(name: str, details: str | None) -> RunError:
+def _ended(folder: Path, details: str | None) -> RunError:
+    home = folder.parent.parent
     return RunError(
         "the run's process ended without a word",
         given=details or "Flower knows no reason",
-        remedy=f"see flower/processes.log of the server; then --resume --name {name}",
+        remedy=f"see {home / 'flower' / OUTPUT}; then {again_command(home, folder.name)}",
     )
 
 

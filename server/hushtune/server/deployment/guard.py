@@ -30,6 +30,7 @@ from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIG
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
 from google.protobuf.message import DecodeError
 
+from hushtune.server.deployment.local_token import HEADER, fits
 from hushtune.server.deployment.watch import Rejection, Watch
 
 FLEET = frozenset(
@@ -52,7 +53,9 @@ FLEET = frozenset(
 TIME = "/v1/fleet/hushtune/time"
 """GET, by anyone: ``{"hushtune": "server", "time": seconds since 1970}``."""
 STATE = "/hushtune/state"
-"""GET, from this machine: ``Watch.snapshot``."""
+"""GET, from this machine, with the token: ``Watch.snapshot``."""
+RUNTIME = ("/v1/runtime/",)
+"""Of Flower's processes on this machine, which show it secrets of its own."""
 
 _PIECE, _ORDER = "/v1/fleet/push-object", "/v1/fleet/pull-messages"
 _SENDER = (FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, TIMESTAMP_HEADER)
@@ -263,12 +266,14 @@ class PublicGuard:
 class LocalGuard:
     """The side of this machine: all of Flower's, and ``STATE``.
 
-    A page in a browser on this machine could send requests here, in its user's name; none of ours
-    carries an Origin, and all name this machine as the host.
+    Every user of this machine can send requests here, and a page in a browser can in its user's
+    name. Ours carry the coordinator's token, no Origin, and name this machine as the host; without
+    the token there are ``RUNTIME``'s paths alone.
     """
 
-    def __init__(self, app: App, *, port: int, watch: Watch) -> None:
+    def __init__(self, app: App, *, port: int, token: str, watch: Watch) -> None:
         self._app = app
+        self._token = token
         self._hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
         self._watch = watch
 
@@ -277,6 +282,10 @@ class LocalGuard:
             headers = _headers(scope)
             if headers.get("host") not in self._hosts or "origin" in headers:
                 await answer(send, 403, {"detail": "Forbidden"})
+                return
+            known = scope["path"].startswith(RUNTIME) or fits(headers.get(HEADER), self._token)
+            if not known:
+                await answer(send, 401, {"detail": "the request does not show the server's token"})
                 return
             if scope["path"] == STATE and scope["method"] == "GET":
                 await answer(send, 200, self._watch.snapshot(now=time.time()))

@@ -139,6 +139,11 @@ class Home:
         """Flower's own files, its database and the logs."""
         return self.folder / "flower"
 
+    @property
+    def local_token(self) -> Path:
+        """What this machine's own commands show the server."""
+        return self.flower / "local.token"
+
 
 def open_home(folder: Path) -> Home:
     """The coordinator's folder; DeploymentError where it is none, ConfigError for its settings."""

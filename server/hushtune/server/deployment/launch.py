@@ -34,6 +34,7 @@ from hushtune.common.signing import load_signing_key, sign
 from hushtune.server.deployment.bundle import build_bundle, write_app
 from hushtune.server.deployment.control import control
 from hushtune.server.deployment.follow import OnStatus, end_of, follow
+from hushtune.server.deployment.handed_over import again_command, handed_over
 from hushtune.server.deployment.home import Home
 from hushtune.server.deployment.lock import held
 from hushtune.server.deployment.run_settings import check_config, sites_of_run
@@ -93,7 +94,7 @@ def plan_launch(
         )
     folder = home.runs / name
     there = folder.is_dir() and any(folder.iterdir())
-    again = f"hushtune server run {home.folder} --resume --name {name}"
+    again = again_command(home.folder, name)
     if there and not resume:
         raise OutputExistsError(
             "a run of that name is there already",
@@ -151,6 +152,8 @@ def load_sites_config(path: Path, overrides: list[str]) -> RunConfig:
 def launch(home: Home, plan: Launch, *, on_status: OnStatus | None = None) -> dict[str, Any]:
     """Start a run, or take up one that still goes on, and follow it; the status that it ended with.
 
+    One that has ended is only handed over, to the sites of which there is no receipt, if any.
+
     Raises:
         BusyError: another run of this folder goes on.
         UnreachableError: the server does not run, or ended meanwhile.
@@ -164,8 +167,10 @@ def launch(home: Home, plan: Launch, *, on_status: OnStatus | None = None) -> di
         _refuse_others(home, plan)
         found = run_status(plan.folder) if not plan.fresh else None
         if found is not None and found["status"] == "finished":
-            say(found)
-            return found
+            if not handed_over(plan.folder, tuple(plan.config.data.public_sizes)).missing:
+                say(found)
+                return found
+            _check_ended(plan)
         number = _still_running(client, plan, found)
         if number is None:
             number = _start(client, home, plan)
@@ -176,7 +181,7 @@ def launch(home: Home, plan: Launch, *, on_status: OnStatus | None = None) -> di
             raise InterruptedRunError(
                 "interrupted, and the run is stopped",
                 given=plan.name,
-                remedy=f"hushtune server run {home.folder} --resume --name {plan.name}",
+                remedy=again_command(home.folder, plan.name),
             ) from None
 
 
@@ -240,6 +245,20 @@ def _still_running(
         return number
     _stop(client, number)
     return None
+
+
+def _check_ended(plan: Launch) -> None:
+    """A run that has ended would begin anew without its checkpoint, and charge its sites again."""
+    from hushtune.server.app import checkpoint_folder
+    from hushtune.server.checkpoint import exists
+
+    if not exists(checkpoint_folder(plan.folder)):
+        raise CheckpointError(
+            "the run has ended, and without its checkpoint it cannot be handed over again",
+            given=f"no checkpoint in {plan.folder}",
+            expected="the folder checkpoint, as the run has left it",
+            remedy="put it back from a backup; or send the sites the folder adapter by hand",
+        )
 
 
 def _stop(client: ControlHttpClient, number: int) -> None:

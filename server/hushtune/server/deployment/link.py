@@ -33,6 +33,7 @@ from hushtune.server.deployment.certificates import (
 from hushtune.server.deployment.doors import MOST, DoorServer, allow_files
 from hushtune.server.deployment.enrol import KnownKeys
 from hushtune.server.deployment.home import FOLDER_VARIABLE, Home
+from hushtune.server.deployment.local_token import make_token
 from hushtune.server.deployment.lock import held
 from hushtune.server.deployment.logs import close_log, open_log, tell
 from hushtune.server.deployment.superexec import SuperExec
@@ -181,7 +182,8 @@ class _Link:
             message_limit=home.settings.max_message_mib * 2**20,
             watch=watch,
         )
-        local = LocalGuard(flower, port=home.settings.local_port, watch=watch)
+        port, token = home.settings.local_port, make_token(home)
+        local = LocalGuard(flower, port=port, token=token, watch=watch)
         # The application's lifespan is one: that of the first of these.
         self._servers = [
             _server(local, lifespan="on"),

@@ -10,12 +10,14 @@ import subprocess
 import time
 
 from hushtune.common.files import write_bytes
+from hushtune.common.private_log import put_aside
 from hushtune.server.deployment.home import Home
 
 OUTPUT = "processes.log"
-"""What the SuperExec and the ServerApps print."""
+"""What the SuperExec and the ServerApps print; put aside at a start when it has grown."""
 
 _SECONDS = 5.0
+_MOST_BYTES = 10 * 2**20
 
 
 class SuperExec:
@@ -34,6 +36,7 @@ class SuperExec:
         flower = self._home.flower
         path = flower / "superexec.secret"
         write_bytes(path, self.secret, private=True)
+        put_aside(flower / OUTPUT, most=_MOST_BYTES)
         output = os.open(flower / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             self._process = subprocess.Popen(
