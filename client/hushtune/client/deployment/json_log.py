@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Mapping
@@ -133,9 +134,16 @@ def open_log(path: Path) -> RotatingFileHandler:
 
 class _PrivateFile(RotatingFileHandler):
     def _open(self) -> Any:
-        stream = super()._open()
-        Path(self.baseFilename).chmod(0o600)
+        # From the start: whatever the umask is, nobody else can open it before its mode is set.
+        stream = open(  # noqa: SIM115 (the handler closes it)
+            self.baseFilename, self.mode, encoding=self.encoding, opener=_private
+        )
+        os.fchmod(stream.fileno(), 0o600)
         return stream
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def write_line(log: logging.Handler, line: Mapping[str, Any]) -> None:
