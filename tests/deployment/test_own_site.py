@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hushtune.client.deployment.site_file import SiteFile
-from hushtune.client.site import close_sites
+from hushtune.client.site import close_sites, open_site
 from hushtune.common import lora
 from hushtune.common.config import RunConfig
-from hushtune.common.errors import ConfigError, DeploymentError, KeyFileError, SignatureError
+from hushtune.common.errors import (
+    ConfigError,
+    DeploymentError,
+    KeyFileError,
+    PolicyError,
+    SignatureError,
+)
+from hushtune.common.messages import RoundOrder
+from hushtune.common.metrics_messages import MetricsOrder
+from hushtune.common.planning import site_plans
+from hushtune.common.privacy.accountant import CALIBRATION_TOLERANCE
 from hushtune.common.privacy.ledger import Ledger
+from hushtune.common.privacy.plan import PrivacyPlan, Unit
 from hushtune.common.run_context import RunContext, run_config
 from hushtune.common.signing import (
     check,
@@ -23,9 +35,10 @@ from hushtune.common.signing import (
 )
 from hushtune.common.tasks.base_model import adapted_model
 from hushtune.server.app import federate
+from hushtune.server.orders import make_orders
 from hushtune.server.roll_call import RollCall
 
-from .institutions import LABELS, SIZES, OwnSites, coordinator_key, site_folder
+from .institutions import LABELS, SIZES, OwnSites, coordinator_key, policy, site_folder
 
 
 @pytest.fixture
@@ -157,3 +170,97 @@ def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
     assert "chmod 600" in str(caught.value)
     with pytest.raises(KeyFileError, match="there already"):
         make_signing_key(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train__warmup_rounds": 1},
+        {"aggregation__rule": "ffa", "metrics": {"release": "noised", "every": 2}},
+        {"aggregation__rule": "fedsgd"},
+        {"personal__method": "ditto", "train__warmup_rounds": 1},
+        {"personal__method": "finetune"},
+        {"privacy": {"trust": "distributed", "epsilon": 8.0, "delta": 1e-3}},
+        {"privacy": {"trust": "distributed", "unit": "client", "epsilon": 8.0, "delta": 1e-3}},
+        {"privacy": {"trust": "server", "unit": "client", "epsilon": 8.0, "delta": 1e-3}},
+    ],
+    ids=str,
+)
+def test_no_order_of_an_honest_run_goes_beyond_its_signed_settings(
+    settings: Any, folders: dict[str, Path], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    config = own_rows(settings, **changes)
+    terms = policy(
+        trust=["site", "server", "distributed"],
+        unit=config.privacy.unit,
+        metrics="noised",
+        max_epsilon=100.0,
+        colluding_sites=0,
+        min_noise_multiplier=0.05,
+    )
+    for folder in folders.values():
+        (folder / "policy.toml").write_text(terms)
+    result = federated(config, folders, tmp_path / "out")
+    assert not any(result.refusals.values()), result.refusals
+    assert [row["accepted"] for row in result.history] == [sorted(SIZES)] * 3
+
+
+def test_an_order_beyond_the_signed_settings_is_refused_whatever_the_policy_allows(
+    settings: Any, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """The policy allows 20 in all; the run that was signed costs 8, and `site check` says so."""
+    config = own_rows(settings)
+    close_sites()
+    out = tmp_path / "out"
+    grid = OwnSites(folders, run_config=run_config(config, out))
+    site = open_site(grid.contexts[grid.nodes["north"]])
+    model = adapted_model(config, config.model.name, tuple(LABELS), pad_id=None)
+    initial = lora.initial_state(model, seed=config.seed)
+    plans = site_plans(config)
+    dear = site_plans(own_rows(settings, privacy={"trust": "site", "epsilon": 15.0, "delta": 1e-3}))
+
+    def ordered(number: int, plan: PrivacyPlan) -> RoundOrder:
+        asked = {"run": "run", "round": number, "config": config, "sizes": SIZES}
+        return make_orders(initial, plans={**plans, "north": plan}, **asked)["north"]  # type: ignore[arg-type]
+
+    sound = ordered(1, plans["north"])
+    site.policy.check(sound)
+    near = 1 - CALIBRATION_TOLERANCE / 2  # as another machine might calibrate
+    site.policy.check(replace(sound, plan=scaled(sound.plan, noise_multiplier=near)))
+    beyond = [
+        replace(sound, plan=dear["north"]),
+        *(
+            replace(sound, plan=scaled(sound.plan, **{name: factor}))
+            for name, factor in (
+                ("epsilon", 0.5),
+                ("delta", 0.5),
+                ("sampling_probability", 1.5),
+                ("noise_multiplier", 0.999),
+                ("clip_norm", 2.0),
+                ("denominator", 0.5),
+                ("steps", 2),
+            )
+        ),
+        replace(sound, round=config.train.rounds + 1),
+        replace(sound, local_steps=config.train.local_steps + 1),
+        replace(sound, personal=True),
+    ]
+    for order in beyond:
+        with pytest.raises(PolicyError, match="signed settings"):
+            site.policy.check(order)
+    figures = MetricsOrder(
+        run="run",
+        round=config.train.rounds,
+        site="north",
+        adapter=sound.adapter,
+        noise_multiplier=5.0,
+        unit=Unit.EXAMPLE,
+        relation=sound.plan.relation,
+    )
+    with pytest.raises(PolicyError, match="signed settings"):
+        site.policy.check_metrics(figures)
+
+
+def scaled(plan: PrivacyPlan, **by: float) -> PrivacyPlan:
+    """A plan of which some numbers are multiplied."""
+    return replace(plan, **{name: getattr(plan, name) * factor for name, factor in by.items()})

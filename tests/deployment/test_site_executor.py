@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
 import logging
-from collections.abc import Generator
+import os
+import zipfile
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+import tomli_w
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app.message import remove_content_from_message
+from flwr.supercore.fab import Fab
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode.nodestate import NodeStateFactory
 
 from hushtune.client.deployment import node
 from hushtune.client.deployment.decisions import names_of_order
 from hushtune.client.deployment.executor import Executor
 from hushtune.client.deployment.history_file import append_order, last_order, read_history
+from hushtune.client.deployment.intake import CONNECTION, MOST_BUNDLE, Intake, count_answers
 from hushtune.client.deployment.json_log import JsonLines, open_log, told, write_line
 from hushtune.client.deployment.runtime import Received, TaskLostError
 from hushtune.common.deployment import signed_run
 from hushtune.common.errors import BadValueError, DeploymentError, MessageError
 from hushtune.common.signing import load_signing_key, sign
+from hushtune.server.deployment.bundle import app_files
 
 from .institutions import coordinator_key, site_folder
 
@@ -223,6 +239,25 @@ def test_what_fails_at_the_site_tells_no_value_and_no_path(
     assert not any("patient" in line for line in lines)
 
 
+def test_an_error_names_no_folder_of_policy_or_model_either(site: Path) -> None:
+    elsewhere = site.parent / "policies" / "deep"
+    model = site.parent / "models" / "bert"
+    elsewhere.mkdir(parents=True)
+    (site / "policy.toml").rename(elsewhere / "north.toml")
+    text = (site / "site.toml").read_text(encoding="utf-8")
+    own = tomli_w.dumps({"policy": str(elsewhere / "north.toml"), "model": str(model)})
+    (site / "site.toml").write_text(own + text, encoding="utf-8")
+
+    def tell(message: Message, context: Context) -> Message:
+        reason = f"HT100 {elsewhere / 'north.toml'}, {model / 'config.json'} and {model} are bad"
+        return Message(Error(code=0, reason=reason), reply_to=message)
+
+    channel = task(site)
+    serve(site, tell, channel)
+    told = channel.replies[0].error.reason
+    assert told == "HT100 north.toml, config.json and its folder are bad"
+
+
 def test_nothing_leaves_that_could_not_be_written_down(site: Path) -> None:
     (site / "orders.jsonl").mkdir()
     channel = task(site)
@@ -263,10 +298,27 @@ def test_a_log_is_bounded_private_and_tells_no_cell(tmp_path: Path) -> None:
     assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
 
 
+def test_a_log_is_private_from_its_first_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rotated one too, whatever the umask is: until it were made so, others could open it."""
+    monkeypatch.setattr(os, "fchmod", lambda *_: None)
+    monkeypatch.setattr(Path, "chmod", lambda *_, **__: None)
+    before = os.umask(0)
+    try:
+        log = open_log(tmp_path / "log.jsonl")
+        for _ in range(12):
+            write_line(log, {"message": "x" * 200_000})
+        log.close()
+    finally:
+        os.umask(before)
+    files = sorted(tmp_path.glob("log.jsonl*"))
+    assert len(files) == 2
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+
+
 def test_flower_s_worker_sleeps_by_our_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """The module still has what is replaced; were it otherwise, a round would take seconds."""
-    import importlib
-
     worker = importlib.import_module(node.WORKER)
     monkeypatch.setattr(worker, "time", worker.time)  # put back afterwards
     clock = node.wait_less()
@@ -280,7 +332,7 @@ def test_flower_s_worker_sleeps_by_our_clock(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_left_over_answer_does_not_put_a_node_one_order_behind() -> None:
     """As after a server's end in the middle of an order; the node sends what was asked last."""
     from threading import Lock
-    from types import ModuleType, SimpleNamespace
+    from types import SimpleNamespace
 
     def entry(reply_to: str = "") -> Any:
         return SimpleNamespace(
@@ -307,20 +359,142 @@ def test_a_left_over_answer_does_not_put_a_node_one_order_behind() -> None:
                 sent.append(name)
                 delete([name, to])
 
-    def take(*, state: Any, object_store: Any) -> None:
+    def take(*, state: Any, object_store: Any, **_: Any) -> None:
         """As Flower's where the run ends while its order is taken."""
         del object_store
         state.msg_store["half"] = entry()
 
-    worker = ModuleType("worker")
+    worker: Any = ModuleType("worker")
     worker.__dict__.update(
         _push_messages=send, _pull_and_store_message=take, pull_objects=lambda **_: None
     )
-    node.one_at_a_time(worker)
-    worker._push_messages(state=state)  # type: ignore[attr-defined]
+    node.one_at_a_time(Intake(2**20), worker)
+    worker._push_messages(state=state)
     assert sent == ["late answer", "answer"]
-    assert worker._pull_and_store_message(state=state, object_store=objects) is None  # type: ignore[attr-defined]
+    nothing: Any = {"receive": lambda: None, "get_fab": lambda *_: None}
+    assert worker._pull_and_store_message(state=state, object_store=objects, **nothing) is None
     assert (store, deleted) == ({}, ["half"])
+
+
+@dataclass
+class Server:
+    """What Flower's worker asks of the server: one order, its run and bundle, and its parts."""
+
+    message: Message
+    bundle: bytes
+    pulled: list[str] = field(default_factory=list[str])
+    confirmed: list[str] = field(default_factory=list[str])
+
+    def __post_init__(self) -> None:
+        self.message.metadata.__dict__["_message_id"] = self.message.object_id
+        self.parts = {
+            name: one.deflate() for name, one in get_all_nested_objects(self.message).items()
+        }
+        self.tree = get_object_tree(self.message)
+
+    def take(self, worker: Any, state: Any, store: Any) -> int | None:
+        """Have the worker take the order."""
+        return worker._pull_and_store_message(
+            state=state,
+            object_store=store,
+            node_config={},
+            receive=lambda: (remove_content_from_message(self.message), self.tree),
+            get_run=Run.create_empty,
+            get_fab=lambda name, run: Fab(str(name), self.bundle, {}),
+            pull_object=lambda run, name: self._part(name),
+            confirm_message_received=lambda run, name: self.confirmed.append(name),
+            trusted_entities=None,
+        )
+
+    def _part(self, name: str) -> bytes:
+        self.pulled.append(name)
+        return self.parts[name]
+
+
+def packed(size: int) -> bytes:
+    """A bundle as Flower reads it, with a file of so many zeros in it."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as files:
+        for name, text in app_files().items():
+            files.writestr(name, text)
+        files.writestr("zeros", b"\0" * size)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("parts", "bundle", "told"),
+    [
+        (2**17, packed(10), ""),
+        (2**20, packed(10), "HT503 a message is larger than this site takes"),
+        (10, packed(10) + b"\0" * MOST_BUNDLE, "HT503 a run's bundle is larger"),
+        (10, packed(MOST_BUNDLE), "HT503 a run's bundle is larger"),
+        (10, b"no bundle", "HT503 a run's bundle is none"),
+    ],
+    ids=["fit", "large parts", "large bundle", "large once unpacked", "no bundle"],
+)
+def test_a_node_takes_in_no_more_than_the_site_s_limit_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, parts: int, bundle: bytes, told: str
+) -> None:
+    """The executor, which is asked later, would not have saved the node's memory."""
+    worker: Any = importlib.import_module(node.WORKER)
+    for name in ("_pull_and_store_message", "_push_messages", "pull_objects"):
+        monkeypatch.setattr(worker, name, worker.__dict__[name])  # put back afterwards
+    node.one_at_a_time(Intake(2**20), worker)
+    objects = ObjectStoreFactory()
+    state, store = NodeStateFactory(objectstore_factory=objects).state(), objects.store()
+    state.set_node_id(3)
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 7, 1, 1
+    arrays = [Array(np.full(parts // 8, float(place))) for place in range(4)]
+    content = RecordDict({"a": ArrayRecord({str(k): one for k, one in enumerate(arrays)})})
+    message = Message(content=content, dst_node_id=3, message_type="train", group_id="4")
+    server = Server(message, bundle)
+    assert server.take(worker, state, store) == 7
+    replies = state.get_messages_legacy(is_reply=True)
+    orders = state.get_messages_legacy(is_reply=False)
+    if not told:
+        assert (len(orders), len(replies), len(server.confirmed)) == (1, 0, 1)
+        return
+    assert (len(replies), orders, server.confirmed) == (1, [], [])
+    assert (replies[0].error.reason or "").startswith(told)
+    assert replies[0].metadata.reply_to_message_id == message.object_id
+
+
+@pytest.mark.parametrize(
+    ("path", "most"), [("/v1/fleet/pull-object", 3 * 2**20), ("/v1/fleet/get-fab", 2**22)]
+)
+def test_an_answer_of_the_server_is_cut_off_where_it_goes_beyond_the_limit(
+    path: str, most: int
+) -> None:
+    sent = [0]
+
+    class Endless(httpx.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            while True:
+                sent[0] += 2**16
+                yield b"\0" * 2**16
+
+    class Plain:
+        def __init__(self) -> None:
+            answer = httpx.MockTransport(lambda _: httpx.Response(200, stream=Endless()))
+            self._client = httpx.Client(transport=answer)
+
+    connection: Any = ModuleType("connection")
+    connection.FleetHttpClient = Plain
+    count_answers(Intake(2**20), connection)
+    made: Any = connection.FleetHttpClient()
+    client: httpx.Client = made._client
+    assert client.headers["accept-encoding"] == "identity"
+    with client, pytest.raises(MessageError, match="larger than this site takes"):
+        client.post(f"https://server{path}")
+    assert most <= sent[0] <= most + 2**17
+
+
+def test_flower_s_client_is_made_as_it_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    connection: Any = importlib.import_module(CONNECTION)
+    monkeypatch.setattr(connection, "FleetHttpClient", connection.FleetHttpClient)
+    count_answers(Intake(2**20))
+    with connection.FleetHttpClient.from_server_address("localhost:1", True, None, []) as client:
+        assert client._client.event_hooks["response"]
 
 
 def test_the_clock_is_quick_in_a_run_and_calm_without_one() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import io
+import json
 import os
 import queue
 import signal
@@ -208,6 +209,8 @@ def test_orders_move_the_state_and_the_budget(site: SiteFile) -> None:
     assert one.status.state == State.WORKING
     spent = {"charge": 1, "epsilon": 0.5, "limit": 4.0, "delta": 1e-5}
     one._heard(EXECUTOR, {"event": "decided", **_ORDER, "spent": spent, "time": "now"})
+    lines = (site.folder / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["site"] for line in lines] == [site.name] * 3
     assert (one.status.state, one.status.epsilon, one.status.limit) == (State.CONNECTED, 0.5, 4.0)
     assert one.status.refusals == 1
     one._watched[EXECUTOR].child = ended(137)

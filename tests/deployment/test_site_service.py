@@ -60,6 +60,29 @@ def test_a_unit_may_write_in_the_site_s_folder_alone(
     assert Path(unit["ExecStart"].split()[0]).is_absolute()
 
 
+def moved_policy(site: Path) -> Path:
+    """The policy in a folder of its own, as a site's file names it."""
+    beside = site.parent / "policies"
+    beside.mkdir()
+    (site / "policy.toml").rename(beside / "north.toml")
+    text = (site / "site.toml").read_text()
+    assert 'policy = "policy.toml"' in text
+    text = text.replace(
+        'policy = "policy.toml"', f"policy = {json.dumps(str(beside / 'north.toml'))}"
+    )
+    (site / "site.toml").write_text(text)
+    return beside
+
+
+def test_a_unit_may_write_where_the_ledger_is(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the policy, wherever that is: a read-only ledger refuses every order."""
+    monkeypatch.setenv("HUSHTUNE_CACHE", "/var/cache/hushtune")
+    beside = moved_policy(site)
+    assert SiteFile.read(site).ledger.parent == beside
+    _, unit = unit_of(site)
+    assert unit["ReadWritePaths"] == f"{site} {beside} -/var/cache/hushtune"
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
 @pytest.mark.parametrize("name", ["plain", "with a space", 'quote" and $HOME and 100%'])
 def test_systemd_takes_the_unit(tmp_path: Path, authority: Authority, name: str) -> None:
@@ -97,6 +120,49 @@ def test_a_container_has_what_it_needs_and_no_more(
     assert not any("chown" in command for command in made.commands)
 
 
+@pytest.mark.parametrize(
+    ("wheels", "source", "installed"),
+    [
+        (["hushtune-1.0-py3-none-any.whl"], "", "hushtune-1.0-py3-none-any.whl"),
+        ([], "https://example.org/hushtune.whl", "https://example.org/hushtune.whl"),
+        ([], "", ""),
+        (["hushtune-1.0-py3-none-any.whl", "hushtune-1.1-py3-none-any.whl"], "", ""),
+    ],
+    ids=["a wheel", "a source", "neither", "two wheels"],
+)
+def test_a_container_installs_what_it_is_given_and_nothing_by_name(
+    site: Path, tmp_path: Path, wheels: list[str], source: str, installed: str
+) -> None:
+    """An index that anybody may write to could have anything under our name."""
+    made = write_service(site, "container")
+    recipe = made.files[0].read_text()
+    assert "\nARG HUSHTUNE=\n" in recipe
+    assert "COPY Containerfile hushtune-*.whl /tmp/hushtune/\n" in recipe
+    assert made.commands[0].startswith(f"pip wheel --no-deps --wheel-dir {site / 'service'} .")
+    (tmp_path / "hushtune").mkdir()
+    for wheel in wheels:
+        (tmp_path / "hushtune" / wheel).touch()
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    (commands / "pip").write_text('#!/bin/sh\nfor last in "$@"; do :; done; basename "$last"\n')
+    (commands / "pip").chmod(0o755)
+    script = (
+        recipe.split("\nRUN ")[1].split("\n\n")[0].replace("/tmp/hushtune", f"{tmp_path}/hushtune")
+    )
+    done = subprocess.run(
+        ["/bin/sh", "-c", script],
+        env={"PATH": f"{commands}:{os.environ['PATH']}", "HUSHTUNE": source, "TORCH_INDEX": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.stdout.strip() == installed.rsplit("/", 1)[-1]
+    if not installed:
+        assert done.returncode == 1
+        assert "pip wheel --no-deps ." in done.stderr
+
+
 def test_rows_in_the_site_s_folder_are_mounted_with_it(site: Path) -> None:
     (site.parent / "notes.csv").rename(site / "notes.csv")
     text = (site / "site.toml").read_text().replace(str(site.parent / "notes.csv"), "notes.csv")
@@ -109,7 +175,7 @@ def test_nobody_s_container_is_root(site: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(os, "getuid", lambda: 0)
     made = write_service(site, "container")
     assert "USER 10001" in made.files[0].read_text()
-    assert "chown" in made.commands[0]
+    assert "chown" in made.commands[1]
 
 
 def test_services_that_cannot_be(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:

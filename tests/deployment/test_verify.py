@@ -116,6 +116,11 @@ SITE: dict[str, tuple[Callable[[Place], object], str, str]] = {
         "privacy.html was changed",
     ),
     "a file more": (lambda p: (north(p) / "x").write_text(""), "files", "x was added"),
+    "a link more": (
+        lambda p: (north(p) / "x").symlink_to(north(p) / "privacy.md"),
+        "files",
+        "x, which is no file, was added",
+    ),
     "a file less": (lambda p: (north(p) / "privacy.md").unlink(), "files", "privacy.md is missing"),
     "the record": (
         lambda p: edit(north(p) / "record.json", '"rounds": 3', '"rounds": 2'),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,15 +24,18 @@ from hushtune.common.messages import (
     with_body,
 )
 from hushtune.common.privacy.discrete import MOST_STD
+from hushtune.common.privacy.ledger_sessions import KEPT_SESSIONS
 from hushtune.common.privacy.plan import Trust, Unit
 from hushtune.common.secagg import keys as crypto
 from hushtune.common.secagg.ring import GRID, from_ring, sensitivity
 from hushtune.common.secagg.wire import KeysOrder, encode_keys_order
 from hushtune.common.secagg.wire_step import (
+    ConfirmOrder,
     OpenOrder,
     StepOrder,
     decode_open_reply,
     decode_step_reply,
+    encode_confirm_order,
     encode_open_order,
     encode_step,
 )
@@ -170,6 +174,56 @@ def test_survivors_cannot_be_changed_after_an_answer(grid: Sites) -> None:
     asked = next(it for doing, who, it in grid.asked if (doing, who) == ("open", "east"))
     again = grid.answer("open", "east", asked)
     assert set(decode_open_reply(again).own) == set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("action", "changed"),
+    [("shares", "keys of a session"), ("received", "who has shared"), ("confirm", "survivors")],
+)
+def test_what_a_site_has_decided_outlasts_a_crash_before_its_state_is_kept(
+    grid: Sites, action: str, changed: str
+) -> None:
+    """The node keeps the state once the answer has left; another list would break the promise that
+    each honest site signs one."""
+    names = NAMES[:5]
+    before: dict[str, RecordDict] = {}
+    answer = grid.answer
+
+    def watched(doing: str, site: str, content: RecordDict) -> RecordDict:
+        if (doing, site) == (action, "east"):
+            state = grid.memory[site]
+            before[action] = RecordDict({name: state[name] for name in state})
+        return answer(doing, site, content)
+
+    grid.answer = watched  # type: ignore[method-assign]
+    session = grid.session(least=4)
+    session.begin()
+    session.step(grid.orders(1))
+    asked = next(it for doing, who, it in grid.asked if (doing, who) == (action, "east"))
+    told = next(it for doing, who, it in grid.sent if (doing, who) == (action, "east"))
+    other = {
+        "shares": lambda body: body.update(keys={n: body["keys"][n] for n in names}),
+        "received": lambda body: body.update(sharing=list(names)),
+        "confirm": lambda body: body.update(survivors=list(names)),
+    }[action]
+    grid.memory["east"] = before[action]
+    assert changed in refused(answer(action, "east", with_changes(asked, other))).reason
+    again = answer(action, "east", asked)
+    if action == "shares":  # split anew, which fits nothing that was given out before
+        assert not unpack_body(again).get("refused")
+    else:
+        assert unpack_body(again) == unpack_body(told)
+
+
+def test_a_site_answers_for_its_last_sessions_alone(grid: Sites) -> None:
+    """Of an older one the decisions are no longer kept, so that it is refused."""
+    session = grid.session(least=4)
+    session.begin()
+    kept = grid.memory["east"]
+    for number in range(KEPT_SESSIONS):
+        grid.sites["east"].ledger.begin_session(f"another {number}")
+    grid.memory["east"] = kept
+    assert "no longer" in ask_to_confirm(grid, session.name, 1, NAMES)
 
 
 def test_no_site_reveals_both_seeds_of_another(grid: Sites) -> None:
@@ -549,6 +603,19 @@ def refused(content: RecordDict) -> Refusal:
 def ask_to_open(grid: Sites, session: str, step: int, survivors: tuple[str, ...]) -> str:
     """The reason for which a site refuses."""
     return refused(grid.answer("open", "east", open_order(session, step, survivors))).reason
+
+
+def ask_to_confirm(grid: Sites, session: str, step: int, survivors: tuple[str, ...]) -> str:
+    """The reason for which a site refuses."""
+    order = ConfirmOrder(run=RUN, session=session, site="east", step=step, survivors=survivors)
+    return refused(grid.answer("confirm", "east", encode_confirm_order(order))).reason
+
+
+def with_changes(content: RecordDict, change: Callable[[dict[str, Any]], object]) -> RecordDict:
+    """A message whose body is another."""
+    body = unpack_body(content)
+    change(body)
+    return with_body(content, body)
 
 
 def test_seeds_of_a_session_are_its_own() -> None:

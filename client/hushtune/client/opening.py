@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from flwr.app import RecordDict
 
-from hushtune.client.session import Session, current, save
+from hushtune.client.session import Session, current, hold
 from hushtune.client.site import Site
 from hushtune.common.errors import SecureSumError
 from hushtune.common.secagg.wire_step import (
@@ -28,8 +28,8 @@ def answer_confirm(content: RecordDict, site: Site, state: RecordDict) -> Record
     """Sign whose masked sums of a step arrived; one list for each step."""
     order = decode_confirm_order(content)
     session = current(state, site, order.run, order.session)
-    _fix_survivors(order, session)
-    save(state, session)
+    _check_survivors(order, session)
+    _fix_survivors(order, site, session)
     signature = session.signing().sign(session.arrived_text(order.step, order.survivors))
     return encode_confirmed(
         Confirmed(session=session.name, site=site.name, step=order.step, signature=signature)
@@ -41,7 +41,8 @@ def answer_open(content: RecordDict, site: Site, state: RecordDict) -> RecordDic
     order = decode_open_order(content)
     session = current(state, site, order.run, order.session)
     place = session.place(order.step)
-    _fix_survivors(order, session)
+    _check_survivors(order, session)
+    _fix_survivors(order, site, session)
     # Survivors' signatures alone: of others that sign, nobody knows whether their masks are in it.
     signed = {name: it for name, it in order.confirmed.items() if name in order.survivors}
     if not session.agree(signed, session.arrived_text(order.step, order.survivors)):
@@ -49,7 +50,6 @@ def answer_open(content: RecordDict, site: Site, state: RecordDict) -> RecordDic
             "too few sites have confirmed whose sums of a step arrived: they were told otherwise",
             expected=f"{session.cohort.min_survivors} or more",
         )
-    save(state, session)
     shares = {name: held[place] for name, held in session.received().items()}
     staying = set(order.survivors)
     return encode_open_reply(
@@ -63,16 +63,15 @@ def answer_open(content: RecordDict, site: Site, state: RecordDict) -> RecordDic
     )
 
 
-def _fix_survivors(order: ConfirmOrder | OpenOrder, session: Session) -> None:
-    """Hold a step to its first list of survivors; SecureSumError for another or an unfit one."""
-    session.place(order.step)
-    _check_survivors(order, session)
-    first = session.raw["arrived"].setdefault(str(order.step), list(order.survivors))
-    if first != list(order.survivors):
-        raise SecureSumError("the survivors of a step were changed after it was answered")
+def _fix_survivors(order: ConfirmOrder | OpenOrder, site: Site, session: Session) -> None:
+    """Hold a step to its first list of survivors; SecureSumError for another."""
+    changed = "the survivors of a step were changed after it was answered"
+    hold(site, session, f"survivors of {order.step}", order.survivors, changed=changed)
 
 
 def _check_survivors(order: ConfirmOrder | OpenOrder, session: Session) -> None:
+    """Raise SecureSumError for a step that is not the session's, or an unfit list."""
+    session.place(order.step)
     least, names = session.cohort.min_survivors, order.survivors
     known = set(session.raw["sharing"])
     if session.site not in names or not set(names) <= known or list(names) != sorted(set(names)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hushtune.client.signed_run import SignedRun
 from hushtune.client.terms import Terms
 from hushtune.common.adapter import AdapterSpec, AdapterState
 from hushtune.common.errors import PolicyError
@@ -20,7 +21,8 @@ class SitePolicy:
 
     ``public_size`` is the declared number of its units, ``spec`` describes the adapters of the
     model that it has loaded. ``run_sites``: all sites that the run declares, sorted; none where
-    they are not known.
+    they are not known. ``signed``: what the settings that a coordinator has signed let be ordered;
+    None where nobody has signed any.
     """
 
     site: str
@@ -29,6 +31,7 @@ class SitePolicy:
     public_size: int
     terms: Terms
     run_sites: tuple[str, ...] = ()
+    signed: SignedRun | None = None
 
     def check(self, order: RoundOrder) -> None:
         """Raise PolicyError, with what was asked and what is allowed, unless an order is fit."""
@@ -53,6 +56,8 @@ class SitePolicy:
                     given=f"unit {order.plan.unit}",
                     expected=str(self.terms.unit),
                 )
+        if self.signed is not None:
+            self.signed.check(order)
 
     def check_session(self, order: KeysOrder) -> None:
         """Raise PolicyError unless this site may take part in a secure sum of these sites."""
@@ -82,6 +87,8 @@ class SitePolicy:
                 given=order.cohort.colluding,
                 expected=f">= {self.terms.colluding_sites} (colluding_sites)",
             )
+        if self.signed is not None:
+            self.signed.check_session(order)
 
     def check_metrics(self, order: MetricsOrder) -> None:
         """Raise PolicyError unless this site may tell what an order asks it to tell."""
@@ -92,6 +99,8 @@ class SitePolicy:
         self._check_change(order.adapter)
         if not order.adapter.is_finite():
             raise PolicyError("an order carries an adapter that is not finite")
+        if self.signed is not None:
+            self.signed.check_metrics(order)
         if self.trust is Trust.OFF:
             return
         self._same("unit of privacy", str(order.unit), terms.unit)

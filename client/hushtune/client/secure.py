@@ -1,7 +1,7 @@
 """A site's part in a secure sum: keys, sealed shares, and masked sums; ``opening`` has the rest.
 
 What the site must remember between messages lies in the node's own Flower state: a site that lost
-it has dropped out.
+it has dropped out. What it must never decide again is in its ledger.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from flwr.app import RecordDict
 
 from hushtune.client.rounds import trained
-from hushtune.client.session import OWN, PAIR, Session, begun, current, load, save
+from hushtune.client.session import OWN, PAIR, Session, begin, begun, current, hold, load, save
 from hushtune.client.site import Site
 from hushtune.client.train import gradient_sum
 from hushtune.common.errors import MessageError, SecureSumError
@@ -52,6 +52,7 @@ def answer_keys(content: RecordDict, site: Site, state: RecordDict) -> RecordDic
     digest = _digest(content)
     if known is None or known.name != order.session:
         known = begun(order, site.name, digest)
+        begin(site, known.name)
         save(state, known)
     elif known.raw["order"] != digest:
         raise SecureSumError("a session was begun with other sites, steps or a plan")
@@ -62,13 +63,15 @@ def answer_shares(content: RecordDict, site: Site, state: RecordDict) -> RecordD
     """Split the seeds of this site's masks among its neighbours, sealed for each."""
     order = decode_shares_order(content)
     session = current(state, site, order.run, order.session)
-    if not session.raw["keys"]:
+    begins = not session.raw["keys"]
+    if begins:
         _check_keys(order, session)
+    changed = "the keys of a session were changed while it was going on"
+    hold(site, session, "keys", agreement.keys_digest(order.keys), changed=changed)
+    if begins:
         session.keep_keys(order.keys)
         _share(session, order.keys)
         save(state, session)
-    elif session.raw["digest"] != agreement.keys_digest(order.keys):
-        raise SecureSumError("the keys of a session were changed while it was going on")
     sealed = {name: bytes.fromhex(text) for name, text in session.raw["sealed"].items()}
     return encode_shares(session.name, site.name, sealed)
 
@@ -119,13 +122,15 @@ def answer_received(content: RecordDict, site: Site, state: RecordDict) -> Recor
     """Take in what other sites have sealed for this one, and sign who has shared."""
     order = decode_received_order(content)
     session = current(state, site, order.run, order.session)
-    if not session.raw["sharing"]:
+    begins = not session.raw["sharing"]
+    if begins:
         _check_sharing(order, session)
+    changed = "who has shared secrets was changed after this site had signed it"
+    hold(site, session, "sharing", order.sharing, changed=changed)
+    if begins:
         session.raw["sharing"] = list(order.sharing)
         _receive(session, order.sealed)
         save(state, session)
-    elif session.raw["sharing"] != list(order.sharing):
-        raise SecureSumError("who has shared secrets was changed after this site had signed it")
     return encode_received(
         Received(
             session=session.name,

@@ -1,4 +1,8 @@
-"""What a site remembers of a session of secure sums, in the node's own Flower state."""
+"""What a site remembers of a session of secure sums, in the node's own Flower state.
+
+The node gets that state after the answer has left, and a crash in between puts back the one before.
+What a site decides once and for all is therefore in its ledger before its answer leaves (``hold``).
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from hushtune.client.site import Site
 from hushtune.common.errors import SecureSumError
+from hushtune.common.privacy.ledger import Ledger
 from hushtune.common.secagg import agreement
 from hushtune.common.secagg import keys as crypto
 from hushtune.common.secagg.cohort import Cohort
@@ -150,7 +155,6 @@ def begun(order: KeysOrder, site: str, digest: str) -> Session:
         "received": {},
         "false": [],
         "agreed": False,
-        "arrived": {},
     }
     return Session(raw, site)
 
@@ -165,6 +169,24 @@ def current(state: RecordDict, site: Site, run: str, session: str) -> Session:
 def load(state: RecordDict, site: str) -> Session | None:
     record = state.config_records.get(_STATE)
     return None if record is None else Session(json.loads(str(record[_TEXT])), site)
+
+
+def begin(site: Site, session: str) -> None:
+    """Let the site's ledger know that a session begins."""
+    _ledger(site).begin_session(session)
+
+
+def hold(site: Site, session: Session, about: str, value: object, *, changed: str) -> None:
+    """Hold a session to the first ``value`` (JSON), durably; SecureSumError, ``changed``, for
+    another one, or where the site's ledger does not know the session."""
+    if not _ledger(site).decide(session.name, about, json.dumps(value).encode()):
+        raise SecureSumError(changed)
+
+
+def _ledger(site: Site) -> Ledger:
+    if site.ledger is None:
+        raise SecureSumError("a site without a ledger takes part in no secure sum")
+    return site.ledger
 
 
 def save(state: RecordDict, session: Session) -> None:

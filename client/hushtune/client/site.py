@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Context
 
-from hushtune.client.deployment.site_file import SiteFile
+from hushtune.client.deployment.site_file import SiteFile, with_own_rows
 from hushtune.client.memory import SiteMemory
 from hushtune.client.policy import SitePolicy
+from hushtune.client.signed_run import SignedRun
 from hushtune.client.terms import Terms, load_terms
 from hushtune.common.adapter import AdapterSpec
 from hushtune.common.config import RunConfig
@@ -152,13 +153,6 @@ def check_takes_part(config: RunConfig, own: SiteFile) -> None:
         )
 
 
-def with_own_rows(config: RunConfig, site: str) -> RunConfig:
-    """A run's configuration as far as one site's process has its rows."""
-    alone = {site: config.data.public_sizes[site]}
-    data = config.data.model_copy(update={"public_sizes": alone})
-    return config.model_copy(update={"data": data})
-
-
 @lru_cache(maxsize=64)
 def _at_site(run: RunContext, own: SiteFile) -> RunContext:
     """A run as its site has it: with its rows, and a folder of its own."""
@@ -168,7 +162,8 @@ def _at_site(run: RunContext, own: SiteFile) -> RunContext:
 def _kept_site(
     run: RunContext, name: str, policy: Path | None, ledger: Path, *, rows: RunConfig | None = None
 ) -> Site:
-    """``rows``: the run's configuration as far as this process has its rows; else all of it."""
+    """``rows``: of an institution's site, whose run is signed, the run's configuration as far as
+    this process has its rows; None where it has all of them."""
     workspace = open_workspace(rows or run.config)
     if any(site.task is not workspace.task for site in _open.values()):
         _open.clear()  # they would keep the model and activations of an earlier study
@@ -176,16 +171,22 @@ def _kept_site(
     own = None if policy is None else OwnTerms.read(policy)
     key = (run, name, own)
     if key not in _open:
-        _open[key] = _make_site(run, name, own, ledger, workspace)
+        signed = None if rows is None else SignedRun.of(run.config, name)
+        _open[key] = _make_site(run, name, own, ledger, workspace, signed)
     return _open[key]
 
 
 def _make_site(
-    run: RunContext, name: str, own: OwnTerms | None, ledger_file: Path, workspace: Workspace
+    run: RunContext,
+    name: str,
+    own: OwnTerms | None,
+    ledger_file: Path,
+    workspace: Workspace,
+    signed: SignedRun | None,
 ) -> Site:
     config = run.config
     spec = replace(workspace.initial_state.spec, rank=site_rank(config, name))
-    agreed, limit = agreed_terms(config, name, own, spec)
+    agreed, limit = agreed_terms(config, name, own, spec, signed=signed)
     insecure = config.privacy.insecure_seeded_noise
     ledger = Ledger(ledger_file) if agreed.trust.charges_sites else None
     data_set = agreed.terms.data_set or workspace.dataset_id(name)
@@ -217,12 +218,17 @@ def site_memory(run: RunContext, site: str) -> SiteMemory:
 
 
 def agreed_terms(
-    config: RunConfig, site: str, own: OwnTerms | None, spec: AdapterSpec
+    config: RunConfig,
+    site: str,
+    own: OwnTerms | None,
+    spec: AdapterSpec,
+    *,
+    signed: SignedRun | None = None,
 ) -> tuple[SitePolicy, Limit]:
     """What a site agrees to, by its own policy or else by what the run asks, and its limit.
 
-    ``spec``: of the adapters of the model that the site has loaded. Raises PolicyError where
-    ``own`` does not fit.
+    ``spec``: of the adapters of the model that the site has loaded. ``signed``: see SitePolicy.
+    Raises PolicyError where ``own`` does not fit.
     """
     terms = terms_of_run(config) if own is None else own.terms
     size = config.data.public_sizes[site]
@@ -244,6 +250,7 @@ def agreed_terms(
         public_size=size,
         terms=terms,
         run_sites=tuple(sorted(config.data.public_sizes)),
+        signed=signed,
     )
     return agreed, terms.limit(whole_ledger=own is not None and terms.data_set is None)
 

@@ -56,16 +56,24 @@ def site_plans(config: RunConfig) -> dict[str, PrivacyPlan]:
         plan = _plan(config, sum(sizes.values()))
         cohort_of(config).check_noise(plan.noise_multiplier)
         return dict.fromkeys(sorted(sizes), plan)
-    plans: dict[str, PrivacyPlan] = {}
-    for site, size in sorted(sizes.items()):
-        try:
-            plans[site] = _plan(config, size)
-        except HushtuneError as error:
-            message = f"site {site}: {error.message}"
-            raise type(error)(
-                message, given=error.given, expected=error.expected, remedy=error.remedy
-            ) from None
-    return plans
+    return {site: _own_plan(config, site) for site in sorted(sizes)}
+
+
+def site_plan(config: RunConfig, site: str) -> PrivacyPlan:
+    """The plan of one site, as in ``site_plans``, calibrated for it alone where it has its own."""
+    privacy = config.privacy
+    shared = Unit(privacy.unit) is Unit.CLIENT or Trust(privacy.trust) is Trust.DISTRIBUTED
+    return site_plans(config)[site] if shared else _own_plan(config, site)
+
+
+def _own_plan(config: RunConfig, site: str) -> PrivacyPlan:
+    try:
+        return _plan(config, config.data.public_sizes[site])
+    except HushtuneError as error:
+        message = f"site {site}: {error.message}"
+        raise type(error)(
+            message, given=error.given, expected=error.expected, remedy=error.remedy
+        ) from None
 
 
 def _plan(config: RunConfig, public_size: int, *, of_clients: bool = False) -> PrivacyPlan:

@@ -96,17 +96,30 @@ def hashes_below(folder: Path, names: Iterable[str] | None = None) -> dict[str, 
     """The sha256 of files by their place in a folder, sorted, without its own manifest.
 
     ``names``: files and folders that count, as far as they are there; None for all. A link is
-    followed nowhere: it has no place in such a folder.
+    followed nowhere: it has no place in such a folder (``strange_below``).
     """
+    return {
+        path.relative_to(folder).as_posix(): sha256_of(path)
+        for path in _below(folder, names)
+        if path.is_file() and not path.is_symlink() and path != folder / MANIFEST
+    }
+
+
+def strange_below(folder: Path, names: Iterable[str] | None = None) -> list[str]:
+    """What is in a folder and is neither a file nor a folder, such as a link, sorted."""
+    return [
+        path.relative_to(folder).as_posix()
+        for path in _below(folder, names)
+        if path.is_symlink() or (path.exists() and not (path.is_file() or path.is_dir()))
+    ]
+
+
+def _below(folder: Path, names: Iterable[str] | None) -> list[Path]:
     roots = [folder] if names is None else [folder / name for name in names]
     found: list[Path] = []
     for root in roots:
         found += root.rglob("*") if root.is_dir() and not root.is_symlink() else [root]
-    return {
-        path.relative_to(folder).as_posix(): sha256_of(path)
-        for path in sorted(set(found))
-        if path.is_file() and not path.is_symlink() and path != folder / MANIFEST
-    }
+    return sorted(set(found))
 
 
 def write_manifest(

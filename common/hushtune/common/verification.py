@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hushtune.common.errors import HushtuneError
-from hushtune.common.signed_files import MANIFEST, Signed, hashes_below
+from hushtune.common.signed_files import MANIFEST, Signed, hashes_below, strange_below
 
 _MOST_NAMED = 5
 
@@ -58,6 +58,7 @@ def check_folder(folder: Path, public: str, names: Iterable[str] | None) -> list
         *(f"{name} was changed" for name, sha in expected.items() if found.get(name, sha) != sha),
         *(f"{name} is missing" for name in expected if name not in found),
         *(f"{name} was added" for name in found if name not in expected),
+        *(f"{name}, which is no file, was added" for name in strange_below(folder, names)),
     ]
     if bad:
         more = "" if len(bad) <= _MOST_NAMED else f"; and {len(bad) - _MOST_NAMED} more"

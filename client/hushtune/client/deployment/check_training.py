@@ -13,8 +13,9 @@ import tomli_w
 
 from hushtune.client.charging import unexpected
 from hushtune.client.deployment.check_kinds import Check, failed, of_error, ok, warning
-from hushtune.client.deployment.site_file import SiteFile
-from hushtune.client.site import OwnTerms, agreed_terms, with_own_rows
+from hushtune.client.deployment.site_file import SiteFile, with_own_rows
+from hushtune.client.signed_run import SignedRun
+from hushtune.client.site import OwnTerms, agreed_terms
 from hushtune.client.terms import Terms
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
@@ -148,7 +149,8 @@ def _model(given: str, base: str, terms: Terms | None) -> Check:
 def _agreed(site: SiteFile, config: RunConfig, workspace: Workspace) -> Agreed:
     spec = replace(workspace.initial_state.spec, rank=site_rank(config, site.name))
     own = OwnTerms.read(site.table.policy)
-    policy, limit = agreed_terms(site.configured(config), site.name, own, spec)
+    signed = SignedRun.of(config, site.name)
+    policy, limit = agreed_terms(site.configured(config), site.name, own, spec, signed=signed)
     begun = policy.trust.charges_sites and site.ledger.exists()
     return Agreed(
         policy=policy, limit=limit, spent=read_ledger(site.ledger).entries if begun else ()

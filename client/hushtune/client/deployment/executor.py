@@ -215,11 +215,14 @@ def _error_reply(error: HushtuneError, header: Message) -> Message:
 
 
 def _without_paths(reply: Message, site: SiteFile, header: Message) -> Message:
-    """An error reply that names no folder of the site."""
+    """An error reply that names no folder of the site, wherever its parts lie."""
     if not reply.has_error():
         return reply
     reason = reply.error.reason or ""
-    for folder in (site.folder, site.table.data.file.parent, Path.home()):
+    table = site.table
+    folders = {site.folder, table.data.file.parent, table.policy.parent, Path.home()}
+    folders |= set() if table.model is None else {table.model, table.model.parent}
+    for folder in sorted(folders - {Path("/")}, key=lambda path: len(str(path)), reverse=True):
         reason = reason.replace(f"{folder}/", "").replace(str(folder), "its folder")
     if reason == reply.error.reason:
         return reply

@@ -70,6 +70,7 @@ def node_arguments(site: SiteFile, port: int, secret: Path) -> list[str]:
         *("--auth-supernode-private-key", str(site.node_key)),
         *("--isolation", "process", "--host", "127.0.0.1", "--port", str(port)),
         *("--superexec-auth-secret-file", str(secret)),
+        *("--most-megabytes", str(server.max_message_megabytes)),
     ]
 
 

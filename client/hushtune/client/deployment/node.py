@@ -2,9 +2,9 @@
 
 Flower 1.41 waits 3 s between two looks for an order and 0.5 s between two looks for the answer, so
 that an exchange of nothing takes seconds. Replaced are the clock that the worker loop sleeps by,
-how long it waits for an object that the server does not have yet, and the two functions that take
-an order and send an answer (``one_at_a_time``). Everything else, arguments included, is
-``flower-supernode``.
+how long it waits for an object that the server does not have yet, the two functions that take an
+order and send an answer (``one_at_a_time``), and how much is read of either (``intake``).
+Everything else, arguments included, is ``flower-supernode``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import logging
 import os
 import sys
 import time
@@ -20,14 +21,20 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
+from flwr.app import Error, Message
+
+from hushtune.client.deployment.intake import Intake, count_answers
 from hushtune.client.deployment.json_log import flower_logs_to_ours, log_to
 from hushtune.client.deployment.lifeline import end_with_parent
+from hushtune.client.deployment.site_file import MOST_MEGABYTES
 from hushtune.common.environment import be_quiet
-from hushtune.common.errors import DeploymentError
+from hushtune.common.errors import DeploymentError, MessageError
+
+log = logging.getLogger("hushtune.client.deployment.node")  # also where it is run as a module
 
 WORKER = "flwr.supernode.start_client_internal"
 """The module of Flower whose worker loop sleeps."""
-PARENT = "--parent-pid"
+PARENT, MOST = "--parent-pid", "--most-megabytes"
 
 ANSWER_WAIT, ORDER_WAIT, IDLE_WAIT = 0.1, 0.25, 1.0
 """Seconds between two looks: for an answer, for an order at first, for an order at last."""
@@ -91,8 +98,10 @@ def wait_less(worker: ModuleType | None = None) -> BriskClock:
     return clock
 
 
-def one_at_a_time(worker: ModuleType | None = None) -> None:
+def one_at_a_time(intake: Intake, worker: ModuleType | None = None) -> None:
     """Have Flower's worker loop send the answer to each order before it asks for the next.
+
+    An order that is too large is refused at once, by the node itself.
 
     Flower 1.41 sends whatever answer is there. Where one is left over, of an order that was given
     up because its run or the server ended, the node would from then on send each answer an order
@@ -102,13 +111,39 @@ def one_at_a_time(worker: ModuleType | None = None) -> None:
     worker = importlib.import_module(WORKER) if worker is None else worker
     take, send = worker.__dict__["_pull_and_store_message"], worker.__dict__["_push_messages"]
 
-    def take_whole(*, state: Any, object_store: Any, **more: Any) -> Any:
-        before = set(_open_orders(state))
-        run = take(state=state, object_store=object_store, **more)
+    def take_whole(
+        *, state: Any, object_store: Any, receive: Callable[[], Any], get_fab: Any, **more: Any
+    ) -> Any:
+        before, orders = set(_open_orders(state)), list[Any]()
+
+        def received() -> Any:
+            found = receive()
+            if found is not None:
+                orders.append(found[0])
+                intake.checked_tree(found[1])
+            return found
+
+        intake.begin()
+        try:
+            run = take(
+                state=state,
+                object_store=object_store,
+                receive=received,
+                get_fab=lambda *named: intake.bundle(get_fab(*named)),
+                **more,
+            )
+        except MessageError as error:
+            log.error("the node does not take an order: %s", error)
+            run = None
         if run is None:
             for name in set(_open_orders(state)) - before:
                 state.delete_messages(message_ids=[name])
                 object_store.delete(name)
+        if run is None and intake.refused is not None and orders:
+            reason = f"{intake.refused.code} {intake.refused.message}"
+            refusal = Message(Error(code=0, reason=reason), reply_to=orders[0])
+            worker.__dict__["_insert_message"](refusal, state, object_store)
+            return orders[0].metadata.run_id
         return run
 
     def send_all(*, state: Any, **more: Any) -> None:
@@ -118,9 +153,14 @@ def one_at_a_time(worker: ModuleType | None = None) -> None:
 
     worker.__dict__["_pull_and_store_message"] = take_whole
     worker.__dict__["_push_messages"] = send_all
-    worker.__dict__["pull_objects"] = partial(
+    pull = partial(
         worker.__dict__["pull_objects"], initial_backoff=OBJECT_WAIT[0], backoff_cap=OBJECT_WAIT[1]
     )
+
+    def pull_counted(names: list[str], pull_object_fn: Callable[[str], bytes]) -> dict[str, bytes]:
+        return pull(names, lambda name: intake.part(pull_object_fn(name)))
+
+    worker.__dict__["pull_objects"] = pull_counted
 
 
 def _open_orders(state: Any) -> list[str]:
@@ -134,15 +174,22 @@ def _open_orders(state: Any) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the SuperNode; ``--parent-pid N`` is ours, all else is ``flower-supernode``'s."""
+    """Run the SuperNode; ``--parent-pid N`` and ``--most-megabytes N`` (of a message) are ours, all
+    else is ``flower-supernode``'s."""
     be_quiet()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if PARENT in given:
-        place = given.index(PARENT)
-        end_with_parent(int(given[place + 1]))
-        del given[place : place + 2]
+    ours: dict[str, int] = {}
+    for name in (PARENT, MOST):
+        if name in given:
+            place = given.index(name)
+            ours[name] = int(given[place + 1])
+            del given[place : place + 2]
+    if PARENT in ours:
+        end_with_parent(ours[PARENT])
+    intake = Intake(ours.get(MOST, MOST_MEGABYTES) * 2**20)
     wait_less()
-    one_at_a_time()
+    one_at_a_time(intake)
+    count_answers(intake)
     flower_logs_to_ours()
     log_to(sys.stdout, source="node")
     from flwr.supercore.exit import ExitCode, flwr_exit

@@ -49,10 +49,9 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.runtime.run_clientapp import push_message
 
+from hushtune.client.deployment.intake import MOST_OBJECTS, ByteCount
 from hushtune.common.errors import MessageError, UnreachableError
 
-MOST_OBJECTS = 10_000
-"""Of a message; hushtune's have a handful."""
 FIRST_WAIT, LONGEST_WAIT = 0.05, 1.0
 """Seconds between two looks for an object that has not reached the node yet."""
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
@@ -115,7 +114,7 @@ class Channel:
         Raises MessageError for one of more than ``most_bytes``, before anything is made of it, and
         for one that is damaged.
         """
-        count = _Count(most_bytes)
+        count = ByteCount(most_bytes)
         try:
             if len(_names(received)) > MOST_OBJECTS:
                 raise MessageError("a message has too many parts", expected=str(MOST_OBJECTS))
@@ -237,29 +236,6 @@ class Runtime:
 
 def _names(received: Received) -> list[str]:
     return [one.object_id for one in iterate_object_tree(received.tree)]
-
-
-class _Count:
-    """Bytes of a message so far; objects come from several threads."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._sizes: list[int] = []
-
-    @property
-    def total(self) -> int:
-        return sum(self._sizes)
-
-    def add(self, data: bytes) -> bytes:
-        self._sizes.append(len(data))
-        if self.total > self._most:
-            raise MessageError(
-                "a message is larger than this site takes",
-                given=f"more than {self._most} bytes",
-                expected=f"at most {self._most} bytes",
-                remedy="the site: raise max_message_megabytes of its site.toml",
-            )
-        return data
 
 
 @contextmanager

@@ -42,7 +42,8 @@ KillMode=mixed
 TimeoutStopSec=60
 UMask=0077
 
-# What it may do: read, write in the site's folder and the models' cache, and connect.
+# What it may do: read, write in the site's folder, beside its policy and in the models' cache, and
+# connect.
 NoNewPrivileges=yes
 ProtectSystem=strict
 ProtectHome=read-only
@@ -73,11 +74,23 @@ _CONTAINERFILE = """\
 # hushtune site {name}. Written by `hushtune site join --service container`.
 FROM python:{python}-slim
 
-# Of a wheel, or of an index of your own: --build-arg HUSHTUNE=...
-ARG HUSHTUNE=hushtune=={version}
-# For a GPU leave it empty: --build-arg TORCH_INDEX=
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN pip install --no-cache-dir ${{TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"}} "$HUSHTUNE"
+# hushtune is installed from one wheel beside this file, or from --build-arg HUSHTUNE=...: never by
+# its name alone, which on an index that anybody may write to can be anybody's.
+COPY Containerfile hushtune-*.whl /tmp/hushtune/
+ARG HUSHTUNE=
+# An index with a torch that needs no GPU, for a small image: --build-arg TORCH_INDEX=...
+ARG TORCH_INDEX=
+RUN set -- /tmp/hushtune/*.whl; \\
+    if [ -n "$HUSHTUNE" ]; then set -- "$HUSHTUNE"; \\
+    elif [ ! -e "$1" ] || [ $# -ne 1 ]; then \\
+        echo "Put one wheel of hushtune, hushtune-*.whl, beside the Containerfile (in its" \\
+            "source: pip wheel --no-deps .), or say where it is: --build-arg HUSHTUNE=..." >&2; \\
+        exit 1; \\
+    fi; \\
+    if [ -n "$TORCH_INDEX" ]; then \\
+        pip install --no-cache-dir --index-url "$TORCH_INDEX" torch || exit 1; \\
+    fi; \\
+    pip install --no-cache-dir "$@"
 
 RUN useradd --uid {uid} --no-create-home --shell /usr/sbin/nologin hushtune
 USER {uid}
@@ -141,7 +154,7 @@ def _systemd(site: SiteFile) -> Service:
         federation=site.table.server.name.replace("%", "%%").replace("\n", " "),
         user=getpass.getuser(),
         folder=str(site.folder).replace("%", "%%"),  # of this key alone systemd takes no quotes
-        writable=_quoted(site.folder),
+        writable=" ".join(_quoted(path) for path in _written(site)),
         private_tmp="no" if _in_tmp(site) else "yes",
         command=" ".join(_quoted(part, command=True) for part in own_command()),
         argument=_quoted(site.folder, command=True),
@@ -158,6 +171,13 @@ def _systemd(site: SiteFile) -> Service:
             f"systemctl status {name}",
         ),
     )
+
+
+def _written(site: SiteFile) -> list[Path]:
+    """The folders in which a site writes: its own, and that of its policy, which the ledger is
+    beside."""
+    beside = site.table.policy.parent
+    return [site.folder, *([] if beside.is_relative_to(site.folder) else [beside])]
 
 
 def _in_tmp(site: SiteFile) -> bool:
@@ -193,14 +213,16 @@ def _container(site: SiteFile) -> Service:
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     write_text(
         containerfile,
-        _CONTAINERFILE.format(name=site.name, python=python, version=_version(), uid=uid),
+        _CONTAINERFILE.format(name=site.name, python=python, uid=uid),
     )
     write_text(compose, _COMPOSE.format(name=site.name, uid=uid, gid=gid, volumes=volumes))
     where = shlex.quote(str(compose))
+    wheel = f"pip wheel --no-deps --wheel-dir {shlex.quote(str(folder))} ."
     owner = f"sudo chown -R {uid}:{gid} {shlex.quote(str(site.folder))}"
     return Service(
         (containerfile, compose),
         (
+            f"{wheel}  # in the source of hushtune{_version()}",
             *((owner,) if root else ()),
             f"docker compose -f {where} up --build --detach",
             f"docker compose -f {where} logs --follow",
@@ -214,9 +236,7 @@ def _mounts(site: SiteFile) -> list[tuple[Path, str, bool]]:
     What ``site.toml`` names outside of its folder has the same path inside.
     """
     mounts = [(site.folder, "/site", True)]
-    if not site.table.policy.is_relative_to(site.folder):  # the ledger is beside it
-        beside = site.table.policy.parent
-        mounts.append((beside, str(beside), True))
+    mounts += [(path, str(path), True) for path in _written(site)[1:]]
     model = [site.table.model] if site.table.model is not None else []
     for path in (site.table.data.file, *model):
         if path.is_relative_to(site.folder) and not _is_absolute_in_file(site, path):
@@ -237,6 +257,6 @@ def _volume(source: Path, target: str, writable: bool) -> str:
 
 def _version() -> str:
     try:
-        return version("hushtune")
+        return " " + version("hushtune")
     except PackageNotFoundError:
-        return "0"
+        return ""

@@ -15,6 +15,7 @@ from hushtune.common.deployment import Address, SignKey, SiteName
 from hushtune.common.errors import ConfigError, DeploymentError
 
 SITE_FILE = "site.toml"
+MOST_MEGABYTES = 256
 
 
 class ServerTable(Section):
@@ -25,7 +26,9 @@ class ServerTable(Section):
     certificate: FilePath = Field(description="of the authority that signs the server's, PEM")
     sign_key: SignKey = Field(description="that runs and results must be signed by")
     max_message_megabytes: Count = Field(
-        default=256, description="messages larger than this are refused before they are read"
+        default=MOST_MEGABYTES,
+        description="messages larger than this are refused before they are read; `site join` looks "
+        "at it as it begins",
     )
 
 
@@ -142,6 +145,13 @@ class SiteFile:
         if self.table.model is not None:
             model = model.model_copy(update={"name": str(self.table.model)})
         return config.model_copy(update={"data": data, "model": model})
+
+
+def with_own_rows(config: RunConfig, site: str) -> RunConfig:
+    """A run's configuration as far as one site's process has its rows."""
+    alone = {site: config.data.public_sizes[site]}
+    data = config.data.model_copy(update={"public_sizes": alone})
+    return config.model_copy(update={"data": data})
 
 
 def _absolute(table: SiteTable, folder: Path) -> SiteTable:

@@ -132,7 +132,7 @@ class Supervisor:
             self._heard(*self._lines.get())
 
     def _heard(self, name: str, line: Line) -> None:
-        write_line(self.log, line)
+        self._log(line)
         if line.get("level") in ("error", "critical"):
             self._watched[name].error = str(line.get("error") or line.get("message", ""))[:300]
         if name == NODE:
@@ -261,7 +261,7 @@ class Supervisor:
         last = {"time": utc_now(), **_as_dict(error)}
         again = self.status.last_error or {}
         if state != self.status.state or last["message"] != again.get("message"):
-            write_line(self.log, {"level": "error", "source": "join", **last})
+            self._log({"level": "error", "source": "join", **last})
         self._now(replace(self.status.at(state), last_error=last))
 
     def _end(self, name: str) -> None:
@@ -271,7 +271,11 @@ class Supervisor:
 
     def _say(self, message: str, *, level: str = "info", **more: Any) -> None:
         line = {"time": utc_now(), "level": level, "source": "join", "message": message, **more}
-        write_line(self.log, line)
+        self._log(line)
+
+    def _log(self, line: Line) -> None:
+        """Logs of several sites may be looked at together, so that each line names its own."""
+        write_line(self.log, {**line, "site": self.site.name})
 
     def _now(self, status: Status, *, always: bool = False) -> None:
         """Tell of a status where it is another one, and write it down."""

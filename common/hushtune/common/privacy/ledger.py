@@ -5,7 +5,8 @@ it pays for are committed in one transaction before the reply leaves; a round th
 again is answered with the kept bytes and not charged again. The ledger keeps events, never an
 epsilon, so it composes over rounds, runs and restarts and can be read under another delta. How much
 of the replies is kept, and counted when sent again, is `ledger_replies`' matter; `ledger_record`
-reads a ledger without touching it.
+reads a ledger without touching it. What a site has answered for in secure sums lies in the same
+file (`ledger_sessions`), and is no part of the chain.
 
 Whoever may write the file can rewrite it whole. What is detected: an edited, moved or missing row,
 a damaged or truncated file, and an older copy put back while the file beside it (`<name>.head`, the
@@ -28,6 +29,7 @@ from hushtune.common.privacy import (
     ledger_files,
     ledger_names,
     ledger_replies,
+    ledger_sessions,
 )
 from hushtune.common.privacy.ledger_chain import last_hash
 from hushtune.common.privacy.ledger_entry import GENESIS, RECORD, LedgerEntry
@@ -40,7 +42,8 @@ __all__ = ["GENESIS", "KEPT_REPLIES", "KeptReply", "Ledger", "LedgerEntry", "Lim
 
 # One transaction: after a crash there are all tables or none.
 _SCHEMA = (
-    f"BEGIN IMMEDIATE; {ledger_chain.SCHEMA} {ledger_replies.SCHEMA} {ledger_names.SCHEMA} COMMIT;"
+    f"BEGIN IMMEDIATE; {ledger_chain.SCHEMA} {ledger_replies.SCHEMA} {ledger_names.SCHEMA}"
+    f" {ledger_sessions.SCHEMA} COMMIT;"
 )
 
 
@@ -191,6 +194,26 @@ class Ledger:
                 keep()
         self._advance_head(entry)
         return entry
+
+    def begin_session(self, session: str) -> None:
+        """Note that a session of secure sums begins; durable when this returns.
+
+        Of more than `ledger_sessions.KEPT_SESSIONS` the oldest ends.
+        """
+        with self._writing() as db:
+            ledger_sessions.begin(db, session)
+
+    def decide(self, session: str, about: str, value: bytes) -> bool:
+        """Hold a session to the first `value` that was decided; durable when this returns.
+
+        Whether it is this one. Raises SecureSumError for a session that has not begun, or has
+        ended.
+        """
+        with self._writing() as db:
+            same = ledger_sessions.decided(db, session, about, value)
+            if same is None:
+                ledger_sessions.decide(db, session, about, value)
+        return same is not False
 
     @contextmanager
     def _connection(self) -> Generator[sqlite3.Connection]:
