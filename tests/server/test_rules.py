@@ -491,7 +491,9 @@ def test_the_bias_of_many_sites_is_roughly_the_same(
     [
         ({"rule": "fedit"}, True),
         ({"rule": "fedit", "learning_rate": 0.5}, False),
+        ({"rule": "fedit", "learning_rate": 1.0}, True),
         ({"rule": "fedit", "optimizer": "adam", "learning_rate": 0.1}, False),
+        ({"rule": "fedit", "optimizer": "adam"}, False),
         ({"rule": "fedit", "estimate": "krum"}, False),
         ({"rule": "fedex"}, True),
         ({"rule": "fedex", "estimate": "krum"}, False),
