@@ -68,7 +68,7 @@ def test_every_rule_learns_after_the_warm_up(tmp_path: Path) -> None:
 def test_a_server_optimiser_learns_at_the_rate_that_follows_from_it(
     name: str, tmp_path: Path
 ) -> None:
-    """Eight rounds of the head alone and two of the adapter; a rate too large has the loss rise well
+    """Eight rounds of the head alone and two of the adapter: a rate too large has the loss rise far
     above its lowest, and above where it began.
 
     Momentum's rate is FedAvgM's, 1, and ten rounds are too many for it: docs/aggregation.md.
