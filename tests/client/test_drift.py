@@ -14,11 +14,12 @@ from torch import Tensor
 
 from hushtune.client.app import answer
 from hushtune.client.memory import Purpose, SiteMemory
+from hushtune.client.rounds import trained
 from hushtune.client.train import train_locally
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import AggregationConfig
-from hushtune.common.lora_rules import RULES, trainable_keys
+from hushtune.common.lora_rules import RULES, kept_keys, trainable_keys
 from hushtune.common.messages import ClientUpdate, RoundOrder, decode_reply, encode_order
 from hushtune.common.model import Level
 from hushtune.common.privacy.noise import NoiseSource
@@ -131,6 +132,46 @@ def test_the_pull_is_to_the_order_s_adapter_and_is_neither_clipped_nor_divided(
             noise = source.noised(torch.zeros_like(tensor), std=2.0 * 1e-3)
             expected = expected - 0.1 * noise / 5.0
         torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("personal", [False, True])
+def test_what_stays_at_a_site_is_not_drawn_to_what_everybody_began_with(
+    task: TensorTask, state: AdapterState, tmp_path: Path, personal: bool
+) -> None:
+    """Without a row, the site's own B moves by the pull alone: not at all, but for Ditto's adapter.
+
+    The order's B is another one than the site's, which goes on from what it kept.
+    """
+    rule = RULES["fedit" if personal else "fedsa"]
+    site = site_at(task, tmp_path, "a")
+    site = replace(site, units=Units.single(NONE))
+    own = state + moved(task.model, seed=4)
+    if not personal:
+        own = own.select(kept_keys(rule, state.spec))
+    purpose = Purpose.ADAPTER if personal else Purpose.FACTORS
+    site.memory.keep(purpose, own, run="run", round=0)
+    order = make_order(
+        state,
+        plan_off(),
+        site="a",
+        round=1,
+        rule=rule.name,
+        learning_rate=0.1,
+        local_steps=3,
+        proximal=0.7,
+        personal=personal,
+    )
+    found = trained(order, site, sequence=0)
+    found.keep()
+    now = site.memory.newest(purpose, run="run")
+    assert now is not None
+    assert now.keys == own.keys
+    for key, tensor in now.tensors.items():
+        center = own.tensors[key] if not personal else state.tensors[key]
+        expected = center + (1 - 0.1 * 0.7) ** 3 * (own.tensors[key] - center)
+        torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-6)
+        assert (own.tensors[key] - state.tensors[key]).abs().max() > 0.05
+    assert all(not tensor.any() for tensor in found.sent.tensors.values())
 
 
 # ------------------------------------------------------------------------------ SCAFFOLD ----

@@ -53,6 +53,12 @@ REFUSALS: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "0.5",
         "0",
     ),
+    "a proximal term beside control variates": (
+        {**SGD, "train.proximal": 0.5, "train.scaffold": True},
+        "train.proximal",
+        "0.5, train.scaffold = true",
+        "one of the two",
+    ),
     "control variates at sites that take no steps": (
         {**SGD, "aggregation.rule": "fedsgd", "train.scaffold": True},
         "train.scaffold",

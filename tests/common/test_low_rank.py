@@ -16,6 +16,7 @@ from hushtune.common.low_rank import (
     compressed,
     gathered,
     inner,
+    inners,
     leading,
     norm,
     probed,
@@ -235,3 +236,13 @@ def test_many_columns_of_a_small_rank_or_none() -> None:
     )
     nothing = Product(torch.zeros(40, 600).double(), small.right)
     assert not leading(nothing, 4)[1].any()
+
+
+def test_inner_products_of_products_side_by_side() -> None:
+    """Of any ranks, against the matrices multiplied out."""
+    ranks = [1, 3, 2, 5]
+    terms = [drawn(7, 4, n, seed) for seed, n in enumerate(ranks)]
+    rows = torch.stack([dense(term).reshape(-1) for term in terms])
+    found = inners(gathered(terms, rank=sum(ranks), shape=(7, 4)), ranks)
+    torch.testing.assert_close(found, rows @ rows.T, **CLOSE)
+    assert torch.equal(found, found.T)

@@ -259,15 +259,56 @@ def test_engines_give_the_same_adapter(settings: Any, tmp_path: Path, head: str)
     """One seed, privacy off: what is trained depends on nothing that an engine decides."""
     here = run(settings.config(model__head=head), tmp_path / "a")
     there = run(settings.config(model__head=head, simulation__engine="flower"), tmp_path / "b")
+    same_tensors(tmp_path / "a" / "adapter", tmp_path / "b" / "adapter")
+    assert here["value"] == there["value"]
+
+
+RULES_APART: dict[str, dict[str, Any]] = {
+    "fedex": {"aggregation__rule": "fedex"},
+    "flora of mixed ranks": {
+        "aggregation__rule": "flora",
+        "adapter__ranks": {"east": 2, "north": 4, "south": 8},
+    },
+    "fedsa": {"aggregation__rule": "fedsa"},
+    "fedsgd": {"aggregation__rule": "fedsgd"},
+    "ditto": {"aggregation__rule": "fedit", "personal__method": "ditto"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.usefixtures("kept_actors")
+@pytest.mark.parametrize("name", RULES_APART)
+def test_engines_agree_under_rules_that_keep_or_add_something(
+    name: str, settings: Any, tmp_path: Path
+) -> None:
+    """What a site keeps lies in a file, whichever of Ray's actors trains its next round."""
+    changes = {"train__rounds": 4, "train__warmup_rounds": 1, **RULES_APART[name]}
+    here = run(settings.config(**changes), tmp_path / "a")
+    there = run(settings.config(**changes, simulation__engine="flower"), tmp_path / "b")
+    assert (
+        (here["refusals"], here["rejected"]) == (there["refusals"], there["rejected"]) == ({}, {})
+    )
+    same_tensors(tmp_path / "a" / "adapter", tmp_path / "b" / "adapter")
+    own = RULES_APART[name]["aggregation__rule"] == "fedsa" or name == "ditto"
+    assert (tmp_path / "a" / "own").exists() == own
+    if own:
+        same_tensors(tmp_path / "a" / "own", tmp_path / "b" / "own")
+    assert here["value"] == there["value"]
+    assert here["personal"] == there["personal"]
+
+
+def same_tensors(here: Path, there: Path) -> None:
+    names = sorted(path.name for path in here.glob("*.safetensors"))
+    assert names == sorted(path.name for path in there.glob("*.safetensors"))
     moved = 0
-    for path in sorted((tmp_path / "a" / "adapter").glob("*.safetensors")):
-        left, right = load_file(path), load_file(tmp_path / "b" / "adapter" / path.name)
+    for name in names:
+        left, right = load_file(here / name), load_file(there / name)
         assert left.keys() == right.keys()
         for key, tensor in left.items():
             assert (tensor - right[key]).abs().max() <= 1e-6, key
             moved += bool(tensor.any())
     assert moved > 2  # not two empty adapters
-    assert here["value"] == there["value"]
 
 
 @pytest.mark.slow

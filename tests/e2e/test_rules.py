@@ -136,10 +136,14 @@ def check_summary(summary: dict[str, Any], told: list[dict[str, Any]], rule: str
     if RULES[rule].gradient or RULES[rule].kept:
         assert bias[1:] == [None] * 3
         assert summary["aggregation_bias"] is None
+        assert summary["largest_bias"] is None
         return
     assert all(value >= 0 for row in bias[1:] for value in row.values())
     last = list(bias[-1].values())
     assert summary["aggregation_bias"] == pytest.approx(sum(last) / len(last))
+    largest = summary["largest_bias"]
+    assert largest["value"] == bias[-1][largest["module"]] == max(last)
+    assert largest["rule"] == rule
     exact = rule in ("ffa", "fedsvd", "rolora", "fedex", "flora", "fedsb")
     if exact:
         assert summary["aggregation_bias"] < 1e-5

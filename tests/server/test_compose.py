@@ -1,4 +1,4 @@
-"""What must hold of every estimate with every server optimiser that goes with it."""
+"""What must hold of every estimate with every server optimiser and rule that goes with it."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from hushtune.server.checkpoint import Checkpoint, _from_bytes, _to_bytes
 
 from .fake_grid import state
 from .test_robust import SIZE, ask, flat, updates_of
+from .test_rules import MIXED, start_of
+from .test_rules import updates_of as honest_updates
 
 COUNT = 7
 PAIRS = sorted({(estimate, optimizer) for _, estimate, optimizer in legal_combinations()})
@@ -130,6 +132,42 @@ def test_nothing_that_is_finite_leads_to_what_is_not(estimate: str, optimizer: s
         memory, now = made.apply(memory, now, updates_of(rows))
         assert now.is_finite()
         assert all(moment.is_finite() for moment in memory.moments.values())
+
+
+RANKS = {"": [3] * COUNT, "mixed": [1, 3, 2, 3, 1, 2, 3]}
+TOGETHER = [
+    (*combination, ranks)
+    for combination in legal_combinations()
+    for ranks in RANKS
+    if not ranks or combination[0] in MIXED
+]
+"""(rule, estimate, optimizer, ranks): all that a configuration may ask for."""
+
+
+@pytest.mark.parametrize(
+    ("rule", "estimate", "optimizer", "ranks"), TOGETHER, ids=["-".join(c) for c in TOGETHER]
+)
+def test_every_rule_goes_through_two_rounds_the_same_in_any_order(
+    rule: str, estimate: str, optimizer: str, ranks: str
+) -> None:
+    made = make_aggregator(settings(estimate, optimizer, rule=rule), seed=2)
+    random = np.random.default_rng(7)
+    start = start_of(rule)
+    found = set[tuple[str, ...]]()
+    for _ in range(3):
+        memory, now = made.init(start), start
+        for number in (0, 1):
+            drawn = honest_updates(
+                rule, now, ranks=RANKS[ranks], sizes=[3, 1, 4, 1, 5, 9, 2], turn=number
+            )
+            updates = [replace(u, delta=0.3 * u.delta, round=number + 1) for u in drawn]
+            memory, after = made.apply(memory, now, [updates[k] for k in random.permutation(COUNT)])
+            assert after.is_finite()
+            assert all(moment.is_finite() for moment in memory.moments.values())
+            assert after.digest() != now.digest()
+            now = after
+        found.add((now.digest(), *sorted(digests(memory).values())))
+    assert len(found) == 1
 
 
 def faulty_rows(kind: str, size: float, count: int) -> np.ndarray:

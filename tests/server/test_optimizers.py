@@ -190,6 +190,26 @@ def test_the_configured_weighting_is_used(weighting: str, share: float) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "rate"),
+    [("sgd", 1.0), ("momentum", 1.0), ("adam", 0.01), ("yogi", 0.01), ("adagrad", 0.03)],
+)
+def test_the_rate_that_follows_from_the_optimiser_is_used(name: str, rate: float) -> None:
+    """And one that is set stays: 1 of an adaptive optimiser would throw every number about."""
+    left_out = AggregationConfig.model_validate({"optimizer": name})
+    explicit = AggregationConfig.model_validate({"optimizer": name, "learning_rate": rate})
+    assert left_out.learning_rate is None
+    assert left_out.server_rate == explicit.server_rate == rate
+    assert AggregationConfig.model_validate(
+        {"optimizer": name, "learning_rate": 0.5}
+    ).server_rate == pytest.approx(0.5)
+    digests = set[str]()
+    for config in (left_out, explicit):
+        made = make_aggregator(config)
+        digests.add(made.apply(made.init(state(0)), state(0), [update("a", state(1))])[1].digest())
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
     ("settings", "expected"),
     [
         ({"optimizer": "sgd"}, sgd(0.1)),

@@ -416,6 +416,26 @@ def test_updates_are_compared_by_what_they_do_to_the_model() -> None:
     torch.testing.assert_close(again, gram, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize(("estimate", "chosen"), [("krum", 1), ("multi_krum", 2)])
+@pytest.mark.parametrize("rule", ["fedex", "flora"])
+def test_only_sites_that_count_have_columns_in_what_is_added_to_w0(
+    rule: str, estimate: str, chosen: int
+) -> None:
+    """Every column is sent down to all sites, in every later round; none of them is zero."""
+    start = start_of(rule, 1)
+    updates = updates_of(rule, start, ranks=[1] * 4, sizes=[3, 1, 4, 5])
+    config = AggregationConfig.model_validate({"rule": rule, "estimate": estimate})
+    aggregator = make_aggregator(config, seed=SEED)
+    end = aggregator.apply(aggregator.init(start), start, updates)[1]
+    for module in SHAPES:
+        base = end.base_change(module)
+        columns = chosen - (rule == "fedex")
+        assert (0 if base is None else base[0].shape[0]) == columns
+        if base is not None:
+            assert base[0].any(dim=1).all()
+            assert base[1].any(dim=0).all()
+
+
 def test_krum_does_not_mind_how_a_model_is_written() -> None:
     """Three sites near one another, one of them written with other factors, and one far away."""
     start, (first, *_) = a_round("fedit")
@@ -471,7 +491,9 @@ def test_the_bias_of_many_sites_is_roughly_the_same(
     [
         ({"rule": "fedit"}, True),
         ({"rule": "fedit", "learning_rate": 0.5}, False),
+        ({"rule": "fedit", "learning_rate": 1.0}, True),
         ({"rule": "fedit", "optimizer": "adam", "learning_rate": 0.1}, False),
+        ({"rule": "fedit", "optimizer": "adam"}, False),
         ({"rule": "fedit", "estimate": "krum"}, False),
         ({"rule": "fedex"}, True),
         ({"rule": "fedex", "estimate": "krum"}, False),

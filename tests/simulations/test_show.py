@@ -45,6 +45,7 @@ def summary(names: Sequence[str], *, epsilon: float = 2.0, **changes: Any) -> di
         "worst_site": {"site": names[-1], "value": value[names[-1]]},
         "spread": value[names[0]] - value[names[-1]],
         "aggregation_bias": None,
+        "largest_bias": None,
         "rejected": {},
         "attack": None,
         "data_notes": [],
@@ -198,5 +199,34 @@ def test_the_worst_site_the_spread_and_what_a_rule_loses_are_told() -> None:
     text = said(at)
     assert "worst site: north, 0.890; best and worst are 0.010 apart" in text
     assert "lost" not in text
-    show_summary(at, summary(["east", "north"], aggregation_bias=0.312))
-    assert "lost 31% of the sites' mean adapter" in said(at)
+
+
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [
+        (
+            "fedit",
+            "averaging A and B apart lost 31% of the sites' mean adapter in the last round, at "
+            "most 42% (layer.1.query): other rules, such as ffa, fedex and fedsb, lose none",
+        ),
+        (
+            "hetlora",
+            "averaging A and B apart lost 31% of the sites' mean adapter in the last round, at "
+            "most 42% (layer.1.query): other rules, such as ffa, fedex and fedsb, lose none",
+        ),
+        (
+            "flexlora",
+            "cutting to rank 4 lost 31% of the sites' mean adapter in the last round, at most 42% "
+            "(layer.1.query): raise adapter.rank, or use flora or fedex",
+        ),
+    ],
+)
+def test_what_a_rule_loses_and_by_which_step(rule: str, told: str) -> None:
+    at = console()
+    largest = {"module": "layer.1.query", "value": 0.42, "rule": rule, "rank": 4}
+    show_summary(at, summary(["east", "north"], aggregation_bias=0.312, largest_bias=largest))
+    assert told in " ".join(said(at).split())
+    at = console()
+    largest["value"] = 0.09
+    show_summary(at, summary(["east", "north"], aggregation_bias=0.05, largest_bias=largest))
+    assert "lost" not in said(at)

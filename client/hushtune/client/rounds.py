@@ -108,7 +108,10 @@ def trained(order: RoundOrder, site: Site, *, sequence: int) -> Trained:
 
 
 def own_model(adapter: AdapterState, site: Site, *, run: str) -> AdapterState:
-    """The global adapter with what the site keeps for itself in place of its own factors."""
+    """The global adapter with what the site keeps for itself in place of its own factors.
+
+    A personal adapter is not in it: figures are of the model that the federation trains.
+    """
     kept = site.memory.newest(Purpose.FACTORS, run=run, paid=_paid(site, run))
     return adapter if kept is None else adapter.merge(kept)
 

@@ -14,6 +14,7 @@ from hushtune.client import dp
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState
 from hushtune.common.errors import PrivacyError
+from hushtune.common.lora_rules import RULES, kept_keys
 from hushtune.common.messages import LocalTraining, RoundOrder
 from hushtune.common.model import Level
 from hushtune.common.privacy.noise import NoiseSource
@@ -47,13 +48,13 @@ def train_locally(
     lora.install(task.model, begin)
     trained = lora.set_trainable(task.model, order.trainable)
     task.model.training_mode()
-    optimizer = _optimizer(trained, order.training)
+    optimizer, center = _optimizer(trained, order.training), _center(order, begin)
     with torch.random.fork_rng(), dp.per_example_gradients(task.model):
         torch.manual_seed(_dropout_seed(random))
         for step in range(order.local_steps):
             gradients = _noised(order, plan, task, units, trained, level, noise, random)
             # What follows looks at no record again, so it costs nothing.
-            drift = _drift(order, trained, control)
+            drift = _drift(order.training.proximal, center, trained, control)
             for group in optimizer.param_groups:
                 group["lr"] = _rate(order.training, step)
             for key, parameter in trained.items():
@@ -109,17 +110,29 @@ def _noised(
     return gradients
 
 
+def _center(order: RoundOrder, begin: AdapterState) -> AdapterState:
+    """What a proximal term draws to: the global adapter, and where a round began for what stays at
+    the site, of which there is no global value. Ditto's whole adapter is drawn to the global one.
+    """
+    if order.personal:
+        return order.adapter
+    kept = kept_keys(RULES[order.rule], begin.spec)
+    return order.adapter.merge(begin.select(kept & set(begin.keys)))
+
+
 def _drift(
-    order: RoundOrder, trained: Mapping[str, nn.Parameter], control: AdapterState | None
+    mu: float,
+    center: AdapterState,
+    trained: Mapping[str, nn.Parameter],
+    control: AdapterState | None,
 ) -> dict[str, Tensor]:
     """What is added to a gradient against client drift: FedProx' ``mu (theta - theta_global)``
     (1812.06127), and SCAFFOLD's ``c - c_k`` (1910.06378)."""
     found = dict[str, Tensor]()
-    mu = order.training.proximal
     for key, parameter in trained.items() if mu or control is not None else ():
         pull = torch.zeros(parameter.shape)
         if mu:
-            pull += mu * (parameter.detach().cpu() - order.adapter.tensors[key])
+            pull += mu * (parameter.detach().cpu() - center.tensors[key])
         if control is not None:
             pull += control.tensors[key]
         found[key] = pull

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -17,6 +19,14 @@ from hushtune.common.config_base import (
     refuse_idle,
 )
 
+PLAIN = ("sgd", 1.0)
+"""The server's optimiser and its learning rate that are plain averaging."""
+RATES: Mapping[str, float] = MappingProxyType(
+    {"sgd": 1.0, "momentum": 1.0, "adam": 0.01, "yogi": 0.01, "adagrad": 0.03}
+)
+"""The server's learning rate by optimiser, unless a run says otherwise. With the last three each
+number takes steps of about this length, however long the sites' are; docs/aggregation.md has what
+others reach."""
 SCALED_ATTACKS = ("sign_flip", "scale", "collude")
 """The attacks that ``simulation.attack_scale`` is of."""
 
@@ -72,8 +82,12 @@ class AggregationConfig(Section):
         description="at the server; momentum = FedAvgM (1909.06335), the last three adapt "
         "(2003.00295)",
     )
-    learning_rate: LearningRate = Field(
-        default=1.0, description="at the server; 1 with sgd = plain averaging"
+    learning_rate: LearningRate | None = Field(
+        default=None,
+        description="at the server; left out: "
+        + ", ".join(f"{r:g} with {n}" for n, r in RATES.items())
+        + ". 1 with sgd is plain averaging",
+        examples=[1.0],
     )
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.9, description="of optimizer = momentum: what stays of the last step"
@@ -97,6 +111,13 @@ class AggregationConfig(Section):
         description="of updates on their way to the server: 4, 2 or 1 bytes a number. What is "
         "released is rounded, after its noise, so that it costs no privacy",
     )
+
+    @property
+    def server_rate(self) -> float:
+        """The learning rate at the server: the one that was set, or what follows."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return RATES[self.optimizer]
 
     @model_validator(mode="after")
     def _settings_of_the_estimate(self) -> AggregationConfig:

@@ -17,7 +17,12 @@ from hushtune.common.config_base import (
     Section,
     refuse,
 )
-from hushtune.common.config_federation import AggregationConfig, MetricsConfig, SimulationConfig
+from hushtune.common.config_federation import (
+    PLAIN,
+    AggregationConfig,
+    MetricsConfig,
+    SimulationConfig,
+)
 from hushtune.common.privacy.plan import CLIP_NORMS
 
 _TRUST_OF_UNIT = {
@@ -233,7 +238,7 @@ def check_together(
         trust=privacy.trust,
         estimate=aggregation.estimate,
         optimizer=aggregation.optimizer,
-        learning_rate=aggregation.learning_rate,
+        learning_rate=aggregation.server_rate,
         average=aggregation.average,
     )
     if found is not None:
@@ -284,13 +289,12 @@ def check_together(
                 remedy="leave metrics.release out",
             )
         return
-    plain = AggregationConfig()
-    if (aggregation.optimizer, aggregation.learning_rate) != (plain.optimizer, plain.learning_rate):
+    if (aggregation.optimizer, aggregation.server_rate) != PLAIN:
         refuse(
             "with trust = distributed the server takes the optimiser's steps itself, as [train] "
             "has them",
             key="aggregation.optimizer",
-            given=f"{aggregation.optimizer}, learning_rate {aggregation.learning_rate:g}",
+            given=f"{aggregation.optimizer}, learning_rate {aggregation.server_rate:g}",
             expected="no aggregation.optimizer and no aggregation.learning_rate",
             remedy="leave both out, and set train.optimizer and train.learning_rate",
         )

@@ -53,6 +53,15 @@ def check_rule(
             expected="false" if scaffold else "0",
             remedy=f"leave train.{'scaffold' if scaffold else 'proximal'} out",
         )
+    if proximal and scaffold:
+        refuse(
+            "control variates take the drift out already, and those of a site are made of its "
+            "changes, of which a part would then be the pull to the global adapter",
+            key="train.proximal",
+            given=f"{proximal:g}, train.scaffold = true",
+            expected="one of the two",
+            remedy="leave train.proximal or train.scaffold out",
+        )
     if rule.kept and privacy.trust == "distributed" and privacy.unit != "client":
         refuse(
             "each site's own B takes steps that no sum of gradients covers with noise, and later "

@@ -87,6 +87,23 @@ def inner(one: Product, other: Product) -> float:
     return float(((one.left.T @ other.left) * (one.right @ other.right.T)).sum())
 
 
+def inners(whole: Product, ranks: Sequence[int]) -> Tensor:
+    """``inner`` of each of n products with each, (n, n), of the products side by side.
+
+    ``ranks``: how many columns and rows of ``whole`` each of them has.
+    """
+    found = torch.zeros(len(ranks), len(ranks), dtype=torch.float64)
+    begin = 0
+    for place, rank in enumerate(ranks):
+        end = begin + rank
+        left = whole.left[:, begin:end].T @ whole.left[:, :end]
+        pairs = left.mul_(whole.right[begin:end] @ whole.right[:end].T)
+        parts = pairs.split(list(ranks[: place + 1]), dim=1)
+        found[place, : place + 1] = torch.stack([part.sum() for part in parts])
+        begin = end
+    return found + found.tril(-1).T
+
+
 def norm(matrix: Product) -> float:
     """Frobenius norm; what is below 1e-8 of the largest of its terms may be rounding."""
     return math.sqrt(max(0.0, inner(matrix, matrix)))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hushtune.common.config import AggregationConfig, RunConfig
+from hushtune.common.config import RunConfig
+from hushtune.common.config_federation import PLAIN
 from hushtune.common.config_rules import sends_gradients
 from hushtune.common.run_steps import numbers_of_round, steps_of_round
 from hushtune.common.schedules import learning_rate
@@ -19,12 +20,8 @@ def round_optimizer(config: RunConfig, *, round: int, step: int = 0) -> ServerOp
     Where that is a gradient, and [aggregation] asks for nothing else, it is the step that [train]
     would have the sites take.
     """
-    plain = AggregationConfig()
-    asked = (config.aggregation.optimizer, config.aggregation.learning_rate)
-    if not sends_gradients(config.aggregation, config.privacy) or asked != (
-        plain.optimizer,
-        plain.learning_rate,
-    ):
+    asked = (config.aggregation.optimizer, config.aggregation.server_rate)
+    if not sends_gradients(config.aggregation, config.privacy) or asked != PLAIN:
         return make_optimizer(config.aggregation)
     how = local_training(config, round=round)
     rate = learning_rate(how.learning_rate, how.schedule, how.first_step + step, how.schedule_steps)

@@ -39,7 +39,7 @@ ADAPTER = f"adapter/{DESCRIPTION}"
 SUMMARY_KEYS = frozenset(
     (
         *("metric", "higher_is_better", "value", "macro_f1", "sites", "baselines", "table"),
-        *("personal", "worst_site", "spread", "aggregation_bias", "saved_rank"),
+        *("personal", "worst_site", "spread", "aggregation_bias", "largest_bias", "saved_rank"),
         *("rounds", "trust", "refusals", "rejected", "seconds", "seed", "config_hash"),
         *("adapter_digest", "out", "data_notes", "unit", "group", "seen_by", "attack"),
         "rests_on",
@@ -156,6 +156,7 @@ def summarise(run: FinishedRun, privacy: Mapping[str, Any]) -> dict[str, Any]:
         "worst_site": {"site": worst, "value": at_sites[worst]},
         "spread": max(at_sites.values()) - at_sites[worst],
         "aggregation_bias": _bias(result),
+        "largest_bias": _largest_bias(result, context.config.aggregation.rule),
         "sites": {
             name: {
                 "value": table["federated"][name],
@@ -208,8 +209,23 @@ def _rests_on(context: RunContext) -> str | None:
 
 def _bias(result: FederationResult) -> float | None:
     """The last round's mean aggregation bias over the modules; None where none was measured."""
+    found = _last_bias(result)
+    return sum(found.values()) / len(found) if found else None
+
+
+def _largest_bias(result: FederationResult, rule: str) -> dict[str, Any] | None:
+    """Of which module it was the largest, and what makes it: the rule, and the rank it cuts to."""
+    found = _last_bias(result)
+    if not found:
+        return None
+    module = min(found, key=lambda name: (-found[name], name))
+    rank = result.state.spec.rank
+    return {"module": module, "value": found[module], "rule": rule, "rank": rank}
+
+
+def _last_bias(result: FederationResult) -> Mapping[str, float]:
     found = [row["aggregation_bias"] for row in result.history if "aggregation_bias" in row]
-    return sum(found[-1].values()) / len(found[-1]) if found else None
+    return found[-1] if found else {}
 
 
 def _rejected(result: FederationResult) -> dict[str, list[dict[str, Any]]]:

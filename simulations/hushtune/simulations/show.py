@@ -26,6 +26,11 @@ _WRITTEN = {
 }
 """All that a run may leave in its folder, and what it is called in the closing list."""
 _MUCH_BIAS = 0.1
+_LOSES = {
+    "fedit": ("averaging A and B apart", "other rules, such as ffa, fedex and fedsb, lose none"),
+    "flexlora": ("cutting to rank {rank}", "raise adapter.rank, or use flora or fedex"),
+}
+"""By which step a rule loses a part of the mean product, and what would not; others do as fedit."""
 _NOT_PRIVATE = "[bold red]NO PRIVACY: this run adds no noise[/]"
 _SEEDED = (
     "[bold red]NO PRIVACY: privacy.insecure_seeded_noise = true, so whoever knows the run's seed "
@@ -94,10 +99,11 @@ def _show_spread(console: Console, summary: Mapping[str, Any]) -> None:
         line = f"worst site: {worst['site']}, {worst['value']:.3f}; "
         line += f"best and worst are {summary['spread']:.3f} apart"
         console.print(line, style="dim", highlight=False, markup=False)
-    bias = summary["aggregation_bias"]
-    if bias is not None and bias > _MUCH_BIAS:
-        line = f"averaging A and B apart lost {bias:.0%} of the sites' mean adapter in the last "
-        line += "round: other rules, such as ffa, fedex and fedsb, lose none"
+    bias, largest = summary["aggregation_bias"], summary["largest_bias"]
+    if largest is not None and largest["value"] > _MUCH_BIAS:
+        how, instead = _LOSES.get(largest["rule"], _LOSES["fedit"])
+        line = f"{how.format(**largest)} lost {bias:.0%} of the sites' mean adapter in the last "
+        line += f"round, at most {largest['value']:.0%} ({largest['module']}): {instead}"
         console.print(line, style="yellow", highlight=False, markup=False)
 
 

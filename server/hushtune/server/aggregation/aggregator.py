@@ -91,8 +91,10 @@ def compose(
             memory, state = optimizer.apply(memory, state, change)
             return memory, rule.finish(state) if trains_factors(ordered[0]) else state
         assert estimate.shares is not None
-        shares = estimate.shares(ordered, weights, gram)
-        sites = all_trained(rule, state, ordered, [shares[update.site] for update in ordered])
+        shares = estimate.shares(lifted, weights, gram)
+        # Of a site without a share nothing counts, and its columns would be sent down as zeros.
+        counted = [update for update in ordered if shares[update.site] > 0]
+        sites = all_trained(rule, state, counted, [shares[update.site] for update in counted])
         factors = rule.from_products(state, sites, ordered[0].round, seed)
         memory, state = optimizer.apply(memory, state, weighted_mean(lifted, shares))
         return memory, state.merge(AdapterState(state.spec, factors))
@@ -152,7 +154,7 @@ def check_estimate(config: AggregationConfig, updates: int) -> None:
 
 def make_optimizer(config: AggregationConfig) -> ServerOptimizer:
     """The server's optimiser alone, for a mean that is not an ``Estimate`` of updates as such."""
-    rate = config.learning_rate
+    rate = config.server_rate
     match config.optimizer:
         case "sgd":
             return optimizers.sgd(rate)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import AggregationConfig, RunConfig
+from hushtune.common.config_federation import PLAIN
 from hushtune.common.lora_rules import RULES
 from hushtune.common.low_rank import Product, norm, probed, product, total
 from hushtune.common.messages import ClientUpdate
@@ -98,7 +99,7 @@ def measured_bias(
 
 def _averages_plainly(config: AggregationConfig) -> bool:
     """Whether what a round makes is the rule's plain average already."""
-    return (config.estimate, config.optimizer, config.learning_rate) == ("mean", "sgd", 1.0)
+    return config.estimate == "mean" and (config.optimizer, config.server_rate) == PLAIN
 
 
 def _base(state: AdapterState, module: str, *, sign: float = 1.0) -> Iterator[Product]:

@@ -155,7 +155,7 @@ def euclidean_gram(updates: Sequence[ClientUpdate]) -> Gram:
     """Inner products of the updates over all their tensors, (n, n), in float64, sorted by site.
 
     Summed by numpy's own loops: a product of matrices gives other bits with other numbers of
-    threads, and the engines have to agree.
+    threads.
     """
     ordered = by_site(updates)
     gram = np.zeros((len(ordered), len(ordered)))

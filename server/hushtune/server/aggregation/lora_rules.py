@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -29,15 +28,15 @@ from hushtune.common.errors import FederationError, MessageError
 from hushtune.common.lora import orthonormal
 from hushtune.common.low_rank import (
     Product,
-    inner,
+    gathered,
+    inners,
     leading,
     product,
     rounded,
     svd,
-    total,
 )
 from hushtune.common.messages import ClientUpdate
-from hushtune.server.aggregation.estimates import Gram
+from hushtune.server.aggregation.estimates import Gram, euclidean_gram
 from hushtune.server.aggregation.trained import Trained, scaled_product, weight_shape
 
 Updates = Sequence[ClientUpdate]
@@ -194,13 +193,12 @@ def residual(state: AdapterState, sites: Trained, round: int, seed: int) -> Fact
         mean_b = sum_of([(p, b) for p, (_, b) in zip(sites.shares, pairs, strict=True)])
         found[a_key(module)], found[b_key(module)] = mean_a.float(), mean_b.float()
         last = pairs[-1][1].double()
-        all_but_last = zip(sites.shares[:-1], pairs[:-1], strict=True)
-        counted = [(p, a, b) for p, (a, b) in all_but_last if p]
+        all_but_last = list(zip(sites.shares[:-1], pairs[:-1], strict=True))
         lost = (  # in place, since each tensor written takes as long as the arithmetic on it
             Product(b.double().sub_(last).mul_(p * state.spec.scale), a.double().sub_(mean_a))
-            for p, a, b in counted
+            for p, (a, b) in all_but_last
         )
-        found |= _changed_base(state, module, lost, rank=len(counted) * state.spec.rank)
+        found |= _changed_base(state, module, lost, rank=len(all_but_last) * state.spec.rank)
     return found
 
 
@@ -280,27 +278,20 @@ SERVER_RULES: Mapping[str, ServerRule] = MappingProxyType(
 
 def gram_of_products(rule: ServerRule, state: AdapterState, updates: Updates) -> Gram:
     """Inner products of the sites' changes of the model, (n, n): of ``s_k B_k A_k - s B A`` module
-    by module, and of the head's tensors.
+    by module, and of the head's tensors. ``updates`` sorted by site.
 
-    Not of A and B: (A, B) and (M A, B M^-1) are one model, at any distance from each other.
+    Not of A and B: (A, B) and (M A, B M^-1) are one model, at any distance from each other. Made of
+    products of matrices, whose last bits may differ with the number of threads, as those of every
+    rule that decomposes a matrix do; never with the order of arrival.
     """
     n = len(updates)
-    gram = np.zeros((n, n))
+    gram = euclidean_gram([of_head(state, update) for update in updates])
     sites = all_trained(rule, state, updates, [1.0] * n)
-    heads = [
-        [t.double().reshape(-1) for k, t in u.delta.tensors.items() if k.startswith(HEAD_PREFIX)]
-        for u in updates
-    ]
-    moves = trains_factors(updates[0])
-    for module in state.spec.targets if moves else ():
-        before = scaled_product(state, module, share=-1.0)
-        changes = [total([site, before]) for site in sites.products(module)]
-        for i in range(n):
-            for j in range(i + 1):
-                gram[i, j] += inner(changes[i], changes[j])
-    for i in range(n):
-        for j in range(i + 1):
-            pairs = zip(heads[i], heads[j], strict=True)
-            gram[i, j] += sum(float(one @ other) for one, other in pairs)
-            gram[j, i] = gram[i, j]
+    ranks = [start.spec.rank for start in sites.starts] + [state.spec.rank]
+    for module in state.spec.targets:
+        terms = itertools.chain(sites.products(module), [scaled_product(state, module)])
+        whole = gathered(terms, rank=sum(ranks), shape=weight_shape(state, module))
+        found = inners(whole, ranks).numpy()
+        with_before = found[:n, n]  # <X_k - X, X_l - X> = <X_k, X_l> - <X_k, X> - <X, X_l> + <X, X>
+        gram += found[:n, :n] - (with_before[:, None] + with_before[None, :]) + found[n, n]
     return gram
