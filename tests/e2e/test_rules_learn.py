@@ -58,21 +58,13 @@ def test_every_rule_learns_after_the_warm_up(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(n, marks=pytest.mark.xfail(reason="steps of 1 / (1 - 0.9) changes"))
-        if n == "momentum"
-        else n
-        for n in OPTIMIZERS
-    ],
+    OPTIMIZERS,
 )
 def test_a_server_optimiser_learns_at_the_rate_that_follows_from_it(
     name: str, tmp_path: Path
 ) -> None:
     """Eight rounds of the head alone and two of the adapter: a rate too large has the loss rise far
-    above its lowest, and above where it began.
-
-    Momentum's rate is FedAvgM's, 1, and ten rounds are too many for it: docs/aggregation.md.
-    """
+    above its lowest, and above where it began."""
     chosen = ["train.warmup_rounds=8", f"aggregation.optimizer={name}"]
     few = [one for one in FEW if "rounds=" not in one]
     overrides = [*few, "train.rounds=10", *chosen]

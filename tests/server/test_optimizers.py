@@ -191,7 +191,7 @@ def test_the_configured_weighting_is_used(weighting: str, share: float) -> None:
 
 @pytest.mark.parametrize(
     ("name", "rate"),
-    [("sgd", 1.0), ("momentum", 1.0), ("adam", 0.01), ("yogi", 0.01), ("adagrad", 0.03)],
+    [("sgd", 1.0), ("momentum", 0.1), ("adam", 0.01), ("yogi", 0.01), ("adagrad", 0.03)],
 )
 def test_the_rate_that_follows_from_the_optimiser_is_used(name: str, rate: float) -> None:
     """And one that is set stays: 1 of an adaptive optimiser would throw every number about."""

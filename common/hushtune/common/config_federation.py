@@ -22,11 +22,11 @@ from hushtune.common.config_base import (
 PLAIN = ("sgd", 1.0)
 """The server's optimiser and its learning rate that are plain averaging."""
 RATES: Mapping[str, float] = MappingProxyType(
-    {"sgd": 1.0, "momentum": 1.0, "adam": 0.01, "yogi": 0.01, "adagrad": 0.03}
+    {"sgd": 1.0, "momentum": 0.1, "adam": 0.01, "yogi": 0.01, "adagrad": 0.03}
 )
-"""The server's learning rate by optimiser, unless a run says otherwise. With the last three each
-number takes steps of about this length, however long the sites' are; docs/aggregation.md has what
-others reach."""
+"""The server's learning rate by optimiser, unless a run says otherwise. Steps of momentum 0.9 add
+up to ten times what a round changed. With the last three each number takes steps of about this
+length, however long the sites' are; docs/aggregation.md has what others reach."""
 SCALED_ATTACKS = ("sign_flip", "scale", "collude")
 """The attacks that ``simulation.attack_scale`` is of."""
 
