@@ -81,9 +81,9 @@ def check_end(federation: Federation, run: str, *, rounds: int) -> None:
             if site in row["accepted"]
             for step in range((row["round"] - 1) * STEPS + 1, row["round"] * STEPS + 1)
         }
-        # Of a round, one step may be without a site that the other has.
+        # Of the round in which it was lost, a site may have done one step and not the other.
         lost = steps - set(counted)
-        assert len(lost) <= len([row for row in rows if len(row["accepted"]) < len(SIZES)]), site
+        assert len(lost) <= 1, site
         folder = federation.sites[site].folder
         hushtune("ledger", "verify", folder / "policy.sqlite")
         result = folder / "runs" / name
@@ -180,7 +180,7 @@ def test_a_site_is_lost_at_a_stage(federation: Federation, stage: str, what: str
 @pytest.mark.nightly
 def test_with_too_few_sites_nothing_is_opened_and_the_run_goes_on(federation: Federation) -> None:
     """Two of five are lost in a step: an error names them, and the round's steps stay lost."""
-    name, rounds = "too-few", 4
+    name, rounds = "too-few", 3
     run = federation.run(name, "--answer-seconds", ANSWER_SECONDS, **SECURE, train__rounds=rounds)
     federation.wait_for_round(name, 1)
     lost = [federation.sites[site] for site in ("south", "west")]
