@@ -192,15 +192,15 @@ def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             cells.append(f"{statistics.mean(sizes):.0f}" if sizes else "-")
         lines.append(f"| {rule if rule == HEAD else f'`{rule}`'} | " + " | ".join(cells) + " |")
     commits = sorted({str(row["source_commit"]) for row in rows})
-    seeds = len({row["seed"] for row in rows})
-    return "\n".join([*lines, "", f"{seeds} seeds. Source commit: {'; '.join(commits)}."])
+    counted = "Mean ± standard deviation (number of seeds)."
+    return "\n".join([*lines, "", f"{counted} Source commits: {'; '.join(commits)}."])
 
 
 def _cell(found: Sequence[float]) -> str:
     if not found:
         return "-"
-    spread = statistics.stdev(found) if len(found) > 1 else 0.0
-    return f"{statistics.mean(found):.3f} ± {spread:.3f}"
+    spread = f" ± {statistics.stdev(found):.3f}" if len(found) > 1 else ""
+    return f"{statistics.mean(found):.3f}{spread} ({len(found)})"
 
 
 if __name__ == "__main__":
