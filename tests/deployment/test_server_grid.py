@@ -16,6 +16,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.task_identity import TaskIdentity
 
+from hushtune.server.deployment import grid as grids
 from hushtune.server.deployment.grid import MOST_REFUSALS, PollingGrid
 
 
@@ -155,8 +156,11 @@ REFUSED = httpx.HTTPStatusError(
     ids=["body", "root", "class", "deep", "refused", "records", "content", "sender", "order"],
 )
 def test_an_answer_that_cannot_be_read_is_its_senders_alone(
-    look: Callable[[Spoilt], Any], caplog: pytest.LogCaptureFixture
+    look: Callable[[Spoilt], Any],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(grids, "REFUSED_SECONDS", 0.0)
     spoilt = Spoilt(look)
     with caplog.at_level(logging.WARNING):
         replies = by_node(spoilt, 1, 2, timeout=20)
@@ -165,6 +169,18 @@ def test_an_answer_that_cannot_be_read_is_its_senders_alone(
     assert replies[2].content.config_records["said"]["by"] == "b"
     assert spoilt.looks["a"] <= MOST_REFUSALS
     assert [r.getMessage().startswith("an answer of node 1") for r in caplog.records] == [True]
+
+
+@pytest.mark.parametrize("calm", [2, 100], ids=["now and then", "for a moment"])
+def test_a_server_that_refuses_for_a_while_loses_no_answer(calm: int) -> None:
+    def look(spoilt: Spoilt) -> Any:
+        if spoilt.looks["a"] > 4 * MOST_REFUSALS:
+            return [spoilt.reply("a")]
+        if spoilt.looks["a"] % calm == 0:
+            return []
+        raise REFUSED
+
+    assert by_node(Spoilt(look), 1, 2, timeout=20)[1].content.config_records["said"]["by"] == "a"
 
 
 def test_a_reply_is_found_among_what_came_in_the_same_look() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -177,6 +178,20 @@ def test_an_enrolment_that_was_cut_off_is_taken_up(home: Home, server: Server) -
     north = card("north")
     server.nodes[5] = pem_key(north)
     assert enrol(home, north).node == 5
+
+
+def test_no_proxy_hears_of_the_token(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        proxy.settimeout(0.5)
+        address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, address)
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.setenv(name, "elsewhere.example")
+        with pytest.raises(UnreachableError), control(home) as client:
+            client.ListNodes(ListNodesRequest())
+        with pytest.raises(TimeoutError):
+            proxy.accept()
 
 
 def test_a_server_that_does_not_run_is_named(home: Home) -> None:

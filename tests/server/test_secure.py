@@ -224,6 +224,12 @@ def test_a_site_answers_for_its_last_sessions_alone(grid: Sites) -> None:
         grid.sites["east"].ledger.begin_session(f"another {number}")
     grid.memory["east"] = kept
     assert "no longer" in ask_to_confirm(grid, session.name, 1, NAMES)
+    # Begun again by that name, as in another run, it has other secrets, and does not revive these.
+    keys = next(it for doing, who, it in grid.asked if (doing, who) == ("keys", "east"))
+    grid.memory["east"] = RecordDict()
+    assert not unpack_body(grid.answer("keys", "east", keys)).get("refused")
+    grid.memory["east"] = kept
+    assert "no longer" in ask_to_confirm(grid, session.name, 1, NAMES)
 
 
 def test_no_site_reveals_both_seeds_of_another(grid: Sites) -> None:

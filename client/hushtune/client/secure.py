@@ -52,7 +52,7 @@ def answer_keys(content: RecordDict, site: Site, state: RecordDict) -> RecordDic
     digest = _digest(content)
     if known is None or known.name != order.session:
         known = begun(order, site.name, digest)
-        begin(site, known.name)
+        begin(site, known)
         save(state, known)
     elif known.raw["order"] != digest:
         raise SecureSumError("a session was begun with other sites, steps or a plan")

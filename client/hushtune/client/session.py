@@ -77,6 +77,13 @@ class Session:
             ),
         )
 
+    @property
+    def kept_as(self) -> str:
+        """What the site's ledger knows the session by: its name, and a key that is made with its
+        secrets. A server that has a session of the same name begun anew, when the ledger has let
+        go of it, does not bring back what those secrets were asked for."""
+        return f"{self.name} {self.signing().public_key().public_bytes_raw().hex()}"
+
     def keep_keys(self, keys: Mapping[str, SiteKeys]) -> None:
         """Remember what all sites have published; of their commitments the digest will do."""
         self.raw["digest"] = agreement.keys_digest(keys)
@@ -171,15 +178,15 @@ def load(state: RecordDict, site: str) -> Session | None:
     return None if record is None else Session(json.loads(str(record[_TEXT])), site)
 
 
-def begin(site: Site, session: str) -> None:
+def begin(site: Site, session: Session) -> None:
     """Let the site's ledger know that a session begins."""
-    _ledger(site).begin_session(session)
+    _ledger(site).begin_session(session.kept_as)
 
 
 def hold(site: Site, session: Session, about: str, value: object, *, changed: str) -> None:
     """Hold a session to the first ``value`` (JSON), durably; SecureSumError, ``changed``, for
     another one, or where the site's ledger does not know the session."""
-    if not _ledger(site).decide(session.name, about, json.dumps(value).encode()):
+    if not _ledger(site).decide(session.kept_as, about, json.dumps(value).encode()):
         raise SecureSumError(changed)
 
 

@@ -14,10 +14,11 @@ from hushtune.common.config import RunConfig
 from hushtune.common.errors import PolicyError
 from hushtune.common.messages import RoundOrder
 from hushtune.common.metrics_messages import MetricsOrder
-from hushtune.common.planning import metrics_rounds, personal_charges, site_plan
+from hushtune.common.planning import cohort_of, metrics_rounds, personal_charges, site_plan
 from hushtune.common.privacy.accountant import CALIBRATION_TOLERANCE
 from hushtune.common.privacy.plan import PrivacyPlan, Trust, Unit
 from hushtune.common.run_steps import steps_of_round
+from hushtune.common.secagg.cohort import Cohort
 from hushtune.common.secagg.wire import KeysOrder
 
 
@@ -28,6 +29,7 @@ class SignedRun:
     ``plan``: the site's. ``numbers``: orders of training are numbered from 1 to this, each of
     ``steps`` charged steps; ``personal``: steps for the site alone by round. ``figures``: the
     rounds after which figures are told, with the noise ``figures_noise``, None for plain ones.
+    ``cohort``: of the run's secure sums, if it has any.
     """
 
     plan: PrivacyPlan
@@ -36,6 +38,7 @@ class SignedRun:
     personal: Mapping[int, int]
     figures: tuple[int, ...]
     figures_noise: float | None
+    cohort: Cohort | None
 
     @classmethod
     def of(cls, config: RunConfig, site: str) -> SignedRun:
@@ -50,6 +53,9 @@ class SignedRun:
             figures=metrics_rounds(config),
             figures_noise=(
                 config.metrics.noise_multiplier if config.metrics.release == "noised" else None
+            ),
+            cohort=(
+                cohort_of(config) if Trust(config.privacy.trust) is Trust.DISTRIBUTED else None
             ),
         )
 
@@ -74,6 +80,12 @@ class SignedRun:
     def check_session(self, order: KeysOrder) -> None:
         """Raise PolicyError unless a session of secure sums is of the run's plan and steps."""
         self.check_plan(order.plan)
+        if order.cohort != self.cohort:  # of which each site's share of the noise follows
+            raise PolicyError(
+                "a secure sum is of other sites, or promises less, than the run's signed settings",
+                given=_words(order.cohort),
+                expected="no secure sum" if self.cohort is None else _words(self.cohort),
+            )
         if order.steps[-1] > self.numbers:
             raise PolicyError(
                 "a secure sum has steps beyond the run's, as its signed settings have it",
@@ -112,3 +124,10 @@ class SignedRun:
                     expected=f"{field.name} {expected}",
                     remedy="the coordinator: begin a run with the settings that are meant",
                 )
+
+
+def _words(cohort: Cohort) -> str:
+    return (
+        f"{len(cohort.sites)} sites, {cohort.min_survivors} to survive, "
+        f"{cohort.colluding} that may collude"
+    )

@@ -321,7 +321,7 @@ def _run_command(errors: Console) -> None:
         sys.exit(status or 0)
     except HushtuneError as error:
         show_error(error, errors)
-        sys.exit(USER_ERROR)
+        sys.exit(INTERRUPTED if isinstance(error, InterruptedRunError) else USER_ERROR)
     except typer.Abort:
         sys.exit(INTERRUPTED)
     except KeyboardInterrupt:

@@ -123,6 +123,10 @@ def enrol(
 
     home = open_home(folder)
     for card in [SiteCard.read(path) for path in cards]:
+        there = enrolling.enrolled_sites(home).get(card.name)
+        if there is not None and there.card == card:
+            _say(f"{card.name} is enrolled already, with these keys")
+            continue
         site = enrolling.enrol(home, card)
         _say(f"{card.name} is enrolled. Compare its fingerprint with the site, by telephone:")
         _say(f"  {site.card.fingerprint}")

@@ -121,16 +121,19 @@ def show_history(console: Console, told: Mapping[str, Any]) -> None:
     """A line an order."""
     title = Text(f"site {told['site']}: {len(told['orders'])} of {told['total']} orders")
     table = Table(title=title, title_justify="left")
-    for heading in ("time (UTC)", "run", "round", "kind", "decision", "epsilon", "seconds"):
+    for heading in ("time (UTC)", "run begins", "round", "kind", "decision", "epsilon", "seconds"):
         right = heading in ("round", "epsilon", "seconds")
-        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+        whole = heading not in ("kind", "decision")
+        table.add_column(
+            heading, justify="right" if right else "left", overflow="fold", no_wrap=whole
+        )
     for order in told["orders"]:
         spent = order["spent"]
         decision = " ".join(x for x in (order["decision"], order["code"], order["reason"]) if x)
         table.add_row(
             Text(order["time"][:19].replace("T", " ")),
-            Text(order["run"]),
-            str(order["round"]),
+            Text(order["run"][:8]),
+            str(order["round"] or ""),
             Text(order["kind"]),
             Text(decision),
             "" if spent is None else f"{upwards(spent['epsilon'])} of {spent['limit']:g}",

@@ -3,7 +3,8 @@
 Under which keys its secrets were shared, who has shared, whose sums of a step arrived: a site
 answers for one of each alone. What it has answered must not be forgotten with the process that
 answered, so each decision is durable before the answer to it leaves. Of a decision its SHA-256 is
-kept, and nothing that is secret.
+kept, and nothing that is secret. A session is known by its name and a key of its own secrets: the
+name alone is the server's to choose, and to choose again.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def decided(db: sqlite3.Connection, session: str, about: str, value: bytes) -> b
     if db.execute("SELECT 1 FROM sessions WHERE session = ?", (session,)).fetchone() is None:
         raise SecureSumError(
             "this site's ledger knows nothing of the session, or no longer",
-            given=session,
+            given=session.split(maxsplit=1)[0],
             expected=f"one of the last {KEPT_SESSIONS} sessions",
         )
     found = db.execute(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,24 @@ if TYPE_CHECKING:
     from flwr.supercore.control import ControlHttpClient
 
 
+_LOOPBACK = ("127.0.0.1", "localhost")
+
+
+def stay_on_this_machine() -> None:
+    """Have no proxy that the environment names stand between us and our own server: it would see
+    the token, and could not reach it."""
+    for name in ("NO_PROXY", "no_proxy"):
+        there = [one.strip() for one in os.environ.get(name, "").split(",") if one.strip()]
+        os.environ[name] = ",".join([*there, *(one for one in _LOOPBACK if one not in there)])
+
+
 @contextmanager
 def control(home: Home) -> Generator[ControlHttpClient]:
     """Flower's Control API; UnreachableError where the server does not run."""
     from flwr.supercore.control import ControlHttpClient
     from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
+    stay_on_this_machine()
     client = ControlHttpClient.from_server_address(
         home.local,
         insecure=True,

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 POLL_SECONDS, MOST_SECONDS, PATIENCE = 0.2, 1.0, 0.05
 """Between two looks: at first, at last, and as a share of the time that was waited."""
-MOST_REFUSALS = 5
-"""Looks for one reply that the server refuses; it may be that reply which it cannot hand out."""
+MOST_REFUSALS, REFUSED_SECONDS = 5, 15.0
+"""Looks in a row for one reply that the server refuses, over so many seconds at least: it may be
+that reply which it cannot hand out."""
 
 log = logging.getLogger(__name__)
 
@@ -106,13 +107,15 @@ class PollingGrid(Grid):
         over = threading.Event()
 
         def fetch(name: str) -> None:
-            refusals = 0
+            refusals, since = 0, 0.0
             while not over.is_set():
                 try:
-                    reply = self._look(name, asked[name])
+                    reply, refusals = self._look(name, asked[name]), 0
                 except httpx.HTTPStatusError as error:
                     reply, refusals = None, refusals + 1
-                    if refusals == MOST_REFUSALS:
+                    since = time.monotonic() if refusals == 1 else since
+                    lasted = time.monotonic() - since
+                    if refusals >= MOST_REFUSALS and lasted >= REFUSED_SECONDS:
                         reply = _unreadable(asked[name], error)
                 except (httpx.TransportError, RunNotRunningException) as error:
                     found.put(error)

@@ -30,6 +30,7 @@ from hushtune.server.deployment.certificates import (
     expiry_warning,
     server_context,
 )
+from hushtune.server.deployment.control import stay_on_this_machine
 from hushtune.server.deployment.doors import MOST, DoorServer, allow_files
 from hushtune.server.deployment.enrol import KnownKeys
 from hushtune.server.deployment.home import FOLDER_VARIABLE, Home
@@ -100,6 +101,7 @@ def serve(
 def prepare_environment(home: Home) -> None:
     """What Flower's processes inherit: its folder, ours, and where their commands are."""
     be_quiet()
+    stay_on_this_machine()
     programs = str(Path(sys.executable).parent)
     os.environ |= {
         "FLWR_HOME": str(home.flower),

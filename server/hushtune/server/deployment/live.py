@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -27,11 +28,12 @@ def show_status(status: Mapping[str, Any]) -> RenderableType:
         head.append(f"running, started {ago_text(server['started'], now=now)}", style="green")
     else:
         head.append("not running", style="red")
+    parts: list[RenderableType] = [head]
     days = server["certificate_days"]
     if days is not None:
-        text = f", certificate valid for {days} more days" if days >= 0 else ", certificate EXPIRED"
-        head.append(text, style="" if days >= 30 else "bold red")
-    parts: list[RenderableType] = [head, _sites(status)]
+        text = f"certificate valid for {days} more days" if days >= 0 else "certificate EXPIRED"
+        parts.append(Text(text, style="" if days >= 30 else "bold red"))
+    parts.append(_sites(status))
     if status["run"] is not None:
         parts.append(show_run(status["run"]))
     parts += [_rejected(row, now=now) for row in status["rejected"][:5]]
@@ -52,7 +54,8 @@ def show_run(run: Mapping[str, Any]) -> RenderableType:
         line.append(f", {run['phase']}")
     parts: list[RenderableType] = [line]
     if rounds:
-        parts.append(ProgressBar(total=rounds, completed=number, width=40))
+        # A bar ends without a new line; what pads it has one.
+        parts.append(Padding(ProgressBar(total=rounds, completed=number, width=40), 0))
     parts.append(Text(_figures(run), style="dim"))
     parts += [
         Text(f"  {site} did not count: {reason}", style="yellow")
@@ -103,8 +106,8 @@ class RunView:
         before = self._told or (None, None, None, 0)
         self._told = now
         if now[:3] != before[:3]:
-            there = ", ".join(run["connected"]) or "nobody"
-            self._say(f"{run['status']}, {run['phase'] or 'preparation'}; connected: {there}")
+            there = f"; connected: {', '.join(run['connected'])}" if run["connected"] else ""
+            self._say(f"{run['status']}, {run['phase'] or 'preparation'}{there}")
         if run["round"] and run["round"] != before[3]:
             self._say(round_line(run))
 
@@ -191,7 +194,7 @@ def _connection(site: Mapping[str, Any], *, now: float, running: bool) -> Text:
     if not site["enrolled"]:
         return Text("not enrolled", style="red")
     if not running:
-        return Text("not known: the server does not run", style="dim")
+        return Text("not known", style="dim")
     return Text(f"not connected, seen {ago_text(site['last_seen'], now=now)}", style="yellow")
 
 
