@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from hushtune.client.deployment.site_file import SiteFile
+from hushtune.client.signed_run import SignedRun
 from hushtune.client.site import close_sites, open_site
 from hushtune.common import lora
 from hushtune.common.config import RunConfig
@@ -17,12 +18,13 @@ from hushtune.common.errors import (
     DeploymentError,
     KeyFileError,
     PolicyError,
+    QuorumError,
     SignatureError,
 )
 from hushtune.common.messages import RoundOrder
 from hushtune.common.metrics_messages import MetricsOrder
 from hushtune.common.planning import site_plans
-from hushtune.common.privacy.accountant import CALIBRATION_TOLERANCE
+from hushtune.common.privacy.accountant import CALIBRATION_TOLERANCE, epsilon
 from hushtune.common.privacy.ledger import Ledger
 from hushtune.common.privacy.plan import PrivacyPlan, Unit
 from hushtune.common.run_context import RunContext, run_config
@@ -259,6 +261,60 @@ def test_an_order_beyond_the_signed_settings_is_refused_whatever_the_policy_allo
     )
     with pytest.raises(PolicyError, match="signed settings"):
         site.policy.check_metrics(figures)
+
+
+def test_a_run_that_the_budget_cannot_pay_whole_is_refused_in_its_first_round(
+    settings: Any, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Else its first round would be charged, and no model would come of it."""
+
+    def asked(epsilon: float, name: str, **changes: Any) -> str:
+        """How a run of that epsilon ends: what was refused in round 1, or nothing."""
+        privacy = {"trust": "site", "epsilon": epsilon, "delta": 1e-3}
+        config = own_rows(settings, **{"privacy": privacy, **changes})
+        try:
+            result = federated(config, folders, tmp_path / name)
+        except QuorumError as error:
+            return str(error)
+        assert [row["accepted"] for row in result.history] == [sorted(SIZES)] * 3
+        return ""
+
+    def charges() -> list[int]:
+        return [len(Ledger(folders[name] / "policy.sqlite").entries()) for name in sorted(SIZES)]
+
+    for folder in folders.values():
+        (folder / "policy.toml").write_text(policy(max_epsilon=5.0, metrics="noised"))
+    summed = {"trust": "distributed", "epsilon": 7.0, "delta": 1e-3}
+    for name, changes in {
+        "plain": {},
+        "figures": {"metrics": {"release": "noised", "every": 1}},
+        "personal": {"personal__method": "finetune"},
+        "summed": {"privacy": summed},
+    }.items():
+        if name == "summed":
+            terms = policy(max_epsilon=5.0, trust=["distributed"], colluding_sites=0)
+            for folder in folders.values():
+                (folder / "policy.toml").write_text(terms)
+        refused = asked(7.0, name, **changes)  # its first round alone could be paid
+        assert "HT401" in refused, name
+        assert "whole run" in refused, name
+        assert charges() == [0, 0, 0], name
+    for folder in folders.values():
+        (folder / "policy.toml").write_text(policy(max_epsilon=5.0))
+    assert "HT401" in asked(9.0, "dear")
+    assert charges() == [0, 0, 0]
+    assert asked(4.0, "fits") == ""
+    assert charges() == [3, 3, 3]
+    assert "whole run" in asked(4.0, "again")  # its first round alone could still be paid
+    assert charges() == [3, 3, 3]
+
+
+def test_what_a_run_costs_whole_is_its_plan_and_nothing_more(settings: Any) -> None:
+    changes = {"personal__method": "finetune", "metrics": {"release": "noised", "every": 2}}
+    signed = SignedRun.of(own_rows(settings, **changes), "north")
+    plan = signed.plan
+    cost = epsilon(signed.events(), delta=plan.delta, relation=plan.relation)
+    assert 0.98 * plan.epsilon < cost <= plan.epsilon
 
 
 def scaled(plan: PrivacyPlan, **by: float) -> PrivacyPlan:

@@ -8,6 +8,7 @@ from typing import TypedDict
 
 from hushtune.client.site import Site
 from hushtune.common.errors import HushtuneError, LedgerError, SiteError
+from hushtune.common.messages import METRICS_RUN, PERSONAL_RUN
 from hushtune.common.privacy.ledger import KeptReply, Ledger, LedgerEntry, Limit
 from hushtune.common.privacy.plan import DpSgdEvent
 
@@ -54,6 +55,7 @@ def charged(
         "limit": site.limit,
     }
     ledger.check(event, **what)
+    check_whole_run(run, site=site, ledger=ledger)
     of_run = [entry for entry in ledger.entries() if entry.run == run]
     if any((entry.dataset, entry.round) == (site.dataset, round) for entry in of_run):
         raise LedgerError(
@@ -90,6 +92,22 @@ def charged(
             raise
         return kept.reply, kept.entry  # another process answered meanwhile
     return reply, entry
+
+
+def check_whole_run(run: str, *, site: Site, ledger: Ledger) -> None:
+    """Raise BudgetExceededError for a run that has charged nothing yet and cannot be paid whole.
+
+    Its first rounds would else be spent on a run that ends without a model. Where no settings are
+    signed, nobody knows how much is to come. ``run``: as the ledger charges it.
+    """
+    signed = site.policy.signed
+    if signed is None:
+        return
+    name = run.removesuffix(PERSONAL_RUN).removesuffix(METRICS_RUN)
+    of_run = {name, f"{name}{PERSONAL_RUN}", f"{name}{METRICS_RUN}"}
+    entries = ledger.entries()
+    if not any(entry.run in of_run for entry in entries):
+        site.limit.check_whole(signed.events(), entries, dataset=site.dataset)
 
 
 def unexpected(error: Exception) -> SiteError:

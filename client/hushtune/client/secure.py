@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from flwr.app import RecordDict
 
+from hushtune.client.charging import check_whole_run
 from hushtune.client.rounds import trained
 from hushtune.client.session import OWN, PAIR, Session, begin, begun, current, hold, load, save
 from hushtune.client.site import Site
@@ -51,6 +52,8 @@ def answer_keys(content: RecordDict, site: Site, state: RecordDict) -> RecordDic
     known = load(state, site.name)
     digest = _digest(content)
     if known is None or known.name != order.session:
+        if site.ledger is not None:
+            check_whole_run(order.run, site=site, ledger=site.ledger)
         known = begun(order, site.name, digest)
         begin(site, known)
         save(state, known)

@@ -16,7 +16,7 @@ from hushtune.common.messages import RoundOrder
 from hushtune.common.metrics_messages import MetricsOrder
 from hushtune.common.planning import cohort_of, metrics_rounds, personal_charges, site_plan
 from hushtune.common.privacy.accountant import CALIBRATION_TOLERANCE
-from hushtune.common.privacy.plan import PrivacyPlan, Trust, Unit
+from hushtune.common.privacy.plan import DpSgdEvent, PrivacyPlan, Trust, Unit
 from hushtune.common.run_steps import steps_of_round
 from hushtune.common.secagg.cohort import Cohort
 from hushtune.common.secagg.wire import KeysOrder
@@ -58,6 +58,17 @@ class SignedRun:
                 cohort_of(config) if Trust(config.privacy.trust) is Trust.DISTRIBUTED else None
             ),
         )
+
+    def events(self) -> list[DpSgdEvent]:
+        """All that the run may have this site's ledger charge: steps, personal steps, figures."""
+        figures: list[DpSgdEvent] = []
+        if self.figures_noise is not None:
+            once = DpSgdEvent(
+                sampling_probability=1.0, noise_multiplier=self.figures_noise, steps=1
+            )
+            figures = [once] * len(self.figures)
+        steps = [self.steps] * self.numbers + list(self.personal.values())
+        return [*map(self.plan.event, steps), *figures]
 
     def check(self, order: RoundOrder) -> None:
         """Raise PolicyError unless an order of training is the run's."""

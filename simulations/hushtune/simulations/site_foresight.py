@@ -5,12 +5,12 @@ from __future__ import annotations
 from hushtune.client.deployment.check_training import Agreed, Foreseen, Refused
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
-from hushtune.common.errors import SiteError
+from hushtune.common.errors import BudgetExceededError, SiteError
 from hushtune.common.planning import site_plans
 from hushtune.server.orders import make_orders
 from hushtune.simulations.agreement import OpenedSite, rounds_of, site_refusals
 from hushtune.simulations.estimate_bytes import round_bytes
-from hushtune.simulations.foreseen_charges import DRY_RUN
+from hushtune.simulations.foreseen_charges import DRY_RUN, TRAINING
 
 
 def foresee(config: RunConfig, site: str, state: AdapterState, agreed: Agreed | None) -> Foreseen:
@@ -31,6 +31,7 @@ def foresee(config: RunConfig, site: str, state: AdapterState, agreed: Agreed | 
     if agreed is not None:
         opened = OpenedSite(agreed.policy, agreed.limit, agreed.spent)
         rows = site_refusals(config, plans, state, opened, site=site, rounds=rounds)
+        whole = _unpaid_whole(agreed)
         refused = tuple(
             Refused(
                 what=row["what"],
@@ -40,9 +41,33 @@ def foresee(config: RunConfig, site: str, state: AdapterState, agreed: Agreed | 
                 do=row["remedy"] or "",
             )
             for row in rows
+            if whole is None or row["code"] != whole.code
         )
+        refused = refused if whole is None else (whole, *refused)
     return Foreseen(
         order=orders[site],
         num_bytes=sent.adapter if rounds[-1] > config.train.warmup_rounds else sent.warmup,
         refusals=refused,
     )
+
+
+def _unpaid_whole(agreed: Agreed) -> Refused | None:
+    """What the site says to the first order of a run that its budget cannot pay whole.
+
+    The data set is taken to be the ledger's last: which one a name stands for, its key alone tells.
+    """
+    signed, spent = agreed.policy.signed, agreed.spent
+    if signed is None or not agreed.policy.trust.charges_sites:
+        return None
+    try:
+        dataset = spent[-1].dataset if spent else ""
+        agreed.limit.check_whole(signed.events(), spent, dataset=dataset)
+    except BudgetExceededError as error:
+        return Refused(
+            what=TRAINING,
+            round=1,
+            code=error.code,
+            reason=f"{error.message} (given: {error.given}); expected: {error.expected}",
+            do=error.remedy or "",
+        )
+    return None

@@ -67,6 +67,25 @@ class Limit:
                 expected=f"epsilon <= {self.epsilon:g} at delta {self.delta:g}",
             )
 
+    def check_whole(
+        self, events: Sequence[DpSgdEvent], entries: Sequence[LedgerEntry], *, dataset: str
+    ) -> None:
+        """Raise BudgetExceededError where `events`, all that a run may charge, go beyond epsilon.
+
+        `entries`: a ledger's charges before the run.
+        """
+        before = self.counted(entries, dataset)
+        whole = accountant.epsilon(
+            [*(entry.event for entry in before), *events], delta=self.delta, relation=self.relation
+        )
+        if whole > self.epsilon:
+            raise BudgetExceededError(
+                "the whole run, by its signed settings, would exceed the site's privacy budget",
+                given=f"epsilon {whole:.4g} after all of it, {len(before)} charges before it",
+                expected=f"epsilon <= {self.epsilon:g} at delta {self.delta:g}",
+                remedy="the coordinator: begin a run with a lower privacy.epsilon",
+            )
+
 
 def _check_kind(before: Sequence[LedgerEntry], event: DpSgdEvent, *, run: str, unit: str) -> None:
     others = sorted({entry.unit for entry in before} - {unit})
