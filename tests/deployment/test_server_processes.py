@@ -98,7 +98,11 @@ def test_a_run_that_is_stopped_is_interrupted(
     assert None not in kept["error"].values()
     ended = json.dumps(read_state(folder))
     enrol(home, card("north"))
-    server.on_start = lambda: (folder / "state.json").write_text(ended) and None
+
+    def start() -> None:
+        (folder / "state.json").write_text(ended)
+
+    server.on_start = start
     with pytest.raises(InterruptedRunError, match="stopped before its end"):
         launch(home, plan(home, resume=True))
 

@@ -33,9 +33,10 @@ def follow(
         now = time.monotonic()
         if found["status"] == "finished":
             return found
-        # A process that is gone may still be followed by Flower's word; one that told is over.
-        if found["status"] == "failed" or read_state(folder).get("status") == "interrupted":
-            raise told_error(found["error"])
+        state = read_state(folder)
+        # Not where the process is merely gone: Flower's word may follow.
+        if state.get("status") in ("failed", "interrupted"):
+            raise told_error(state.get("error"))
         if now - asked >= _ASK_FLOWER:
             asked = now
             details = end_of(client, number)
@@ -45,12 +46,12 @@ def follow(
             # process is gone, Flower may take minutes to notice.
             if ended is not None and ((gone and details) or now - ended >= _LAST_WORDS):
                 error = _ended(folder, details)
-                tell_interrupted(folder, error)
+                _tell_interrupted(folder, error)
                 raise error
         time.sleep(_POLL)
 
 
-def tell_interrupted(folder: Path, error: HushtuneError) -> None:
+def _tell_interrupted(folder: Path, error: HushtuneError) -> None:
     """Have a run's folder say what ended it, where its ServerApp could not."""
     state = {**read_state(folder), "status": "interrupted", "error": error_fields(error)}
     write_text(folder / STATE, json_text({**state, "updated": time.time()}) + "\n")
