@@ -54,6 +54,7 @@ from hushtune.server.deployment.follow import told_error
 from hushtune.server.deployment.handed_over import again_command, handed_over
 from hushtune.server.deployment.home import Home, init_home
 from hushtune.server.deployment.launch import launch, plan_launch
+from hushtune.server.deployment.status import run_status
 
 
 def card(name: str) -> SiteCard:
@@ -301,6 +302,9 @@ def test_a_process_that_ends_without_a_word_is_noticed(home: Home, server: Serve
     with pytest.raises(RunError, match="without a word") as caught:
         launch(home, plan(home, config()))
     assert caught.value.given == "failed: no reason"
+    kept = run_status(home.runs / "first")
+    assert (kept["status"], kept["error"]["code"]) == ("interrupted", "HT600")
+    assert kept["error"]["do"] == caught.value.remedy
 
 
 def test_a_run_is_resumed_with_its_own_settings(home: Home, server: Server) -> None:

@@ -20,10 +20,10 @@ from hushtune.server.deployment.home import Home, init_home
 from hushtune.server.deployment.live import RunView, show_status
 from hushtune.server.deployment.metrics_text import metrics_text
 from hushtune.server.deployment.page import StatusPage, render_page
+from hushtune.server.deployment.run_process import identity, process_start
 from hushtune.server.deployment.status import (
     federation_status,
     newest_run,
-    process_start,
     run_status,
 )
 from hushtune.server.deployment.watch import Rejection, Watch
@@ -121,8 +121,35 @@ def test_a_process_that_got_the_number_of_a_runs_is_another_one(
         other.communicate(b"\n")
     assert process_start(2**22 + 1) is None
     # Where the system does not tell, the number alone counts.
-    monkeypatch.setattr("hushtune.server.deployment.status.process_start", lambda _: None)
+    monkeypatch.setattr("hushtune.server.deployment.run_process.process_start", lambda _: None)
     assert run_status(later)["status"] == "running"
+
+
+def test_a_run_that_is_gone_says_how_to_go_on(home: Home) -> None:
+    told = run_status(write_run(home, "gone", row(1), pid=2**22 + 1))
+    again = f"hushtune server run {home.folder} --resume --name gone"
+    assert (told["error"]["code"], told["error"]["do"]) == ("HT604", again)
+    page = render_page(federation_status(home, None))
+    for text in (shown(home, None), page):
+        assert again in text
+        assert "interrupted" in text
+        assert ", rounds" not in text
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="no /proc")
+def test_a_run_whose_server_is_gone_is_interrupted(home: Home) -> None:
+    own = identity(os.getpid())
+    assert run_status(write_run(home, "same", server=own))["status"] == "running"
+    for name, server in (("killed", f"{2**22 + 1} x 1"), ("other", f"{os.getpid()} x 1")):
+        assert run_status(write_run(home, name, server=server))["status"] == "interrupted"
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as ended:
+        began = process_start(ended.pid)
+        dead = write_run(home, "dead", pid=ended.pid, process=began)
+        assert run_status(dead)["status"] == "running"
+        assert ended.stdin is not None
+        ended.stdin.close()
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+        assert run_status(dead)["status"] == "interrupted"  # nobody has asked for its end yet
 
 
 def test_the_newest_run_is_the_one_that_spoke_last(home: Home) -> None:
@@ -219,6 +246,6 @@ def test_a_followed_run_is_a_line_a_round_where_there_is_no_terminal(home: Home)
         view.update(run_status(folder))
         view.update(run_status(folder))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    assert lines[0] == "running, rounds; connected: north"
+    assert lines[0] == "running; connected: north"
     assert lines[1].startswith("round   1 of 5  held-out loss 1.000 (noised), epsilon spent: north")
     assert len(lines) == 2

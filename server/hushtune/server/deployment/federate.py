@@ -22,7 +22,7 @@ from hushtune.common import lora
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import CONFIG
 from hushtune.common.deployment import ANSWER_SECONDS, CONNECT_SECONDS, RESUME
-from hushtune.common.errors import HushtuneError, QuorumError
+from hushtune.common.errors import HushtuneError, InterruptedRunError, QuorumError
 from hushtune.common.files import write_errors, write_text
 from hushtune.common.json_text import json_text
 from hushtune.common.lora_files import plain_adapter, save_adapter
@@ -40,8 +40,9 @@ from hushtune.server.deployment.handed_over import again_command
 from hushtune.server.deployment.handover import hand_over
 from hushtune.server.deployment.home import FOLDER_VARIABLE, open_home
 from hushtune.server.deployment.logs import RunLog, tell
+from hushtune.server.deployment.run_process import SERVER_PROCESS, process_start, server_alive
 from hushtune.server.deployment.run_settings import sites_of_run
-from hushtune.server.deployment.status import METRICS, STATE, process_start
+from hushtune.server.deployment.status import METRICS, STATE, error_fields
 from hushtune.server.federation import check_sites
 from hushtune.server.roll_call import RollCall
 from hushtune.server.strategy import RoundResult
@@ -166,6 +167,7 @@ class _Told:
             "phase": "preparation",
             "pid": os.getpid(),
             "process": process_start(os.getpid()),
+            "server": os.environ.get(SERVER_PROCESS),
             "round": 0,
             "rounds": run.config.train.rounds,
             "sites": sorted(run.config.data.public_sizes),
@@ -216,22 +218,32 @@ class _Told:
 
     def failed(self, error: BaseException) -> None:
         """The run has ended without a result."""
-        known = isinstance(error, HushtuneError)
-        self._state["status"] = "failed"
-        self._state["error"] = {
-            "code": error.code if known else "HT000",
-            "message": error.message if known else f"{type(error).__name__}: {error}",
-            "given": error.given if known else None,
-            "expected": error.expected if known else None,
-            "do": error.remedy if known else None,
-        }
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            error = self._interrupted()
+        elif not isinstance(error, HushtuneError):
+            error = HushtuneError(f"{type(error).__name__}: {error}")
+        interrupted = isinstance(error, InterruptedRunError)
+        self._state["status"] = "interrupted" if interrupted else "failed"
+        self._state["error"] = error_fields(error)
         self._write()
         told: dict[str, Any] = self._state["error"]
         log.error("failed", extra={"fields": told})
+
+    def _interrupted(self) -> InterruptedRunError:
+        """Flower ends a ServerApp by a signal: where the run or the server is stopped."""
+        out, state = self._run.out, self._state
+        return InterruptedRunError(
+            "the run was stopped before its end",
+            given=f"after round {state['round']} of {state['rounds']}",
+            expected="a run and a server that are left to work until the end",
+            remedy=again_command(out.parent.parent, out.name),
+        )
 
     def _next(self, done: int) -> None:
         """Lines are of the round after this one from now on, or of none after the last."""
         self.log.round = done + 1 if done < self._state["rounds"] else None
 
     def _write(self) -> None:
+        if not server_alive(self._state["server"]):
+            return  # The run may be taken up again, and its folder another process's.
         write_text(self._run.out / STATE, json_text({**self._state, "updated": time.time()}) + "\n")

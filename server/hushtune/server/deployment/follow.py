@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hushtune.common.errors import HushtuneError, RunError
+from hushtune.common.files import write_text
+from hushtune.common.json_text import json_text
 from hushtune.server.deployment.handed_over import again_command
-from hushtune.server.deployment.status import run_status
+from hushtune.server.deployment.status import STATE, error_fields, read_state, run_status
 from hushtune.server.deployment.superexec import OUTPUT
 
 if TYPE_CHECKING:
@@ -31,8 +33,10 @@ def follow(
         now = time.monotonic()
         if found["status"] == "finished":
             return found
-        if found["status"] == "failed":
-            raise told_error(found["error"])
+        state = read_state(folder)
+        # Not where the process is merely gone: Flower's word may follow.
+        if state.get("status") in ("failed", "interrupted"):
+            raise told_error(state.get("error"))
         if now - asked >= _ASK_FLOWER:
             asked = now
             details = end_of(client, number)
@@ -41,8 +45,16 @@ def follow(
             # The ServerApp's own words come last, where it was there to say them; where its
             # process is gone, Flower may take minutes to notice.
             if ended is not None and ((gone and details) or now - ended >= _LAST_WORDS):
-                raise _ended(folder, details)
+                error = _ended(folder, details)
+                _tell_interrupted(folder, error)
+                raise error
         time.sleep(_POLL)
+
+
+def _tell_interrupted(folder: Path, error: HushtuneError) -> None:
+    """Have a run's folder say what ended it, where its ServerApp could not."""
+    state = {**read_state(folder), "status": "interrupted", "error": error_fields(error)}
+    write_text(folder / STATE, json_text({**state, "updated": time.time()}) + "\n")
 
 
 def _ended(folder: Path, details: str | None) -> RunError:
@@ -54,16 +66,16 @@ def _ended(folder: Path, details: str | None) -> RunError:
     )
 
 
-def told_error(told: Mapping[str, Any] | None) -> HushtuneError:
+def told_error(error: Mapping[str, Any] | None) -> HushtuneError:
     """The error that a run's ``state.json`` tells of, as one of its class."""
-    told = told or {}
+    error = error or {}
     kinds = {kind.code: kind for kind in _kinds(HushtuneError)}
-    kind = kinds.get(str(told.get("code")), HushtuneError)
+    kind = kinds.get(str(error.get("code")), HushtuneError)
     return kind(
-        str(told.get("message") or "the run failed without a word"),
-        given=told.get("given"),
-        expected=told.get("expected"),
-        remedy=told.get("do"),
+        str(error.get("message") or "the run failed without a word"),
+        given=error.get("given"),
+        expected=error.get("expected"),
+        remedy=error.get("do"),
     )
 
 

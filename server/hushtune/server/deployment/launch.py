@@ -37,6 +37,7 @@ from hushtune.server.deployment.follow import OnStatus, end_of, follow
 from hushtune.server.deployment.handed_over import again_command, handed_over
 from hushtune.server.deployment.home import Home
 from hushtune.server.deployment.lock import held
+from hushtune.server.deployment.run_process import end_process
 from hushtune.server.deployment.run_settings import check_config, sites_of_run
 from hushtune.server.deployment.status import STATE, read_state, run_status
 
@@ -212,7 +213,7 @@ def _start(client: ControlHttpClient, home: Home, plan: Launch) -> int:
     settings = run_settings(home, plan, bundle)
     write_text(plan.folder / CONFIG, str(settings[TOML]))  # as it is signed
     begun = {**read_state(plan.folder), "status": "starting", "error": None}
-    begun |= {"pid": None, "process": None}
+    begun |= {"pid": None, "process": None, "server": None}
     rounds, sites = plan.config.train.rounds, sorted(plan.config.data.public_sizes)
     begun |= {"rounds": rounds, "sites": sites, "connected": [], "updated": time.time()}
     write_text(plan.folder / STATE, json_text({"round": 0, **begun}) + "\n")
@@ -231,20 +232,29 @@ def _start(client: ControlHttpClient, home: Home, plan: Launch) -> int:
 def _still_running(
     client: ControlHttpClient, plan: Launch, found: Mapping[str, Any] | None
 ) -> int | None:
-    """Flower's number of a run whose ServerApp still works; one that is left over is stopped."""
+    """Flower's number of a run whose ServerApp still works; one that is left over is ended.
+
+    Its process, too: it would write into the folder of the run that is begun after this.
+    """
     if found is None:
         return None
+    number = _number(plan.folder)
+    over = number is None or end_of(client, number) is not None
+    if found["status"] == "running" and not over:
+        return number
+    if number is not None and not over:
+        _stop(client, number)
+    end_process(read_state(plan.folder))
+    return None
+
+
+def _number(folder: Path) -> int | None:
+    """Of the run that a folder is of; None where Flower does not know it yet."""
     try:
-        told: Any = json.loads((plan.folder / FLOWER_RUN).read_text(encoding="utf-8"))
-        number = int(told["run_id"])
+        told: Any = json.loads((folder / FLOWER_RUN).read_text(encoding="utf-8"))
+        return int(told["run_id"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if end_of(client, number) is not None:
-        return None
-    if found["status"] == "running":
-        return number
-    _stop(client, number)
-    return None
 
 
 def _check_ended(plan: Launch) -> None:
@@ -274,8 +284,11 @@ def _stop(client: ControlHttpClient, number: int) -> None:
 def _refuse_others(home: Home, plan: Launch) -> None:
     for path in home.runs.glob(f"*/{STATE}"):
         other = path.parent
-        if other != plan.folder and run_status(other)["status"] == "running":
+        status = run_status(other)["status"] if other != plan.folder else None
+        if status == "running":
             raise _busy(home, f"{other.name}, whose ServerApp still works")
+        if status == "interrupted":
+            end_process(read_state(other))
 
 
 def _busy(home: Home, given: str) -> BusyError:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hushtune.common.privacy.figures import upwards
-from hushtune.server.deployment.status import ago_text, bytes_text
+from hushtune.server.deployment.status import ago_text, bytes_text, doing
 
 _COLOURS = {"running": "green", "finished": "green", "starting": "yellow"}
 
@@ -50,8 +50,8 @@ def show_run(run: Mapping[str, Any]) -> RenderableType:
         (str(run["status"]), _COLOURS.get(run["status"], "red")),
         f", round {number} of {rounds or '?'}",
     )
-    if run["phase"] and run["phase"] != run["status"]:
-        line.append(f", {run['phase']}")
+    if doing(run):
+        line.append(f", {doing(run)}")
     parts: list[RenderableType] = [line]
     if rounds:
         # A bar ends without a new line; what pads it has one.
@@ -63,6 +63,8 @@ def show_run(run: Mapping[str, Any]) -> RenderableType:
     ]
     if run["error"]:
         parts.append(Text(f"{run['error']['code']} {run['error']['message']}", style="bold red"))
+        if run["error"].get("do"):
+            parts.append(Text(f"  do: {run['error']['do']}"))
     return Group(*parts)
 
 
@@ -107,7 +109,8 @@ class RunView:
         self._told = now
         if now[:3] != before[:3]:
             there = f"; connected: {', '.join(run['connected'])}" if run["connected"] else ""
-            self._say(f"{run['status']}, {run['phase'] or 'preparation'}{there}")
+            what = ", ".join(word for word in (run["status"], doing(run)) if word)
+            self._say(f"{what}{there}")
         if run["round"] and run["round"] != before[3]:
             self._say(round_line(run))
 

@@ -19,7 +19,7 @@ from hushtune.common.privacy.figures import epsilon_text
 from hushtune.server.deployment.guard import Event, Receive, Scope, Send
 from hushtune.server.deployment.home import Home
 from hushtune.server.deployment.metrics_text import metrics_text
-from hushtune.server.deployment.status import ago_text, bytes_text, federation_status
+from hushtune.server.deployment.status import ago_text, bytes_text, doing, federation_status
 from hushtune.server.deployment.watch import Watch
 
 REFRESH_SECONDS = 5
@@ -73,6 +73,7 @@ def render_page(status: Mapping[str, Any], *, refresh: int = REFRESH_SECONDS) ->
         run=run,
         refresh=refresh,
         curve=None if run is None else curve(run["losses"], rounds=run["rounds"] or 1),
+        doing=doing,
         done=0 if run is None else round(100 * (run["round"] or 0) / max(1, run["rounds"] or 1)),
         clock=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now)),
         ago=lambda moment: ago_text(moment, now=now),

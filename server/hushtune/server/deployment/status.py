@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -12,8 +11,11 @@ from typing import Any
 
 from cryptography.x509 import load_pem_x509_certificates
 
+from hushtune.common.errors import HushtuneError, InterruptedRunError
 from hushtune.server.deployment.enrol import enrolled_sites
+from hushtune.server.deployment.handed_over import again_command
 from hushtune.server.deployment.home import Home
+from hushtune.server.deployment.run_process import works
 
 STATE, METRICS = "state.json", "metrics.jsonl"
 
@@ -72,13 +74,14 @@ def newest_run(home: Home) -> dict[str, Any] | None:
 
 
 def run_status(folder: Path) -> dict[str, Any]:
-    """A run as its folder tells it; its status is "interrupted" where its process is gone."""
+    """A run as its folder tells it; "interrupted" where its process or the server is gone."""
     state = read_state(folder)
     rows = read_rows(folder)
     seconds = [sum(v for v in row.get("seconds", {}).values() if v is not None) for row in rows]
     status = state.get("status", "starting")
-    if status == "running" and not _alive(state.get("pid"), state.get("process")):
-        status = "interrupted"
+    error = state.get("error")
+    if status == "running" and not works(state):
+        status, error = "interrupted", error or error_fields(_gone(folder))
     losses = [(row["round"], _released(row).get("loss")) for row in rows]
     refused = _refusals(rows)
     began, updated = state.get("began"), state.get("updated")
@@ -90,7 +93,7 @@ def run_status(folder: Path) -> dict[str, Any]:
         "rounds": state.get("rounds"),
         "began": began,
         "updated": updated,
-        "error": state.get("error"),
+        "error": error,
         "sites": state.get("sites", []),
         "connected": state.get("connected", []),
         "losses": [[number, loss] for number, loss in losses if loss is not None],
@@ -105,6 +108,29 @@ def run_status(folder: Path) -> dict[str, Any]:
         "bytes_down": sum(row.get("bytes_down") or 0 for row in rows),
         "seconds_per_round": sum(seconds[-5:]) / len(seconds[-5:]) if seconds else None,
     }
+
+
+def error_fields(error: HushtuneError) -> dict[str, Any]:
+    """An error as ``state.json`` has it."""
+    return {
+        "code": error.code,
+        "message": error.message,
+        "given": error.given,
+        "expected": error.expected,
+        "do": error.remedy,
+    }
+
+
+def doing(run: Mapping[str, Any]) -> str:
+    """What a run does, where that says more than its status and its round do; else empty.
+
+    >>> doing({"status": "running", "phase": "rounds"})
+    ''
+    >>> doing({"status": "running", "phase": "hand-over"})
+    'hand-over'
+    """
+    phase = str(run["phase"] or "")
+    return "" if phase in ("rounds", run["status"]) else phase
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -131,21 +157,6 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict):
             rows.append(row)
     return rows
-
-
-def process_start(pid: int) -> str | None:
-    """Which process has a number now: the machine's start and the process's, in ticks after it.
-
-    Numbers are given again, at the latest after a restart of the machine. None where there is no
-    such process, or the system does not tell: only Linux does.
-    """
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        line = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        # The 22nd field (proc_pid_stat(5)); the second is a name, which may have blanks and ")".
-        return f"{boot} {int(line.rpartition(')')[2].split()[19])}"
-    except (OSError, ValueError, IndexError):
-        return None
 
 
 def bytes_text(size: float) -> str:
@@ -186,6 +197,15 @@ def _of_run(run: Mapping[str, Any] | None, site: str) -> dict[str, Any]:
     }
 
 
+def _gone(folder: Path) -> InterruptedRunError:
+    return InterruptedRunError(
+        "the run's process is gone",
+        given=folder.name,
+        expected="a process that works until the run ends",
+        remedy=again_command(folder.parent.parent, folder.name),
+    )
+
+
 def _released(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return row.get("released") or {}
 
@@ -197,20 +217,6 @@ def _refusals(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any
         for site, reason in sorted((row.get("rejected") or {}).items()):
             found.setdefault(site, []).append({"round": row["round"], "reason": reason})
     return found
-
-
-def _alive(pid: object, began: object) -> bool:
-    """Whether a run's process is there, and not another one that has got its number since."""
-    if not isinstance(pid, int):
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    now = process_start(pid)
-    return began is None or now is None or began == now
 
 
 def _valid_until(home: Home) -> datetime | None:

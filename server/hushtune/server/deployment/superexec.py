@@ -12,6 +12,7 @@ import time
 from hushtune.common.files import write_bytes
 from hushtune.common.private_log import put_aside
 from hushtune.server.deployment.home import Home
+from hushtune.server.deployment.run_process import SERVER_PROCESS, identity
 
 OUTPUT = "processes.log"
 """What the SuperExec and the ServerApps print; put aside at a start when it has grown."""
@@ -51,7 +52,8 @@ class SuperExec:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                env=os.environ | {"COLUMNS": "160", "NO_COLOR": "1"},
+                env=os.environ
+                | {"COLUMNS": "160", "NO_COLOR": "1", SERVER_PROCESS: identity(os.getpid())},
             )
         finally:
             os.close(output)
