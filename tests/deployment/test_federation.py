@@ -66,6 +66,7 @@ def test_idle_rounds_are_quick(federation: Federation) -> None:
     assert all(row["accepted"] == sorted(SIZES) for row in federation.rows("quick"))
 
 
+@pytest.mark.nightly
 def test_a_site_that_is_killed_comes_back_and_is_charged_once_a_round(
     federation: Federation,
 ) -> None:
