@@ -139,7 +139,14 @@ def test_keys_let_in_one_site_each_and_are_taken_back(federation: Federation) ->
     assert told["last_error"]["code"] == "HT804"
     assert stranger.joined is not None
     stranger.joined.stop()
-    assert "HT804" in hushtune("server", "enrol", federation.folder, west.card, status=None)
+    assert "enrolled already, with these keys" in hushtune(
+        "server", "enrol", federation.folder, west.card
+    )
+    stolen = federation.root / "stolen.pub"
+    stolen.write_text(
+        west.card.read_text(encoding="utf-8").replace("west", "other"), encoding="utf-8"
+    )
+    assert "HT804" in hushtune("server", "enrol", federation.folder, stolen, status=2)
     copy = Institution(federation.root / "copy", federation.stack)
     shutil.copytree(west.folder, copy.folder, ignore=shutil.ignore_patterns("join.lock", "flower"))
     copy.join()

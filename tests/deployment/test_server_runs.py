@@ -260,8 +260,8 @@ def test_a_run_that_has_ended_is_handed_over_to_those_that_lack_it(
     lacking = handed_over(home.runs / "first", ["north"])
     assert (lacking.signed, lacking.missing) == ((), {"north": "not connected"})
     assert (
-        again_command(home.folder, "first")
-        in lacking.words(again=again_command(home.folder, "first"))[-1]
+        again_command(home.runs / "first")
+        in lacking.words(again=again_command(home.runs / "first"))[-1]
     )
     with pytest.raises(CheckpointError, match="cannot be handed over again"):
         launch(home, plan(home, resume=True))  # it would begin anew, and charge again

@@ -28,7 +28,6 @@ def answer_confirm(content: RecordDict, site: Site, state: RecordDict) -> Record
     """Sign whose masked sums of a step arrived; one list for each step."""
     order = decode_confirm_order(content)
     session = current(state, site, order.run, order.session)
-    _check_survivors(order, session)
     _fix_survivors(order, site, session)
     signature = session.signing().sign(session.arrived_text(order.step, order.survivors))
     return encode_confirmed(
@@ -41,7 +40,6 @@ def answer_open(content: RecordDict, site: Site, state: RecordDict) -> RecordDic
     order = decode_open_order(content)
     session = current(state, site, order.run, order.session)
     place = session.place(order.step)
-    _check_survivors(order, session)
     _fix_survivors(order, site, session)
     # Survivors' signatures alone: of others that sign, nobody knows whether their masks are in it.
     signed = {name: it for name, it in order.confirmed.items() if name in order.survivors}
@@ -64,7 +62,8 @@ def answer_open(content: RecordDict, site: Site, state: RecordDict) -> RecordDic
 
 
 def _fix_survivors(order: ConfirmOrder | OpenOrder, site: Site, session: Session) -> None:
-    """Hold a step to its first list of survivors; SecureSumError for another."""
+    """Hold a step to its first list of survivors; SecureSumError for another or an unfit one."""
+    _check_survivors(order, session)
     changed = "the survivors of a step were changed after it was answered"
     hold(site, session, f"survivors of {order.step}", order.survivors, changed=changed)
 

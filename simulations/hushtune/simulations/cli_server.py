@@ -122,8 +122,9 @@ def enrol(
     from hushtune.server.deployment.home import open_home
 
     home = open_home(folder)
+    known = enrolling.enrolled_sites(home)
     for card in [SiteCard.read(path) for path in cards]:
-        there = enrolling.enrolled_sites(home).get(card.name)
+        there = known.get(card.name)
         if there is not None and there.card == card:
             _say(f"{card.name} is enrolled already, with these keys")
             continue
@@ -200,7 +201,7 @@ def run(
     with RunView(console) as view:
         ended = launch(home, plan, on_status=view.update)
     found = handed_over(plan.folder, tuple(plan.config.data.public_sizes))
-    lines = found.words(again=again_command(home.folder, plan.name))
+    lines = found.words(again=again_command(plan.folder))
     for line in (f"finished: {plan.folder}", *lines):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     told = {"handed_over": list(found.signed), "without_receipt": dict(found.missing)}

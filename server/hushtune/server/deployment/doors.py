@@ -36,20 +36,18 @@ class Door(H11Protocol):
 
     _deadline: asyncio.TimerHandle | None = None
     _since = 0.0
+    peer = ""
+    """Where it is from."""
 
     @property
     def waiting(self) -> bool:
         """Whether there is no request that is being read or answered."""
         return self.cycle is None or self.cycle.response_complete  # pyright: ignore[reportUnnecessaryComparison]
 
-    @property
-    def peer(self) -> str:
-        """Where it is from."""
-        return peer_of(self.client[0] if self.client else "")
-
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio; where there are too many of an address, its longest idle one ends."""
         super().connection_made(transport)
+        self.peer = peer_of(self.client[0] if self.client else "")
         self._since = self.loop.time()
         self._wait()
         same = [each for each in self.connections if isinstance(each, Door)]

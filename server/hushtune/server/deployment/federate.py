@@ -42,7 +42,7 @@ from hushtune.server.deployment.home import FOLDER_VARIABLE, open_home
 from hushtune.server.deployment.logs import RunLog, tell
 from hushtune.server.deployment.run_process import SERVER_PROCESS, process_start, server_alive
 from hushtune.server.deployment.run_settings import sites_of_run
-from hushtune.server.deployment.status import METRICS, STATE, error_fields
+from hushtune.server.deployment.status import METRICS, error_fields, write_state
 from hushtune.server.federation import check_sites
 from hushtune.server.roll_call import RollCall
 from hushtune.server.strategy import RoundResult
@@ -72,7 +72,7 @@ def _run(grid: Grid, context: Context, run: RunContext, told: _Told) -> None:
     raw = context.run_config
     answer, connect = float(raw[ANSWER_SECONDS]), float(raw[CONNECT_SECONDS])
     config, resume = run.config, str(raw[RESUME]) == "true"
-    again = again_command(home.folder, run.out.name)
+    again = again_command(run.out)
     sites = sites_of_run(config, home)
     check_sites(config, site_plans(config), config.data.public_sizes)
     model = loaded_model(config)
@@ -231,12 +231,12 @@ class _Told:
 
     def _interrupted(self) -> InterruptedRunError:
         """Flower ends a ServerApp by a signal: where the run or the server is stopped."""
-        out, state = self._run.out, self._state
+        state = self._state
         return InterruptedRunError(
             "the run was stopped before its end",
             given=f"after round {state['round']} of {state['rounds']}",
             expected="a run and a server that are left to work until the end",
-            remedy=again_command(out.parent.parent, out.name),
+            remedy=again_command(self._run.out),
         )
 
     def _next(self, done: int) -> None:
@@ -246,4 +246,4 @@ class _Told:
     def _write(self) -> None:
         if not server_alive(self._state["server"]):
             return  # The run may be taken up again, and its folder another process's.
-        write_text(self._run.out / STATE, json_text({**self._state, "updated": time.time()}) + "\n")
+        write_state(self._run.out, self._state)

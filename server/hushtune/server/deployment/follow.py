@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hushtune.common.errors import HushtuneError, RunError
-from hushtune.common.files import write_text
-from hushtune.common.json_text import json_text
 from hushtune.server.deployment.handed_over import again_command
-from hushtune.server.deployment.status import STATE, error_fields, read_state, run_status
+from hushtune.server.deployment.status import error_fields, read_state, run_status, write_state
 from hushtune.server.deployment.superexec import OUTPUT
 
 if TYPE_CHECKING:
@@ -53,16 +51,16 @@ def follow(
 
 def _tell_interrupted(folder: Path, error: HushtuneError) -> None:
     """Have a run's folder say what ended it, where its ServerApp could not."""
-    state = {**read_state(folder), "status": "interrupted", "error": error_fields(error)}
-    write_text(folder / STATE, json_text({**state, "updated": time.time()}) + "\n")
+    told = {"status": "interrupted", "error": error_fields(error)}
+    write_state(folder, {**read_state(folder), **told})
 
 
 def _ended(folder: Path, details: str | None) -> RunError:
-    home = folder.parent.parent
+    log = folder.parent.parent / "flower" / OUTPUT
     return RunError(
         "the run's process ended without a word",
         given=details or "Flower knows no reason",
-        remedy=f"see {home / 'flower' / OUTPUT}; then {again_command(home, folder.name)}",
+        remedy=f"see {log}; then {again_command(folder)}",
     )
 
 

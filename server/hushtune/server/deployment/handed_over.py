@@ -52,13 +52,13 @@ def handed_over(out: Path, sites: Sequence[str]) -> HandedOver:
     return HandedOver(tuple(site for site in sorted(sites) if site not in missing), missing)
 
 
-def again_command(home: Path, name: str) -> str:
+def again_command(run: Path) -> str:
     """The command that goes on with a run, or hands one that has ended to those that lack it.
 
-    >>> again_command(Path("coordinator"), "first")
+    >>> again_command(Path("coordinator/runs/first"))
     'hushtune server run coordinator --resume --name first'
     """
-    return f"hushtune server run {home} --resume --name {name}"
+    return f"hushtune server run {run.parent.parent} --resume --name {run.name}"
 
 
 def _sites(out: Path) -> Mapping[str, Any]:

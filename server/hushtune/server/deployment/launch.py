@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,6 @@ from hushtune.common.errors import (
     RunError,
 )
 from hushtune.common.files import write_text
-from hushtune.common.json_text import json_text
 from hushtune.common.run_context import OUT, TOML
 from hushtune.common.signing import load_signing_key, sign
 from hushtune.server.deployment.bundle import build_bundle, write_app
@@ -39,7 +37,7 @@ from hushtune.server.deployment.home import Home
 from hushtune.server.deployment.lock import held
 from hushtune.server.deployment.run_process import end_process
 from hushtune.server.deployment.run_settings import check_config, sites_of_run
-from hushtune.server.deployment.status import STATE, read_state, run_status
+from hushtune.server.deployment.status import STATE, read_state, run_status, write_state
 
 if TYPE_CHECKING:
     from flwr.supercore.control import ControlHttpClient
@@ -95,7 +93,7 @@ def plan_launch(
         )
     folder = home.runs / name
     there = folder.is_dir() and any(folder.iterdir())
-    again = again_command(home.folder, name)
+    again = again_command(folder)
     if there and not resume:
         raise OutputExistsError(
             "a run of that name is there already",
@@ -182,7 +180,7 @@ def launch(home: Home, plan: Launch, *, on_status: OnStatus | None = None) -> di
             raise InterruptedRunError(
                 "interrupted, and the run is stopped",
                 given=plan.name,
-                remedy=again_command(home.folder, plan.name),
+                remedy=again_command(plan.folder),
             ) from None
 
 
@@ -215,8 +213,8 @@ def _start(client: ControlHttpClient, home: Home, plan: Launch) -> int:
     begun = {**read_state(plan.folder), "status": "starting", "error": None}
     begun |= {"pid": None, "process": None, "server": None}
     rounds, sites = plan.config.train.rounds, sorted(plan.config.data.public_sizes)
-    begun |= {"rounds": rounds, "sites": sites, "connected": [], "updated": time.time()}
-    write_text(plan.folder / STATE, json_text({"round": 0, **begun}) + "\n")
+    begun |= {"rounds": rounds, "sites": sites, "connected": []}
+    write_state(plan.folder, {"round": 0, **begun})
     digest = str(signed_run(bundle, "")["bundle"])
     asked = StartRunRequest(
         fab=fab_to_proto(Fab(digest, bundle, {})), override_config=user_config_to_proto(settings)

@@ -24,7 +24,7 @@ from hushtune.common.handover_messages import (
     decode_receipt,
     encode_handover,
 )
-from hushtune.common.planning import site_plans
+from hushtune.common.planning import site_plan
 from hushtune.common.privacy.figures import bounded
 from hushtune.common.signed_files import Signed
 from hushtune.common.site_files import receipt_file
@@ -114,7 +114,7 @@ def kept_receipts(handed: Handed) -> dict[str, Receipt]:
 
 def shown_epsilon(config: RunConfig, result: FederationResult, site: str) -> float | None:
     """What a site spent at least, by the charges that it has shown; None where nothing is known."""
-    plan = site_plans(config)[site]
+    plan = site_plan(config, site)
     if not plan.trust.charges_sites:
         return None
     found = spent({site: plan}, result.charges)[site]
@@ -185,7 +185,7 @@ def _checked(signed: Signed, site: str, handed: Handed) -> Receipt:
     problem = receipt_problem(
         receipt.to_dict(),
         epsilon=shown_epsilon(config, result, site),
-        delta=site_plans(config)[site].delta,
+        delta=site_plan(config, site).delta,
         num_charges=len(rows),
         last=(rows[-1]["sequence"], rows[-1]["hash"]) if rows else None,
     )

@@ -12,6 +12,8 @@ from typing import Any
 from cryptography.x509 import load_pem_x509_certificates
 
 from hushtune.common.errors import HushtuneError, InterruptedRunError
+from hushtune.common.files import write_text
+from hushtune.common.json_text import json_text
 from hushtune.server.deployment.enrol import enrolled_sites
 from hushtune.server.deployment.handed_over import again_command
 from hushtune.server.deployment.home import Home
@@ -142,6 +144,11 @@ def read_state(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def write_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Have a run tell ``state`` of itself, as of now."""
+    write_text(folder / STATE, json_text({**state, "updated": time.time()}) + "\n")
+
+
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     """``metrics.jsonl`` of a run; a last line that is being written is left out."""
     try:
@@ -202,7 +209,7 @@ def _gone(folder: Path) -> InterruptedRunError:
         "the run's process is gone",
         given=folder.name,
         expected="a process that works until the run ends",
-        remedy=again_command(folder.parent.parent, folder.name),
+        remedy=again_command(folder),
     )
 
 
