@@ -28,6 +28,7 @@ from hushtune.common.privacy.accountant import CALIBRATION_TOLERANCE, epsilon
 from hushtune.common.privacy.ledger import Ledger
 from hushtune.common.privacy.plan import PrivacyPlan, Unit
 from hushtune.common.run_context import RunContext, run_config
+from hushtune.common.secagg.wire import KeysOrder
 from hushtune.common.signing import (
     check,
     load_signing_key,
@@ -261,6 +262,31 @@ def test_an_order_beyond_the_signed_settings_is_refused_whatever_the_policy_allo
     )
     with pytest.raises(PolicyError, match="signed settings"):
         site.policy.check_metrics(figures)
+
+
+def test_a_secure_sum_of_another_cohort_than_was_signed_is_refused(settings: Any) -> None:
+    """A site's share of the noise follows from who stays and who may collude."""
+    privacy = {"trust": "distributed", "epsilon": 8.0, "delta": 1e-3}
+    signed = SignedRun.of(own_rows(settings, privacy=privacy), "north")
+    assert signed.cohort is not None
+    sound = KeysOrder(
+        run="run",
+        session="session",
+        site="north",
+        cohort=signed.cohort,
+        plan=signed.plan,
+        steps=(1,),
+    )
+    signed.check_session(sound)
+    larger = (*signed.cohort.sites, "zoo")
+    others: list[dict[str, Any]] = [
+        {"colluding": 0},
+        {"sites": larger, "min_survivors": 4},
+        {"sites": larger, "min_survivors": 3, "colluding": 0},
+    ]
+    for changes in others:
+        with pytest.raises(PolicyError, match="signed settings"):
+            signed.check_session(replace(sound, cohort=replace(signed.cohort, **changes)))
 
 
 def test_a_run_that_the_budget_cannot_pay_whole_is_refused_in_its_first_round(
