@@ -250,7 +250,8 @@ def test_scaffold_is_the_paper_s(
 ) -> None:
     """Over six rounds: a warm-up, turns, a round of two sites only, schedules of their own."""
     aggregation = {"rule": rule, "weighting": "uniform", "optimizer": optimizer}
-    aggregation |= {"momentum": 0.0} if optimizer == "momentum" else {}
+    # Momentum of zero at a step of one is the plain sum, which is the paper's.
+    aggregation |= {"momentum": 0.0, "learning_rate": 1.0} if optimizer == "momentum" else {}
     config = run_config(
         train={"rounds": 6, "warmup_rounds": 1, "optimizer": "sgd", "scaffold": True},
         privacy={"trust": "off"},
