@@ -27,7 +27,7 @@ from hushtune.common.model import AdaptedModel, Level
 from hushtune.common.privacy.plan import PrivacyPlan, Relation, Trust, Unit
 from hushtune.common.tasks.activations import TokenRows
 from hushtune.common.tasks.base import Batch, Metrics
-from hushtune.common.tasks.text_classification import TextClassification
+from hushtune.common.tasks.kinds.classification import text_classification
 from hushtune.common.tasks.units import Piece, Rows, Units
 
 torch.set_num_threads(1)
@@ -103,7 +103,7 @@ def adapted(
         tiny_base(family, head),
         model=ModelConfig(head=head, **{"precision": "float32", **(model or {})}),
         adapter=AdapterConfig(**{"rank": 2, "alpha": 4.0, "layers": 2, **adapter}),
-        num_labels=NUM_LABELS,
+        num_outputs=NUM_LABELS,
         seed=0,
         inner=inner,
     )
@@ -189,9 +189,9 @@ class TensorTask:
             {key for key, p in lora.parameters(self.model).items() if p.requires_grad}
         )
         losses = nn.functional.cross_entropy(
-            self.model(batch.inputs), batch.labels, reduction="none"
+            self.model(batch.inputs), batch.targets, reduction="none"
         )
-        return losses * torch.tensor(self.class_weights)[batch.labels]
+        return losses * torch.tensor(self.class_weights)[batch.targets]
 
     @torch.no_grad()
     def row_figures(self, state: AdapterState, rows: Rows) -> tuple[Tensor, Tensor]:
@@ -199,8 +199,8 @@ class TensorTask:
         self.model.frozen_mode()
         batch = self.batch(rows, Level.TOKENS)
         logits = self.model(batch.inputs)
-        losses = nn.functional.cross_entropy(logits, batch.labels, reduction="none")
-        return logits.argmax(1) == batch.labels, losses
+        losses = nn.functional.cross_entropy(logits, batch.targets, reduction="none")
+        return logits.argmax(1) == batch.targets, losses
 
     def metrics_by_group(
         self, state: AdapterState, groups: Mapping[str, Rows]
@@ -223,7 +223,7 @@ def make_task(
         pixels = torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(3))
         return TensorTask(model, {"pixel_values": pixels}, labels(count), class_weights)
     rows = token_rows(family, count)
-    return TextClassification(model, rows, labels(count), class_weights=class_weights, **others)
+    return text_classification(model, rows, labels(count), weights=class_weights, **others)
 
 
 @cache
@@ -278,7 +278,7 @@ def one_gradient(task: Any, row: int, trained: Mapping[str, nn.Parameter]) -> Te
     """The gradient of one example's weighted loss by plain autograd, in a batch of its own."""
     batch = task.batch(np.asarray([row], dtype=np.int64), Level.TOKENS)
     weight = CLASS_WEIGHTS if not isinstance(task, TensorTask) else task.class_weights
-    label = int(batch.labels[0])
+    label = int(batch.targets[0])
     loss = -weight[label] * torch.log_softmax(task.model(batch.inputs)[0], 0)[label]
     found = torch.autograd.grad(loss, list(trained.values()))
     return flat(dict(zip(trained, found, strict=True)))

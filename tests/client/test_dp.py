@@ -197,10 +197,10 @@ def test_gradients_that_are_not_one_an_example_are_refused(fault: str) -> None:
     model, state = task.model, moved(task.model)
 
     def pooled(batch: Batch) -> Tensor:
-        return model.head(batch.labels.new_ones(1, 32).float()).sum(1)
+        return model.head(batch.targets.new_ones(1, 32).float()).sum(1)
 
     def frozen(batch: Batch) -> Tensor:
-        return task.model.head.bias.sum() * torch.ones(len(batch.labels))
+        return task.model.head.bias.sum() * torch.ones(len(batch.targets))
 
     task.example_losses = pooled if fault == "batch axis lost" else frozen  # pyright: ignore
     heads = [key for key in state.keys if key.startswith("head.")]

@@ -68,7 +68,7 @@ def gradient(
     task.model.frozen_mode()
     batch = task.batch(rows, Level.TOKENS)
     loss = torch.nn.functional.cross_entropy(
-        task.model(batch.inputs), batch.labels, reduction="sum"
+        task.model(batch.inputs), batch.targets, reduction="sum"
     )
     return dict(zip(found, torch.autograd.grad(loss / over, list(found.values())), strict=True))
 
@@ -403,7 +403,7 @@ def pooled(
     for rate in rates:
         batch = task.batch(np.arange(24), Level.TOKENS)
         losses = torch.nn.functional.cross_entropy(
-            task.model(batch.inputs), batch.labels, reduction="none"
+            task.model(batch.inputs), batch.targets, reduction="none"
         )
         torch_s.zero_grad()
         (losses * weights).sum().backward()

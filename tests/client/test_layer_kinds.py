@@ -142,7 +142,7 @@ def test_gradients_are_those_of_plain_peft(family: str, name: str, tmp_path: Pat
     }
     for row in range(3):
         batch = task.batch(ALL[row : row + 1], Level.TOKENS)
-        label = int(batch.labels[0])
+        label = int(batch.targets[0])
         loss = -CLASS_WEIGHTS[label] * loaded(**batch.inputs).logits[0].log_softmax(0)[label]
         expected = torch.autograd.grad(loss, list(own.values()))
         keys = list(own)

@@ -16,7 +16,8 @@ from hushtune.common.adapter import AdapterState, b_key
 from hushtune.common.config import AdapterConfig, ModelConfig
 from hushtune.common.model import AdaptedModel, Level
 from hushtune.common.tasks.activations import TokenRows, in_pieces
-from hushtune.common.tasks.text_classification import TextClassification
+from hushtune.common.tasks.kinds.classification import text_classification
+from hushtune.common.tasks.supervised import Supervised
 from hushtune.common.tasks.units import Rows, Units
 
 from .families import (
@@ -38,7 +39,7 @@ ALL = np.arange(NUM_ROWS, dtype=np.int64)
 every_text = pytest.mark.parametrize(("family", "head"), TEXT_CASES)
 
 
-def cached(family: str, head: str, *, megabytes: int = 64, **adapter: Any) -> TextClassification:
+def cached(family: str, head: str, *, megabytes: int = 64, **adapter: Any) -> Supervised:
     return make_task(
         family, head, model=adapted(family, head, **adapter), cache_megabytes=megabytes
     )
@@ -134,7 +135,7 @@ def test_a_row_s_kept_activations_do_not_depend_on_the_other_rows(precision: str
     everyone = np.arange(150, dtype=np.int64)
 
     def kept(rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
-        task = TextClassification(model, tokens, labels(150), cache_megabytes=64, rows_in_use=rows)
+        task = text_classification(model, tokens, labels(150), cache_megabytes=64, rows_in_use=rows)
         task.level(lora.initial_state(model, seed=0))
         batches = [task.batch(rows[at : at + 1], Level.HIDDEN).inputs for at in range(len(rows))]
         hidden = torch.cat([batch["hidden"].flatten(0, 1) for batch in batches])
@@ -162,7 +163,7 @@ def wide_bert(precision: str) -> AdaptedModel:
         base,
         model=ModelConfig(head="mean", precision=precision),
         adapter=AdapterConfig(rank=2, layers=1),
-        num_labels=3,
+        num_outputs=3,
         seed=0,
     )
 
@@ -207,7 +208,7 @@ def test_rounding_that_an_adapter_blows_up_moves_the_sum_no_further_than_the_cli
         for gone in (None, len(units) - 1, 0):
             left = np.delete(np.arange(len(units)), [] if gone is None else [gone])
             chosen = units.take(left)
-            task = TextClassification(
+            task = text_classification(
                 model,
                 tokens,
                 labels(len(flat)),
@@ -248,7 +249,7 @@ def test_a_record_that_leaves_no_room_in_the_cache_moves_the_sum_no_further_than
     sums: list[torch.Tensor] = []
     for size in (count, count - 1):
         tokens = TokenRows(ids[: 5 * size], np.arange(size + 1, dtype=np.int64) * 5, 0, 128)
-        task = TextClassification(model, tokens, labels(size), cache_megabytes=1)
+        task = text_classification(model, tokens, labels(size), cache_megabytes=1)
         how: dict[str, Any] = {
             "level": task.level(state, keys),
             "microbatch": microbatch,
@@ -322,7 +323,7 @@ def test_the_cache_keeps_to_its_megabytes(
     ids = torch.full((count * long,), 4, dtype=torch.int32)
     many = TokenRows(ids, np.arange(count + 1, dtype=np.int64) * long, 0, long)
     # (7000 x 40 + 7000) x 32 x 4 bytes are 35 MiB; the features alone are 0.85 MiB.
-    task = TextClassification(model, many, labels(count), cache_megabytes=megabytes)
+    task = text_classification(model, many, labels(count), cache_megabytes=megabytes)
     task.level(lora.initial_state(model, seed=0))
     run = AdaptedModel.frozen_activations
     seen: list[int] = []

@@ -111,7 +111,7 @@ def test_without_noise_the_figures_are_the_plain_ones(
         noise_multiplier=None,
         noise=NoiseSource(),
     )
-    assert found["accuracy"] == pytest.approx(float(right.float().mean()))
+    assert found["score"] == pytest.approx(float(right.float().mean()))
     assert float(losses.max()) > metrics.MOST_LOSS
     assert found["loss"] == pytest.approx(float(losses.mean()))
 
@@ -179,7 +179,7 @@ def test_no_bit_below_the_grid_of_the_noise_is_told(task: TensorTask, state: Ada
                 public_units=public,
                 noise_multiplier=sigma,
                 noise=source,
-            )["accuracy"]
+            )["score"]
             * public
             for _ in range(50)
         ]
@@ -208,7 +208,7 @@ def test_n_and_n_plus_1_rows_are_divided_by_the_same_number(
     assert isinstance(few, MetricsReport)
     assert isinstance(more, MetricsReport)
     assert few.charge == more.charge
-    for one, other in ((few.accuracy, more.accuracy), (few.loss / 4, more.loss / 4)):
+    for one, other in ((few.score, more.score), (few.loss / 4, more.loss / 4)):
         assert 0 < one < 1
         assert abs(one - other) <= 1 / 1e4 + 1e-6
 

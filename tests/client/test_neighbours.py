@@ -43,7 +43,7 @@ def wide() -> TensorTask:
         tiny_base("bert"),
         model=ModelConfig(head="mean", precision="float32"),
         adapter=AdapterConfig(rank=2, alpha=4.0, layers=1),
-        num_labels=NUM_CLASSES,
+        num_outputs=NUM_CLASSES,
         seed=0,
     )
     ids = torch.randint(3, 50, (50, 5), generator=torch.Generator().manual_seed(9))

@@ -222,7 +222,7 @@ def test_every_step_draws_its_own_poisson_batch_from_the_site_s_randomness() -> 
     plan = private_plan(sampling_probability=rate, steps=steps)
     heads = ("head.bias",)
     task.example_losses = lambda batch: (  # pyright: ignore[reportAttributeAccessIssue]
-        task.model.head(torch.ones(len(batch.labels), 32)).sum(1)
+        task.model.head(torch.ones(len(batch.targets), 32)).sum(1)
     )
     order = make_order(state, plan, trainable=heads, local_steps=steps, microbatch=count)
     trained(task, order, rows=rows)
@@ -251,7 +251,7 @@ def plain_descent(task: TensorTask, state: AdapterState, *, steps: int, rate: fl
     for _ in range(steps):
         rows = ALL[random.random(NUM_ROWS) < 0.5]
         batch = task.batch(rows, Level.TOKENS)
-        loss = nn.functional.cross_entropy(task.model(batch.inputs), batch.labels, reduction="sum")
+        loss = nn.functional.cross_entropy(task.model(batch.inputs), batch.targets, reduction="sum")
         gradients = torch.autograd.grad(loss / 4.0, list(found.values()))
         with torch.no_grad():
             for parameter, gradient in zip(found.values(), gradients, strict=True):

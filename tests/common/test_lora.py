@@ -78,7 +78,7 @@ def test_twenty_modules_and_more_are_each_named() -> None:
     )
     settings = AdapterConfig(rank=1, layers=0, targets=("query", "dense"))
     model = lora.attach(
-        BertModel(kept), model=ModelConfig(), adapter=settings, num_labels=2, seed=0
+        BertModel(kept), model=ModelConfig(), adapter=settings, num_outputs=2, seed=0
     )
     assert len(lora.spec(model).targets) == 24
     assert lora.extract(model).keys == lora.spec(model).all_keys()
@@ -147,7 +147,7 @@ def test_batchnorm_in_a_head_that_is_trained_is_refused_at_once() -> None:
             base,
             model=ModelConfig(head="own"),
             adapter=AdapterConfig(rank=2),
-            num_labels=NUM_LABELS,
+            num_outputs=NUM_LABELS,
             seed=0,
         )
     assert caught.value.given == "classifier.0"

@@ -183,7 +183,7 @@ def test_the_inner_factor_of_an_embedding_stands_between_b_and_a(family: str, na
         base,
         model=ModelConfig(head="mean", precision="float32"),
         adapter=AdapterConfig(rank=2, alpha=4.0, targets=(name,)),
-        num_labels=NUM_LABELS,
+        num_outputs=NUM_LABELS,
         seed=0,
         inner=True,
     )
@@ -277,7 +277,7 @@ def attached(base: Any, *targets: str, layers: int = 1) -> AdaptedModel:
         base,
         model=ModelConfig(head="mean", precision="float32"),
         adapter=AdapterConfig(rank=2, layers=layers, targets=targets),
-        num_labels=NUM_LABELS,
+        num_outputs=NUM_LABELS,
         seed=0,
     )
 

@@ -94,8 +94,8 @@ def test_without_noise_it_is_pooled_training_on_the_same_batches(
     expected = reference(config, workspace, pooled)
     moved = (found - workspace.initial_state).norm()
     assert moved > 0.05
-    # Adam divides a gradient by its own size, so that it enlarges what rounding to the grid leaves of
-    # one that nearly cancels out; by how much depends on the machine's arithmetic.
+    # Adam divides a gradient by its own size, so that it enlarges what rounding to the grid leaves
+    # of one that nearly cancels out; by how much depends on the machine's arithmetic.
     assert (found - expected).norm() <= (0.01 if optimizer == "adamw" else 1e-4) * moved
     if optimizer == "sgd":
         for key, tensor in found.tensors.items():

@@ -195,7 +195,7 @@ def test_the_trained_values_are_the_demo_s() -> None:
         max_position_embeddings=8,
     )
     model = lora.attach(
-        BertModel(shape), num_labels=2, model=config.model, adapter=config.adapter, seed=0
+        BertModel(shape), num_outputs=2, model=config.model, adapter=config.adapter, seed=0
     )
     state = lora.initial_state(model, seed=0)
     keys = trainable_keys(RULES[config.aggregation.rule], state.spec, turn=0)

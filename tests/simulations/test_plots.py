@@ -16,7 +16,7 @@ from hushtune.common import pictures
 from hushtune.common.names import SEEN_BY
 from hushtune.common.pictures import legible
 from hushtune.common.tasks import partition
-from hushtune.common.tasks.data import DataReport, LabelledText
+from hushtune.common.tasks.data import DataReport, LabelledRows
 from hushtune.common.tasks.splits import Split
 from hushtune.simulations.plots import draw_run, plot_run
 
@@ -57,7 +57,7 @@ def legend(axes: Axes) -> list[str]:
     return [text.get_text() for text in found.get_texts()]
 
 
-def data_of(names: Sequence[str], labels: Sequence[str] = ("bad", "good")) -> LabelledText:
+def data_of(names: Sequence[str], labels: Sequence[str] = ("bad", "good")) -> LabelledRows:
     """Three rows of each site."""
     sites = {
         name: Split(*(np.array([3 * place + part]) for part in range(3)))
@@ -65,7 +65,7 @@ def data_of(names: Sequence[str], labels: Sequence[str] = ("bad", "good")) -> La
     }
     numbers = np.arange(3 * len(names)) % len(labels)
     texts = tuple(map(str, numbers))
-    return LabelledText(texts, numbers, tuple(labels), sites, DataReport(), {})
+    return LabelledRows(texts, numbers, tuple(labels), sites, DataReport(), {})
 
 
 def test_every_one_of_many_sites_is_drawn_and_the_largest_epsilon_told() -> None:

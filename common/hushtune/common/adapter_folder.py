@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from hushtune.common.adapter import AdapterState
-from hushtune.common.config import AdapterConfig, ModelConfig
+from hushtune.common.config import AdapterConfig, ModelConfig, TaskConfig
 from hushtune.common.errors import DiskFullError
 from hushtune.common.files import write_errors
 from hushtune.common.lora_files import plain_adapter, save_adapter
@@ -30,6 +30,7 @@ class SavedModel:
     labels: tuple[str, ...]
     model: Mapping[str, Any]
     adapter: Mapping[str, Any]
+    task: Mapping[str, Any]
     fingerprint: str
 
 
@@ -41,6 +42,7 @@ def write_adapter_folder(
     card: str,
     model: ModelConfig,
     adapter: AdapterConfig,
+    task: TaskConfig,
 ) -> None:
     """Write an adapter in peft's format, its head, tokenizer, model card and description.
 
@@ -54,6 +56,7 @@ def write_adapter_folder(
         labels=workspace.data.label_names,
         model=model.model_dump(mode="json"),
         adapter={**adapter.model_dump(mode="json"), **shape, "ranks": {}},
+        task=task.model_dump(mode="json", exclude_none=True),
         fingerprint=workspace.task.model.fingerprint,
     )
     text = json.dumps(asdict(description), indent=2, sort_keys=True)

@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from hushtune.common.config_base import (
     MOST_STEPS,
@@ -21,9 +21,6 @@ from hushtune.common.config_base import (
     Count,
     CountOrNone,
     LearningRate,
-    Name,
-    Names,
-    Positive,
     Probability,
     Section,
     refuse,
@@ -35,8 +32,10 @@ from hushtune.common.config_federation import (
     PersonalConfig,
     SimulationConfig,
 )
+from hushtune.common.config_model import AdapterConfig, ModelConfig
 from hushtune.common.config_privacy import PrivacyConfig, check_together
 from hushtune.common.config_rules import check_rule
+from hushtune.common.config_task import TaskConfig, check_task, without_warmup
 
 __all__ = [
     "DEFAULT_SAMPLING_PROBABILITY",
@@ -50,104 +49,12 @@ __all__ = [
     "PrivacyConfig",
     "RunConfig",
     "SimulationConfig",
+    "TaskConfig",
     "TrainConfig",
 ]
 
 DEFAULT_SAMPLING_PROBABILITY = 0.13
 """The rate that a run takes when neither batch_size nor sampling_probability is given."""
-
-
-class ModelConfig(Section):
-    """The frozen base model and how its output becomes features for the head."""
-
-    name: Name = Field(
-        default="demo", description="an asset's name, a folder, or an id of the model hub"
-    )
-    head: Literal["mean", "own"] = Field(
-        default="mean",
-        description="mean = a linear head on mean-pooled token states; own = the family's own head",
-    )
-    layer: Count | None = Field(
-        default=None, description="keep only this many of the model's first blocks", examples=[3]
-    )
-    max_tokens: Annotated[int, Field(ge=4, le=10**6)] = Field(
-        default=128, description="longer texts are cut to this many tokens"
-    )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto",
-        description="of the frozen base's products; auto = bfloat16 on CPUs that are twice as fast "
-        "with it; clipping, noise and adapters are float32 always",
-    )
-    feature_scale: Positive = Field(
-        default=10.0, description="norm of the features that the mean head reads"
-    )
-
-
-class AdapterConfig(Section):
-    """The LoRA adapter: W0 + scale * B A in each target module."""
-
-    rank: Count = Field(default=4, description="rank of A and B")
-    ranks: Mapping[Name, Count] = Field(
-        default_factory=dict[str, int],
-        description="sites with another rank: site = rank; for the rules flora, flexlora, hetlora",
-    )
-    alpha: Positive = Field(
-        default=4.0, description="scale = alpha / rank (alpha / sqrt(rank) in rslora)"
-    )
-    targets: Names = Field(
-        default=(),
-        description="names of the modules to adapt, which may be the embedding of tokens; empty = "
-        "the family's value and output projections",
-    )
-    layers: CountOrNone = Field(
-        default=1, description="adapt only this many of the top blocks; 0 = all"
-    )
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout before A, in training")
-    rslora: bool = Field(default=False, description="rank-stabilised scale")
-    trainable_token_indices: Names = Field(
-        default=(), description="not available: any is refused with the reason"
-    )
-    dora: bool = Field(default=False, description="not available: true is refused with the reason")
-
-    @field_validator("targets")
-    @classmethod
-    def _targets_named_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if "" in value or len(set(value)) != len(value):
-            refuse(
-                "a target is empty or named twice",
-                key="",
-                given=list(value),
-                expected="different names of modules",
-            )
-        return value
-
-    @field_validator("trainable_token_indices", mode="before")
-    @classmethod
-    def _no_tokens(cls, value: object) -> object:
-        if value:
-            refuse(
-                "training the embeddings of single tokens is not available: the gradient of one "
-                "example cannot be taken there, and which rows move would tell which words occur",
-                key="",
-                given=str(value),
-                expected="none",
-                remedy="leave adapter.trainable_token_indices out",
-            )
-        return value
-
-    @field_validator("dora")
-    @classmethod
-    def _no_dora(cls, value: bool) -> bool:
-        if value:
-            refuse(
-                "DoRA is not available: its magnitude vector rescales the whole weight, so the "
-                "gradient of one example cannot be taken by hooks, clipped and noised",
-                key="",
-                given="true",
-                expected="false",
-                remedy="leave adapter.dora out; adapter.rslora = true is available",
-            )
-        return value
 
 
 class TrainConfig(Section):
@@ -244,6 +151,7 @@ class RunConfig(Section):
         default=0,
         description="of everything but privacy noise, which comes from the operating system",
     )
+    task: TaskConfig = Field(default_factory=TaskConfig)
     data: DataConfig
     model: ModelConfig = Field(default_factory=ModelConfig)
     adapter: AdapterConfig = Field(default_factory=AdapterConfig)
@@ -253,6 +161,22 @@ class RunConfig(Section):
     personal: PersonalConfig = Field(default_factory=PersonalConfig)
     metrics: MetricsConfig = Field(default_factory=MetricsConfig)
     simulation: SimulationConfig = Field(default_factory=SimulationConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_warmup_without_a_head(cls, data: Any) -> Any:
+        return without_warmup(data)
+
+    @model_validator(mode="after")
+    def _task_goes_with_the_rest(self) -> RunConfig:
+        check_task(
+            self.task,
+            self.data,
+            head=self.model.head,
+            warmup_rounds=self.train.warmup_rounds,
+            attack=self.simulation.attack,
+        )
+        return self
 
     @model_validator(mode="after")
     def _privacy_goes_with_the_rest(self) -> RunConfig:

@@ -59,7 +59,7 @@ def _path_from_text(value: object) -> object:
     return Path(value) if isinstance(value, str) and value else value
 
 
-def _tuple_from_list(value: object) -> object:
+def tuple_from_list(value: object) -> object:
     """Strict validation takes no list for a tuple; TOML has nothing else."""
     return tuple(value) if isinstance(value, list) else value
 
@@ -80,7 +80,7 @@ MOST_STEPS = 10**6
 """Optimiser steps of a whole run that a simulated site takes part in."""
 
 FilePath = Annotated[Path, BeforeValidator(_path_from_text)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_tuple_from_list)]
+Names = Annotated[tuple[str, ...], BeforeValidator(tuple_from_list)]
 Name = Annotated[str, Field(min_length=1)]
 # Upper limits are far beyond any use: what is refused by them is a slip, found before it costs.
 Count = Annotated[int, Field(ge=1, le=10**9)]

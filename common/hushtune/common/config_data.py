@@ -60,10 +60,24 @@ class DataConfig(Section):
         description="the column that names each row's patient or user, for privacy.unit = group",
         examples=["patient"],
     )
-    text: Name = Field(default="text", description="the column with the text")
+    text: Name = Field(
+        default="text",
+        description="the column with the text, the first of two texts, or an image's path",
+    )
+    second: Name | None = Field(
+        default=None,
+        description="for pairs: the column with the second text",
+        examples=["hypothesis"],
+    )
+    columns: Names = Field(
+        default=(),
+        description="for tables: the columns that are read, in place of text",
+        examples=[["age", "income"]],
+    )
     label: Name = Field(
         default="label",
-        description="the column with the label: text or a number, each different value a class",
+        description="the column with the target: a class (text or number, each different value "
+        "one), several joined by |, a number, a tag for each word, or an answer, as task.kind says",
     )
     validation_fraction: float = Field(
         default=0.1, ge=0, lt=1, description="share of each site's rows for validation"
@@ -129,6 +143,13 @@ class DataConfig(Section):
                 expected="site = path, at least once",
             )
         self._check_labels()
+        if len(set(self.columns)) < len(self.columns) or self.label in self.columns:
+            refuse(
+                "the columns that are read are each named once, and the target is none of them",
+                key="columns",
+                given=", ".join(self.columns),
+                expected=f"different columns without {self.label!r} (data.label)",
+            )
         if self.source == "sites":
             self._check_own_rows()
         if self.validation_fraction + self.test_fraction >= 1:
@@ -153,7 +174,6 @@ class DataConfig(Section):
     def _check_own_rows(self) -> None:
         """What the rows would tell has to be declared where no one place has them."""
         for key, given, remedy in (
-            ("labels", self.labels, 'data.labels = ["negative", "positive"]'),
             ("public_sizes", self.public_sizes, "data.public_sizes = {north = 5000, south = 3000}"),
         ):
             if not given:

@@ -42,7 +42,7 @@ from hushtune.common.lora_targets import (
     refuse_unfit,
     transformer_blocks,
 )
-from hushtune.common.model import AdaptedModel
+from hushtune.common.model import AdaptedModel, Head
 from hushtune.common.seeds import generator
 
 ADAPTER = "default"
@@ -55,20 +55,22 @@ def attach(
     *,
     model: ModelConfig,
     adapter: AdapterConfig,
-    num_labels: int,
+    num_outputs: int,
     seed: int,
     inner: bool = False,
+    head: Head | None = None,
 ) -> AdaptedModel:
     """Freeze a base and attach LoRA and head, with ``initial_state(seed)`` installed.
 
-    ``inner``: with the factor R between B and A.
-    With ``model.head == "own"`` the base must be a sequence or image classification model.
+    ``inner``: with the factor R between B and A. ``head``: None for the one of ``model``; with
+    ``Head.OWN`` the base must be a sequence or image classification model.
     """
+    head = Head(model.head) if head is None else head
     keep_first_blocks(base, model.layer)
-    own = head_modules(base) if model.head == "own" else ()
+    own = head_modules(base) if head is Head.OWN else ()
     refuse_unfit(base, own)
     base.eval()
-    if model.head == "own" and not own:
+    if head is Head.OWN and not own:
         raise UnsupportedModelError(
             "the model has no head of its own",
             given=type(base).__name__,
@@ -102,10 +104,10 @@ def attach(
         blocks=blocks,
         first_adapted=min(0 if place is None else place for place in places),
         adapts_tokens=None in places,
-        num_labels=num_labels,
+        num_outputs=num_outputs,
         hidden_size=hidden_size,
         feature_scale=model.feature_scale,
-        head_kind=model.head,
+        head_kind=head,
         precision="float32" if model.precision == "auto" else model.precision,
         fingerprint=identity,
     )

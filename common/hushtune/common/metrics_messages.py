@@ -30,7 +30,7 @@ SENSITIVITY = math.sqrt(2.0)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MetricsOrder:
-    """Asks a site for accuracy and loss of ``adapter`` on its validation rows.
+    """Asks a site for score and loss of ``adapter`` on its validation rows.
 
     ``noise_multiplier`` is in units of what one unit can change; None asks for the plain figures.
     """
@@ -51,7 +51,7 @@ class MetricsReport:
     run: str
     round: int
     site: str
-    accuracy: float
+    score: float  # in [0, 1]; what it is follows from the kind of supervision
     loss: float
     charge: LedgerEntry | None
 
@@ -103,7 +103,7 @@ def encode_report(report: MetricsReport) -> RecordDict:
         "run": report.run,
         "round": report.round,
         "site": report.site,
-        "figures": {"accuracy": report.accuracy, "loss": report.loss},
+        "figures": {"score": report.score, "loss": report.loss},
         "charge": charge,
     }
     return pack(body, None)
@@ -120,7 +120,7 @@ def decode_report(content: RecordDict) -> MetricsReport | Refusal:
             run=read_text(body, "run"),
             round=read_count(body, "round"),
             site=read_text(body, "site"),
-            accuracy=_number(body["figures"]["accuracy"], least=0.0, most=1.0),
+            score=_number(body["figures"]["score"], least=0.0, most=1.0),
             loss=_number(body["figures"]["loss"], least=0.0, most=MOST_TOLD_LOSS),
             charge=None if charge is None else LedgerEntry.from_dict(charge),
         )

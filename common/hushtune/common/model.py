@@ -31,6 +31,15 @@ class Level(StrEnum):
     FEATURES = "features"
 
 
+class Head(StrEnum):
+    """What turns the base's output into the model's."""
+
+    MEAN = "mean"  # mean of the states, scaled to a norm, then a linear layer
+    OWN = "own"  # the family's own classification head, a part of the base
+    TOKENS = "tokens"  # a linear layer on the state of each token
+    WORDS = "words"  # a language model's own, frozen
+
+
 class _SeenEnoughError(Exception):
     """Ends a pass through the base where its first adapted block begins."""
 
@@ -43,14 +52,12 @@ class _PassThrough(nn.Module):
 
 
 class AdaptedModel(nn.Module):
-    """Base + LoRA + head; ``forward(inputs) -> logits (b, num_labels)``.
+    """Base + LoRA + head; ``forward(inputs) -> outputs``, one row an example.
 
+    Outputs are ``(b, num_outputs)``, with a head for tokens or words ``(b, t, num_outputs)``.
     ``inputs`` holds what the base's own forward takes (``input_ids`` and ``attention_mask``, or
     ``pixel_values``), and may hold ``hidden (b, t, d)``, the states that enter the first adapted
     block, or ``features (b, d)``, what the mean-pooled head reads.
-
-    ``head_kind`` is ``mean`` (mean of the token states, scaled to norm ``feature_scale``, then a
-    linear layer) or ``own`` (the family's own classification head, a part of ``base``).
     """
 
     def __init__(
@@ -59,10 +66,10 @@ class AdaptedModel(nn.Module):
         *,
         blocks: nn.ModuleList,
         first_adapted: int,
-        num_labels: int,
+        num_outputs: int,
         hidden_size: int,
         feature_scale: float,
-        head_kind: str,
+        head_kind: Head,
         precision: str,
         fingerprint: str,
         adapts_tokens: bool = False,
@@ -71,10 +78,13 @@ class AdaptedModel(nn.Module):
         can be kept."""
         super().__init__()
         self.base = base
-        self.head = nn.Linear(hidden_size, num_labels) if head_kind == "mean" else None
+        self.head_kind = head_kind
+        trained = head_kind in (Head.MEAN, Head.TOKENS)
+        self.head = nn.Linear(hidden_size, num_outputs) if trained else None
+        self.hidden_size = hidden_size
         self.first_adapted = first_adapted
         self.adapts_tokens = adapts_tokens
-        self.num_labels = num_labels
+        self.num_outputs = num_outputs
         self.feature_scale = feature_scale
         self.precision = precision
         self.fingerprint = fingerprint
@@ -86,11 +96,21 @@ class AdaptedModel(nn.Module):
         """The base's transformer blocks."""
         return self._blocks[0]
 
+    @property
+    def reads_features(self) -> bool:
+        """Whether the head reads one pooled vector an example, which can be kept."""
+        return self.head_kind is Head.MEAN
+
+    @property
+    def keeps_hidden(self) -> bool:
+        """Whether the states that enter the first adapted block never change."""
+        return not self.adapts_tokens
+
     def forward(self, inputs: Inputs) -> Tensor:
-        """Logits of a batch."""
+        """Outputs of a batch."""
         if "features" in inputs:
-            if self.head is None:
-                raise UnsupportedModelError("a model with its family's own head has no features")
+            if self.head is None or not self.reads_features:
+                raise UnsupportedModelError(f"a head of kind {self.head_kind} has no features")
             return self.head(inputs["features"])
         if "hidden" not in inputs:
             return self._logits(inputs)
@@ -107,6 +127,8 @@ class AdaptedModel(nn.Module):
         output = self._run_base(inputs)
         if self.head is None:
             return output.logits.float()
+        if self.head_kind is Head.TOKENS:
+            return self.head(output.last_hidden_state.float())
         return self.head(self._pool(output.last_hidden_state, inputs.get("attention_mask")))
 
     def _run_base(self, inputs: Inputs) -> Any:
@@ -148,7 +170,7 @@ class AdaptedModel(nn.Module):
             return seen[0], None
         finally:
             hook.remove()
-        if self.head is None:
+        if not self.reads_features:
             return seen[0], None
         return seen[0], self._pool(output.last_hidden_state, inputs.get("attention_mask"))
 

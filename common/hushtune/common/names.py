@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from hushtune.common.kinds import KINDS, Targets
+
 METHODS: Mapping[str, str] = {
     "majority": "most frequent label",
     "untrained": "untrained model",
@@ -30,10 +32,9 @@ def seen_by(figures: Iterable[str], released: Mapping[str, Any] | None) -> dict[
     is without noise, accuracies and losses are not the researcher's alone.
     """
     names = told_as_they_are(released)
+    of_rows = {"loss", "sites", *(kind.score for kind in KINDS.values())}
     told = f"told by {', '.join(names)} without noise, see released; else {SEEN_BY}"
-    return {
-        key: told if names and key in ("accuracy", "loss", "sites") else SEEN_BY for key in figures
-    }
+    return {key: told if names and key in of_rows else SEEN_BY for key in figures}
 
 
 def told_as_they_are(released: Mapping[str, Any] | None) -> list[str]:
@@ -41,13 +42,35 @@ def told_as_they_are(released: Mapping[str, Any] | None) -> list[str]:
     return sorted(released["sites"]) if released is not None and not released["noised"] else []
 
 
-def methods(*, private: bool) -> Mapping[str, str]:
-    """METHODS as they are called in a run, in order.
+_LOOKS_AT_NOTHING = {
+    Targets.CLASSES: "labels by how often they occur",
+    Targets.NUMBER: "mean of the targets",
+    Targets.TAGS: "most frequent tag",
+    Targets.ANSWER: "tokens by how often they occur",
+}
+"""What the best answer is that looks at no input; of classes see METHODS."""
+
+
+def methods(*, private: bool, kind: str = "text-classification") -> Mapping[str, str]:
+    """METHODS as they are called in a run of some kind of supervision, in order.
 
     Of one without privacy none is called private, and the two kinds of pooled training are one.
     """
+    constant = _LOOKS_AT_NOTHING.get(KINDS[kind].targets, METHODS["majority"])
+    named = {**METHODS, "majority": constant}
     if private:
-        return METHODS
+        return named
     return {
-        name: label.replace(", private", "") for name, label in METHODS.items() if name != "pooled"
+        name: label.replace(", private", "") for name, label in named.items() if name != "pooled"
     }
+
+
+def metric_words(metric: str) -> str:
+    """A metric as it is written for people.
+
+    >>> metric_words("macro_f1"), metric_words("rmse"), metric_words("token_accuracy")
+    ('macro-F1', 'RMSE', 'token accuracy')
+    """
+    known = {"macro_f1": "macro-F1", "micro_f1": "micro-F1", "rmse": "RMSE", "mae": "MAE"}
+    known |= {"roc_auc": "area under the ROC curve", "r2": "R2"}
+    return known.get(metric, metric.replace("_", " "))

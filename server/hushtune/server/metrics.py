@@ -105,15 +105,16 @@ def ask_for_metrics(
     for site, reason in missing.items():
         of = {"site": site}
         log.warning("site %s tells no figures in round %d: %s", site, round, reason, extra=of)
+    score = config.task.of.score
     sizes = {site: public_held_out(config, site) for site in reports}
     row: Row = {
         "noised": noised,
         "noise_multiplier": config.metrics.noise_multiplier if noised else None,
-        "sites": {s: {"accuracy": r.accuracy, "loss": r.loss} for s, r in sorted(reports.items())},
+        "sites": {s: {score: r.score, "loss": r.loss} for s, r in sorted(reports.items())},
         "missing": missing,
     }
-    for name in ("accuracy", "loss"):
-        total = sum(sizes[site] * getattr(report, name) for site, report in sorted(reports.items()))
+    for name, key in ((score, "score"), ("loss", "loss")):
+        total = sum(sizes[site] * getattr(report, key) for site, report in sorted(reports.items()))
         row[name] = total / sum(sizes.values()) if reports else None
     return Released(row, dict(sorted(charges.items())), refusals)
 

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import cast
 
-import numpy as np
-
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import PersonalConfig, RunConfig, SimulationConfig
 from hushtune.common.errors import CheckpointError
@@ -21,8 +19,8 @@ from hushtune.common.tasks.base import Metrics
 from hushtune.common.tasks.workspace import Workspace
 from hushtune.simulations.observer import Observer
 
-Accuracies = Mapping[str, float]
-"""Accuracy on each site's test rows, and on all of them under ``POOLED``."""
+Figures = Mapping[str, float]
+"""The run's main metric on each site's test rows, and on all of them under ``POOLED``."""
 Federate = Callable[[RunContext], AdapterState]
 
 
@@ -35,12 +33,14 @@ def trained_baselines(config: RunConfig) -> dict[str, RunConfig]:
     # What a site trains for itself alone is no part of what is compared.
     config = config.model_copy(update={"simulation": own, "personal": PersonalConfig()})
     sites = sorted(config.data.public_sizes)
+    head = {"head_private": head_only(config)} if config.task.of.has_head else {}
     if Unit(config.privacy.unit) is Unit.CLIENT:
         # Alone or pooled there is no client that could hide among others.
-        head = {"head_private": head_only(config)} if head_only(config) != config else {}
+        if head_only(config) == config:
+            head = {}
         return {**head, "pooled": not_private(pooled(config))}
     return {
-        "head_private": head_only(config),
+        **head,
         **{f"alone_private/{site}": alone(config, site) for site in sites},
         "pooled_private": pooled(config),
         "pooled": not_private(pooled(config)),
@@ -54,14 +54,14 @@ def compare(
     federate: Federate,
     kept: Path,
     observer: Observer,
-) -> dict[str, Accuracies]:
-    """Accuracies of every baseline; those that ``kept`` (a JSON file) has are not run again.
+) -> dict[str, Figures]:
+    """Figures of every baseline; those that ``kept`` (a JSON file) has are not run again.
 
     Without ``simulation.baselines``, only of those that need no training.
     """
-    table: dict[str, Accuracies] = {
-        "majority": _majority(workspace, config),
-        "untrained": accuracies(workspace, config, workspace.initial_state),
+    table: dict[str, Figures] = {
+        "majority": constant(workspace, config),
+        "untrained": main_figures(workspace, config, workspace.initial_state),
     }
     if not config.simulation.baselines:
         return table
@@ -76,7 +76,7 @@ def compare(
             # A baseline is its own study of the same rows: its ledger is not the run's.
             with tempfile.TemporaryDirectory(prefix="hushtune-") as folder:
                 state = federate(RunContext(baseline, Path(folder)))
-            done[name] = dict(accuracies(workspace, config, state))
+            done[name] = dict(main_figures(workspace, config, state))
             write_text(kept, json.dumps(done, indent=1))
         table[name] = done[name]
     observer.comparing("", len(runs), len(runs))
@@ -95,16 +95,16 @@ def _kept(path: Path, names: Set[str]) -> dict[str, dict[str, float]]:
             raise CheckpointError(
                 f"the file {path} is damaged",
                 given=f"{name}: {row}"[:200],
-                expected="an accuracy for each site and for all",
+                expected="a figure for each site and for all",
                 remedy=remedy,
             )
     return done
 
 
-def accuracies(workspace: Workspace, config: RunConfig, state: AdapterState) -> Accuracies:
-    """Accuracy of one adapter on every site's test rows and on all of them together."""
+def main_figures(workspace: Workspace, config: RunConfig, state: AdapterState) -> Figures:
+    """The main metric of one adapter on every site's test rows and on all of them together."""
     figures = site_metrics(workspace, config, state, "test")
-    return {name: row["accuracy"] for name, row in figures.items()}
+    return {name: row[config.task.main_metric] for name, row in figures.items()}
 
 
 def site_metrics(
@@ -116,11 +116,10 @@ def site_metrics(
     return workspace.task.metrics_by_group(state, {n: r for n, r in rows.items() if len(r)})
 
 
-def _majority(workspace: Workspace, config: RunConfig) -> Accuracies:
-    """Always the label that most training rows of all sites have."""
-    labels = workspace.data.labels
-    frequent = np.bincount(labels[workspace.rows(POOLED, "train")]).argmax()
-    return {
-        name: float((labels[workspace.rows(name, "test")] == frequent).mean())
-        for name in [*sorted(config.data.public_sizes), POOLED]
-    }
+def constant(workspace: Workspace, config: RunConfig) -> Figures:
+    """The best answer that looks at no input: the most frequent label, or the mean."""
+    names = [*sorted(config.data.public_sizes), POOLED]
+    found = workspace.task.constant_metrics(
+        workspace.rows(POOLED, "train"), {name: workspace.rows(name, "test") for name in names}
+    )
+    return {name: row[config.task.main_metric] for name, row in found.items()}

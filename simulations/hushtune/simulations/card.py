@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hushtune.common.config import RunConfig
+from hushtune.common.kinds import Inputs
 from hushtune.common.lora_rules import RULES
-from hushtune.common.names import SEEN_BY, methods
+from hushtune.common.names import SEEN_BY, methods, metric_words
 from hushtune.common.planning import POOLED, global_rank
 from hushtune.common.privacy.figures import at_most, upwards
 from hushtune.common.privacy.statement_markdown import plain
@@ -94,6 +95,14 @@ _PARTED = (
     "that part; what is in this folder goes without it. `hushtune export RUN --site SITE` writes a "
     "site's whole model.\n\n"
 )
+_PIPELINES = {
+    "multi-label": "text-classification",
+    "text-regression": "text-classification",
+    "text-pair-classification": "text-classification",
+    "text-pair-regression": "text-classification",
+    "causal-lm": "text-generation",
+    "seq2seq": "text2text-generation",
+}
 _USE = re.compile(r"^## Use\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 
 
@@ -129,7 +138,7 @@ def model_card(
         f"{row['value']:.3f} |"
         for name, row in summary["sites"].items()
     )
-    labels = methods(private=privacy["trust"] != "off")
+    labels = methods(private=privacy["trust"] != "off", kind=summary["task"])
     baselines = "\n".join(
         f"| {labels[name]} | {value:.3f} |"
         for name, value in summary["baselines"].items()
@@ -148,6 +157,7 @@ def model_card(
         f"{privacy['relation'].replace('_', ' ')}. Accountant: {privacy['accountant']}. "
         "The full statement is `privacy.md` in the run's own folder."
     )
+    metric = metric_words(summary["metric"])
     tags = ["lora", "federated-learning"]
     tags += ["differential-privacy"] if privacy["guarantee"] else []
     first = "" if privacy["guarantee"] else f"> {promise}\n\n"
@@ -157,18 +167,18 @@ def model_card(
         first += _PARTED
     return f"""---
 library_name: peft
-pipeline_tag: text-classification
+pipeline_tag: {_PIPELINES.get(config.task.kind, config.task.kind)}
 tags: [{", ".join(tags)}]
 ---
 
-# A federated adapter for text classification
+# A federated adapter for {config.task.kind.replace("-", " ")}
 
 {first}- Base model: {base}{depth}, frozen (sha256 of its weights \
 {workspace.task.model.fingerprint[:16]}...)
 - Adapter: LoRA of rank {_rank(config, summary)}, rule `{config.aggregation.rule}`, \
 {_rounds(config, summary["rounds"])}
-- Data: texts of {len(summary["sites"])} sites with {_size(summary)}, labels \
-{plain(", ".join(workspace.data.label_names))}
+- Data: {_what(config)} of {len(summary["sites"])} sites with \
+{_size(summary)}{_told(config, workspace)}
 
 ## Use
 
@@ -177,14 +187,14 @@ tags: [{", ".join(tags)}]
 
 {SEEN_BY.capitalize()}. Where sites do not share their rows nobody knows these.
 
-Accuracy {summary["value"]:.3f}, macro-F1 {summary["macro_f1"]:.3f} on the test rows of all \
+{_figures(summary)} on the test rows of all \
 sites together: {train} training, {validation} validation and {test} test rows.
 
-| site | training rows | validation rows | test rows | accuracy on its own |
+| site | training rows | validation rows | test rows | {metric} on its own |
 |---|---|---|---|---|
 {sites}
 
-| compared with, on all test rows | accuracy |
+| compared with, on all test rows | {metric} |
 |---|---|
 {baselines}
 
@@ -196,6 +206,30 @@ sites together: {train} training, {validation} validation and {test} test rows.
 |---|---|---|---|
 {told}
 """
+
+
+def _what(config: RunConfig) -> str:
+    named = {Inputs.PAIR: "pairs of texts", Inputs.COLUMNS: "rows", Inputs.IMAGE: "images"}
+    return named.get(config.task.of.inputs, "texts")
+
+
+def _told(config: RunConfig, workspace: Workspace) -> str:
+    """Which targets there are."""
+    if workspace.data.label_names:
+        return f", labels {plain(', '.join(workspace.data.label_names))}"
+    if config.task.range is not None:
+        low, high = config.task.bounds
+        return f", targets from {low:g} to {high:g}"
+    return ""
+
+
+def _figures(summary: Mapping[str, Any]) -> str:
+    """The main metric, and the others after it."""
+    main, found = summary["metric"], summary["metrics"]
+    words = metric_words(main)
+    others = [name for name in found if name not in (main, "loss")]
+    told = [f"{words[0].upper()}{words[1:]} {found[main]:.3f}"]
+    return ", ".join(told + [f"{metric_words(name)} {found[name]:.3f}" for name in others])
 
 
 def _rank(config: RunConfig, summary: Mapping[str, Any]) -> str:

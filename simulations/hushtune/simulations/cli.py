@@ -124,7 +124,8 @@ def simulate(
     from hushtune.simulations.show_progress import ProgressView
     from hushtune.simulations.study import run
 
-    with ProgressView(console, turns=settings.privacy.client_turns is not None) as view:
+    turns = settings.privacy.client_turns is not None
+    with ProgressView(console, turns=turns, metric=settings.task.main_metric) as view:
         summary = run(settings, out, resume=resume, overwrite=overwrite, observer=view)
     show_summary(console, summary)
     show_weak(console, summary["sites"], unit=summary["unit"])

@@ -16,7 +16,7 @@ from hushtune.common.model import Level
 from hushtune.common.planning import POOLED, least_sites, local_batch, site_plans
 from hushtune.common.privacy.plan import Unit
 from hushtune.common.tasks import partition
-from hushtune.common.tasks.text_classification import EVALUATION_BATCH
+from hushtune.common.tasks.supervised import EVALUATION_BATCH
 from hushtune.common.tasks.units import Rows, Units
 from hushtune.common.tasks.workspace import Workspace, check_sizes, open_workspace, resolve
 from hushtune.server.aggregation.guards import unguarded
@@ -66,9 +66,9 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     used = sum(len(workspace.rows(POOLED, part)) for part in ("train", "validation", "test"))
     judged = len(workspace.rows(POOLED, "test")) * private_runs
     seconds = used * frozen + whole_runs * steps * batch * stepping + judged * stepping / 2
-    tokens = int(workspace.task.tokens.lengths.sum())
-    width = int(workspace.task.model.base.config.hidden_size)
-    states = used if workspace.task.model.adapts_tokens else tokens  # features, or hidden states
+    tokens = int(workspace.task.inputs.lengths.sum())
+    width = workspace.task.model.hidden_size
+    states = tokens if workspace.task.model.keeps_hidden else used  # features, or hidden states
     kept = min(config.train.cache_megabytes, math.ceil(states * width * 4 / 2**20))
     # A gradient of each example, and two copies of it while it is clipped.
     samples = 3 * config.train.microbatch * state.select(keys).num_values() * 4 / 2**20

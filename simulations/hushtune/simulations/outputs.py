@@ -15,6 +15,7 @@ from hushtune.common.config_io import config_hash
 from hushtune.common.errors import CheckpointError
 from hushtune.common.files import read_json, write_text
 from hushtune.common.json_text import json_text
+from hushtune.common.kinds import higher_is_better
 from hushtune.common.lora_files import plain_adapter
 from hushtune.common.names import METHODS, OURS, SEEN_BY
 from hushtune.common.planning import POOLED, cohort_of
@@ -33,12 +34,12 @@ from hushtune.simulations.card import model_card
 from hushtune.simulations.privacy_report import privacy_of
 
 Table = Mapping[str, Mapping[str, float]]
-METRIC = "accuracy"
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 ADAPTER = f"adapter/{DESCRIPTION}"
 SUMMARY_KEYS = frozenset(
     (
-        *("metric", "higher_is_better", "value", "macro_f1", "sites", "baselines", "table"),
+        *("task", "metric", "higher_is_better", "value", "metrics", "macro_f1"),
+        *("sites", "baselines", "table"),
         *("personal", "worst_site", "spread", "aggregation_bias", "largest_bias", "saved_rank"),
         *("rounds", "trust", "refusals", "rejected", "seconds", "seed", "config_hash"),
         *("adapter_digest", "out", "data_notes", "unit", "group", "seen_by", "attack"),
@@ -47,7 +48,7 @@ SUMMARY_KEYS = frozenset(
 )
 """What every summary has; ``missing`` comes with them where no picture could be drawn."""
 _RESEARCHER_S = (
-    *("value", "macro_f1", "alone_private", "baselines", "table"),
+    *("value", "metrics", "macro_f1", "alone_private", "baselines", "table"),
     *("personal", "worst_site", "spread"),
     *("train_rows", "validation_rows", "test_rows", "data_notes"),
 )
@@ -58,9 +59,9 @@ _MOST_CHANGED = 8
 class FinishedRun:
     """A run that is over and not yet written down.
 
-    ``table``: accuracy of each compared model on each site's test rows and on all; ``final``: all
-    metrics of the federated model on each site's test rows and on all; ``seconds``: where the time
-    went.
+    ``table``: the main metric of each compared model on each site's test rows and on all;
+    ``final``: all metrics of the federated model on each site's test rows and on all; ``seconds``:
+    where the time went.
     """
 
     context: RunContext
@@ -84,6 +85,7 @@ def write_all(run: FinishedRun) -> dict[str, Any]:
         card=model_card(context.config, workspace, summary, privacy),
         model=context.config.model,
         adapter=context.config.adapter,
+        task=context.config.task,
     )
     if find_spec("matplotlib") is not None:
         from hushtune.simulations.plots import plot_run
@@ -146,22 +148,27 @@ def summarise(run: FinishedRun, privacy: Mapping[str, Any]) -> dict[str, Any]:
     test = {name: len(workspace.rows(name, "test")) for name in names}
     personal = table.get("personal", {})
     at_sites = {name: (personal or table["federated"])[name] for name in names}
-    worst = min(at_sites, key=lambda name: (at_sites[name], name))
+    metric = context.config.task.main_metric
+    sign = 1 if higher_is_better(metric) else -1
+    worst = min(at_sites, key=lambda name: (sign * at_sites[name], name))
     return {
-        "metric": METRIC,
-        "higher_is_better": True,
+        "task": context.config.task.kind,
+        "metric": metric,
+        "higher_is_better": higher_is_better(metric),
         "value": table["federated"][POOLED],
-        "macro_f1": run.final[POOLED]["macro_f1"],
+        "metrics": dict(run.final[POOLED]),
+        "macro_f1": run.final[POOLED].get("macro_f1"),
         "personal": personal.get(POOLED),
         "worst_site": {"site": worst, "value": at_sites[worst]},
-        "spread": max(at_sites.values()) - at_sites[worst],
+        "spread": max(at_sites.values()) - min(at_sites.values()),
         "aggregation_bias": _bias(result),
         "largest_bias": _largest_bias(result, context.config.aggregation.rule),
         "sites": {
             name: {
                 "value": table["federated"][name],
                 "personal": personal.get(name),
-                "macro_f1": run.final[name]["macro_f1"],
+                "metrics": dict(run.final[name]),
+                "macro_f1": run.final[name].get("macro_f1"),
                 "alone_private": None if row is None else row[name],
                 "epsilon": privacy["sites"][name]["epsilon"],
                 "delta": privacy["sites"][name]["delta"],

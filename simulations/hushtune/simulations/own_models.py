@@ -78,10 +78,11 @@ def final_figures(
 ) -> tuple[Mapping[str, Metrics], dict[str, Mapping[str, float]]]:
     """The final model's figures on test rows, and the run's own rows of the result table."""
     final = global_metrics(context, workspace, result.state, "test", run=result.run)
-    table = {"federated": {name: row["accuracy"] for name, row in final.items()}}
+    metric = context.config.task.main_metric
+    table = {"federated": {name: row[metric] for name, row in final.items()}}
     if has_own_models(context.config):
         own = own_metrics(context, workspace, result.state, "test", run=result.run)
-        table["personal"] = {name: row["accuracy"] for name, row in own.items()}
+        table["personal"] = {name: row[metric] for name, row in own.items()}
     return final, dict[str, Mapping[str, float]](table)
 
 
@@ -135,5 +136,6 @@ def export_own(folder: Path, site: str, to: Path, *, merged: bool) -> Path:
             card=f"{front}{mark}{note}{rest}" if mark else note + card,
             model=config.model,
             adapter=config.adapter,
+            task=config.task,
         )
         return saved.export(Path(place) / "adapter", to, merged=merged)

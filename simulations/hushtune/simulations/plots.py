@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hushtune.common.names import SEEN_BY, methods, told_as_they_are
+from hushtune.common.names import SEEN_BY, methods, metric_words, told_as_they_are
 from hushtune.common.pictures import explain, fonts, legible, save_picture
 
 # Okabe and Ito's colours, safe for the colour-blind.
@@ -94,8 +94,9 @@ def _curve(
             color="#666666",
             fontsize=8,
         )
-    # No accuracy is above 1: nor is the axis, which then cuts no mark of a curve at 1.
-    axes.set_ylim(top=min(1.0, axes.get_ylim()[1]))
+    if summary["higher_is_better"]:
+        # No such figure is above 1: nor is the axis, which then cuts no mark of a curve at 1.
+        axes.set_ylim(top=min(1.0, axes.get_ylim()[1]))
     for line in axes.get_lines():
         line.set_clip_on(False)
     part = rows[0].get("evaluated_on", "held-out") if rows else "held-out"
@@ -103,7 +104,7 @@ def _curve(
     seen = SEEN_BY
     if sent:  # what they told is in metrics.jsonl, of some rounds only
         seen = f"the researcher's; {len(sent)} of {len(names)} sites told theirs without noise"
-    axes.set(xlabel=f"round\n({seen})", ylabel=f"{metric} on {part} rows")
+    axes.set(xlabel=f"round\n({seen})", ylabel=f"{metric_words(metric)} on {part} rows")
     axes.set_title("Learning", pad=16)
     if rows:
         axes.legend(frameon=False, fontsize=8)
@@ -162,17 +163,25 @@ def _sites(
 
 def _bars(axes: Axes, summary: Mapping[str, Any]) -> None:
     values = {**summary["baselines"], "federated": summary["value"]}
-    labels = methods(private=summary["trust"] != "off")
+    labels = methods(private=summary["trust"] != "off", kind=summary["task"])
     names = [name for name in labels if values.get(name) is not None]
     places = range(len(names))
+    bounded = summary["higher_is_better"]
+    end = 1.0 if bounded else max(values[name] for name in names)
     colours = [ORANGE if name == "federated" else BLUE for name in names]
     axes.barh(places, [values[name] for name in names], color=colours, height=0.7)
     for place, name in zip(places, names, strict=True):
-        axes.text(values[name] + 0.005, place, f"{values[name]:.3f}", va="center", fontsize=9)
+        at = max(values[name], 0.0) + 0.005 * end
+        axes.text(at, place, f"{values[name]:.3f}", va="center", fontsize=9)
     axes.set_yticks(list(places), [labels[name] for name in names])
     axes.set_ylim(-0.6, max(len(names), 3) - 0.4)  # one bar alone does not fill the panel
-    axes.set_xlim(0, 1.08)  # room for the figures beside bars; the axis itself ends at 1
-    axes.set_xticks([place / 5 for place in range(6)])
-    axes.spines["bottom"].set_bounds(0, 1)
-    axes.set(xlabel=f"{summary['metric']} on all sites' test rows\n({SEEN_BY})")
+    least = min(0.0, *(values[name] for name in names))  # a correlation may be below 0
+    axes.set_xlim(least, 1.08 * end)  # room for the figures beside bars
+    if bounded:  # the axis itself ends at 1
+        axes.set_xticks([place / 5 for place in range(6)])
+        axes.spines["bottom"].set_bounds(least, 1)
+    better = "" if bounded else ", lower is better"
+    axes.set(
+        xlabel=f"{metric_words(summary['metric'])} on all sites' test rows{better}\n({SEEN_BY})"
+    )
     axes.set_title("Comparison", pad=16)

@@ -18,13 +18,14 @@ from transformers import PreTrainedTokenizerBase
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState, head_key
 from hushtune.common.adapter_folder import DESCRIPTION, whole_folder
-from hushtune.common.config import AdapterConfig, ModelConfig
+from hushtune.common.config import AdapterConfig, ModelConfig, TaskConfig
 from hushtune.common.errors import (
     CheckpointError,
     MissingFileError,
     OutputExistsError,
 )
 from hushtune.common.files import read_json, read_text, write_errors
+from hushtune.common.kinds import Targets
 from hushtune.common.lora_files import (
     ADAPTER_FILE,
     HEAD_FILE,
@@ -33,8 +34,11 @@ from hushtune.common.lora_files import (
 from hushtune.common.model import AdaptedModel
 from hushtune.common.tasks.assets import resolve_model
 from hushtune.common.tasks.base_model import load_base, set_padding
-from hushtune.common.tasks.text_classification import EVALUATION_BATCH, tokenize
+from hushtune.common.tasks.kinds.registry import head_for, num_outputs
+from hushtune.common.tasks.kinds.texts import tokenize
+from hushtune.common.tasks.supervised import EVALUATION_BATCH
 from hushtune.common.tasks.tokenizer import load_tokenizer
+from hushtune.simulations.answers import answers_of
 from hushtune.simulations.merged import write_merged
 from hushtune.simulations.privacy_report import how_to_go_on
 
@@ -52,11 +56,17 @@ class Predictor:
     tokenizer: PreTrainedTokenizerBase
     labels: tuple[str, ...]
     settings: ModelConfig
+    task: TaskConfig
 
     @torch.no_grad()
     def logits(self, texts: Sequence[str]) -> Tensor:
-        """``(len(texts), num_labels)``."""
-        rows = tokenize(self.tokenizer, texts, max_tokens=self.settings.max_tokens)
+        """What the model puts out for canonical inputs, ``(len(texts), num_outputs)``."""
+        rows = tokenize(
+            self.tokenizer,
+            texts,
+            max_tokens=self.settings.max_tokens,
+            inputs=self.task.of.inputs,
+        )
         pieces: list[Tensor] = []
         for start in range(0, len(texts), EVALUATION_BATCH):
             chosen = torch.arange(start, min(start + EVALUATION_BATCH, len(texts))).numpy()
@@ -64,7 +74,13 @@ class Predictor:
         return torch.cat(pieces)
 
     def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:
-        """For each text its label and every label's probability."""
+        """For each text its answer: of classes the label and every label's probability."""
+        if self.task.of.targets is not Targets.CLASS:
+            answers = answers_of(self, texts)
+            return [
+                {"text": text, "answer": answer}
+                for text, answer in zip(texts, answers, strict=True)
+            ]
         probabilities = self.logits(texts).softmax(1)
         return [
             {
@@ -108,15 +124,17 @@ def adapter_folder(folder: Path) -> Path:
 def load(folder: Path | str) -> Predictor:
     """Load a saved adapter onto its base; raises CheckpointError if the base is another one."""
     folder = adapter_folder(Path(folder))
-    labels, settings, adapter, fingerprint = _description(folder / DESCRIPTION)
-    base = load_base(str(resolve_model(settings.name)), settings, labels)
+    labels, settings, adapter, task, fingerprint = _description(folder / DESCRIPTION)
+    head = head_for(task, settings)
+    base = load_base(str(resolve_model(settings.name)), head, labels)
     model = lora.attach(
         base,
         model=settings,
         # At any rank: an adapter that holds a change of weights may be as wide as they are.
         adapter=adapter.model_copy(update={"rank": 1}),
-        num_labels=len(labels),
+        num_outputs=num_outputs(task, labels),
         seed=0,
+        head=head,
     )
     if model.fingerprint != fingerprint:
         raise CheckpointError(
@@ -129,11 +147,14 @@ def load(folder: Path | str) -> Predictor:
     model.frozen_mode()
     tokenizer = load_tokenizer(str(folder))
     set_padding(base, cast("int | None", tokenizer.pad_token_id))
-    return Predictor(model, tokenizer, labels, settings)
+    return Predictor(model, tokenizer, labels, settings, task)
 
 
-def _description(path: Path) -> tuple[tuple[str, ...], ModelConfig, AdapterConfig, str]:
-    """Labels, settings of model and adapter, and the base's fingerprint; or CheckpointError."""
+def _description(
+    path: Path,
+) -> tuple[tuple[str, ...], ModelConfig, AdapterConfig, TaskConfig, str]:
+    """Labels, settings of model, adapter and task, and the base's fingerprint; or
+    CheckpointError."""
     raw = read_json(path, remedy=_MEND)
     try:
         return (
@@ -141,6 +162,7 @@ def _description(path: Path) -> tuple[tuple[str, ...], ModelConfig, AdapterConfi
             # Answers in float32, whatever training used: a merged export has no other.
             ModelConfig.model_validate({**raw["model"], "precision": "float32"}),
             AdapterConfig.model_validate(raw["adapter"]),
+            TaskConfig.model_validate(raw["task"]),
             str(raw["fingerprint"]),
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -148,7 +170,7 @@ def _description(path: Path) -> tuple[tuple[str, ...], ModelConfig, AdapterConfi
         raise CheckpointError(
             f"the file {path} is damaged",
             given=lacking,
-            expected="labels, model, adapter and fingerprint",
+            expected="labels, model, adapter, task and fingerprint",
             remedy=_MEND,
         ) from error
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from hushtune.common.names import SEEN_BY, methods
+from hushtune.common.names import SEEN_BY, methods, metric_words
 from hushtune.common.privacy.figures import at_most, upwards
 from hushtune.simulations.attacks import show_attack
 from hushtune.simulations.planner_clients import show_clients
@@ -41,13 +41,16 @@ _SEEDED = (
 def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
     """The result: accuracies by model and site, epsilons, and where everything lies."""
     private = summary["trust"] != "off"
-    labels = methods(private=private)
+    labels = methods(private=private, kind=summary["task"])
+    metric, sign = metric_words(summary["metric"]), 1 if summary["higher_is_better"] else -1
     rows: Mapping[str, Mapping[str, Any]] = summary["sites"]
-    sites = _first(rows, lambda site: rows[site]["value"])
-    table = Table(title=f"Accuracy on held-out rows ({SEEN_BY})", title_justify="left")
+    sites = _first(rows, lambda site: sign * rows[site]["value"])
+    better = "" if sign == 1 else ", lower is better"
+    title = f"{metric[0].upper()}{metric[1:]} on held-out rows{better} ({SEEN_BY})"
+    table = Table(title=title, title_justify="left")
     if len(sites) < len(rows):
         table.caption = (
-            f"The {len(sites)} sites with the lowest federated accuracy, and all rows together; "
+            f"The {len(sites)} sites with the worst federated {metric}, and all rows together; "
             f"{len(rows) - len(sites)} more sites are in summary.json."
         )
     table.add_column("model")
@@ -233,14 +236,17 @@ def show_partition(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def show_predictions(console: Console, answers: Sequence[Mapping[str, Any]]) -> None:
-    """Each text with its label."""
+    """Each text with its answer."""
     table = Table()
-    table.add_column("label", style="bold")
-    table.add_column("probability", justify="right")
+    sure = all("probabilities" in answer for answer in answers)
+    table.add_column("label" if sure else "answer", style="bold")
+    if sure:
+        table.add_column("probability", justify="right")
     table.add_column("text")
     for answer in answers:
-        probability = answer["probabilities"][answer["label"]]
-        table.add_row(_plain(answer["label"]), f"{probability:.3f}", _plain(answer["text"]))
+        told = answer["label"] if sure else answer["answer"]
+        cells = [f"{answer['probabilities'][told]:.3f}"] if sure else []
+        table.add_row(_plain(str(told)), *cells, _plain(answer["text"]))
     console.print(table)
 
 

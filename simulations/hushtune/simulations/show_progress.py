@@ -9,7 +9,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from hushtune.common.names import METHODS
+from hushtune.common.names import METHODS, metric_words
 from hushtune.common.privacy.figures import upwards
 from hushtune.server.central import SERVER
 from hushtune.simulations import server_ledger
@@ -25,9 +25,10 @@ class ProgressView:
     ``turns``: whether clients take turns, so that the first round's charge is the whole run's.
     """
 
-    def __init__(self, console: Console, *, turns: bool = False) -> None:
+    def __init__(self, console: Console, *, turns: bool = False, metric: str = "accuracy") -> None:
         self._console = console
         self._turns = turns
+        self._metric = metric
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -87,7 +88,9 @@ class ProgressView:
         line = f"round {row['round']:>3}"
         if "loss" in row:
             on = row.get("evaluated_on", "held-out")
-            line += f"  {on} loss {row['loss']:.3f}  accuracy {row['accuracy']:.3f}"
+            line += f"  {on} loss {row['loss']:.3f}"
+            if self._metric in row:
+                line += f"  {metric_words(self._metric)} {row[self._metric]:.3f}"
         line += f"  {self._spent(row)}{_not_counted(row)}"
         self._console.print(line, markup=False, highlight=False)
         self._progress.update(self._tasks["rounds"], completed=row["round"])

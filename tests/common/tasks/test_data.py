@@ -21,7 +21,7 @@ from hushtune.common.errors import (
     MissingColumnError,
     TooFewRowsError,
 )
-from hushtune.common.tasks.data import LabelledText, load_data
+from hushtune.common.tasks.data import LabelledRows, load_data
 from hushtune.common.tasks.splits import Split, split_units
 from hushtune.common.tasks.units import Units
 
@@ -35,7 +35,7 @@ def many(word: str, count: int = 20, labels: Sequence[str] = ("no", "yes")) -> P
 
 def loaded(
     folder: Path, by_site: Mapping[str, Pairs], /, *, seed: int = 0, **settings: Any
-) -> LabelledText:
+) -> LabelledRows:
     files = {}
     for site, rows in by_site.items():
         files[site] = folder / f"{site}.csv"
@@ -48,11 +48,11 @@ def parts(split: Split) -> list[list[int]]:
     return [part.tolist() for part in (split.train, split.validation, split.test)]
 
 
-def all_rows(data: LabelledText) -> list[int]:
+def all_rows(data: LabelledRows) -> list[int]:
     return [row for split in data.sites.values() for part in parts(split) for row in part]
 
 
-def texts(data: LabelledText, rows: Sequence[int]) -> set[str]:
+def texts(data: LabelledRows, rows: Sequence[int]) -> set[str]:
     return {" ".join(data.texts[row].split()) for row in rows}
 
 

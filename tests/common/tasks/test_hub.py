@@ -14,6 +14,7 @@ from hushtune.common.errors import AssetError
 from hushtune.common.tasks.assets import resolve_model
 from hushtune.common.tasks.hub import find_on_hub
 from hushtune.common.tasks.readers import read_dataset
+from hushtune.common.tasks.rows import Columns
 
 NAME = "someone/something"
 
@@ -74,6 +75,6 @@ def test_an_unreachable_hub_is_said_within_seconds_with_what_to_use_instead(
         assert "folder" in answer.err
     assert time.perf_counter() - began < 10
     with pytest.raises(AssetError, match=r"(?s)dataset.*data.dataset to the folder"):
-        next(read_dataset(NAME, text="text", label="label", site=None))
+        next(read_dataset(NAME, Columns("text", "label")))
     with pytest.raises(AssetError, match=r"(?s)model.name to a folder.*'demo'"):
         resolve_model(NAME)

@@ -10,7 +10,7 @@ import pytest
 
 from hushtune.common.config import DataConfig
 from hushtune.common.errors import BadValueError
-from hushtune.common.tasks.data import LabelledText, load_data
+from hushtune.common.tasks.data import LabelledRows, load_data
 
 Cells = dict[str, Any]
 COLUMNS = {"text": "review", "label": "stars", "site": "ward", "group": "patient"}
@@ -31,7 +31,7 @@ def cells(names: dict[str, tuple[Any, ...]]) -> list[Cells]:
     ]
 
 
-def loaded(folder: Path, rows: list[Cells], name: str, **options: Any) -> LabelledText:
+def loaded(folder: Path, rows: list[Cells], name: str, **options: Any) -> LabelledRows:
     path = folder / name
     if name.endswith(".jsonl"):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -24,11 +24,11 @@ from hushtune.common.errors import (
 from hushtune.common.tasks import tables
 from hushtune.common.tasks.preview import preview
 from hushtune.common.tasks.readers import read_dataset, read_file, read_rated_sentences
-from hushtune.common.tasks.rows import RawRow
+from hushtune.common.tasks.rows import Columns, RawRow
 
 
 def rows_of(path: Path, *, site: str | None = None) -> list[RawRow]:
-    return list(read_file(path, text="text", label="label", site=site))
+    return list(read_file(path, Columns("text", "label", site)))
 
 
 def written(folder: Path, content: str | bytes, name: str = "data.csv") -> Path:
@@ -124,7 +124,7 @@ def test_words_that_others_take_for_missing_are_handed_on(
     else:
         tab = "\t" if name == "data.tsv" else ","
         written(tmp_path, f"{tab.join(cells)}\n{tab.join(cells.values())}\n", name)
-    (row,) = read_file(path, text="text", label="label", site="ward", group="who")
+    (row,) = read_file(path, Columns("text", "label", "ward", "who"))
     assert (row.text, row.label, row.site, row.group, row.nan) == (word, word, word, word, ())
 
 
@@ -242,9 +242,9 @@ def test_library_that_is_not_installed(
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setitem(sys.modules, f"{module}.parquet", None)
     rows = (
-        read_file(written(tmp_path, "x", "x.parquet"), text="text", label="label", site=None)
+        read_file(written(tmp_path, "x", "x.parquet"), Columns("text", "label"))
         if module == "pyarrow"
-        else read_dataset("some/set", text="text", label="label", site=None)
+        else read_dataset("some/set", Columns("text", "label"))
     )
     with pytest.raises(UnsupportedDataError, match=f"pip install {module}"):
         next(rows)
@@ -270,11 +270,11 @@ def test_dataset_joins_splits_and_names_classes(monkeypatch: pytest.MonkeyPatch)
     library = ModuleType("datasets")
     library.load_dataset = lambda name: {"train": train, "test": hidden}  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "datasets", library)
-    rows = list(read_dataset("some/set", text="text", label="label", site=None))
+    rows = list(read_dataset("some/set", Columns("text", "label")))
     assert values(rows) == [("a", "good"), ("b", "bad"), ("c", None)]
     assert rows[2].place == "some/set[test]:1"
     with pytest.raises(MissingColumnError, match="did you mean 'text'"):
-        list(read_dataset("some/set", text="texts", label="label", site=None))
+        list(read_dataset("some/set", Columns("texts", "label")))
 
 
 def test_dataset_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,7 +286,7 @@ def test_dataset_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     library.load_dataset = load  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "datasets", library)
     with pytest.raises(UnsupportedDataError, match="no route to some/set"):
-        list(read_dataset("some/set", text="text", label="label", site=None))
+        list(read_dataset("some/set", Columns("text", "label")))
 
 
 def test_rated_sentences_are_cut_at_half_a_point(tmp_path: Path) -> None:

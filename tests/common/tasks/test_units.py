@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hushtune.common.config import DataConfig
 from hushtune.common.errors import BadValueError, ConfigError, LabelError, MissingColumnError
-from hushtune.common.tasks.data import LabelledText, load_data
+from hushtune.common.tasks.data import LabelledRows, load_data
 from hushtune.common.tasks.units import Units
 
 codes_strategy = st.lists(st.integers(0, 9), min_size=1, max_size=60)
@@ -72,7 +72,7 @@ def test_none_is_none() -> None:
 # ------------------------------------------------------------------------------- from files ----
 
 
-def loaded(folder: Path, num_groups: int, *, cap: int = 8, **options: Any) -> LabelledText:
+def loaded(folder: Path, num_groups: int, *, cap: int = 8, **options: Any) -> LabelledRows:
     """Two sites, groups of 1 to 5 rows, with the same names of groups at both sites."""
     path = folder / "rows.csv"
     lines = ["ward,patient,text,label"]

@@ -29,7 +29,7 @@ from hushtune.common.privacy.figures import upwards
 from hushtune.common.privacy.ledger_files import head_path
 from hushtune.common.privacy.ledger_record import read_ledger
 from hushtune.common.signing import load_signing_key, public_text, read_private
-from hushtune.common.tasks.data import LabelledText
+from hushtune.common.tasks.data import LabelledRows
 
 _FEW_OF_A_LABEL, _MOST_LABELS = 10, 8
 _DISK_LEAST, _DISK_GOOD = 200, 2048
@@ -46,7 +46,7 @@ def own_data(site: SiteFile, terms: Terms | None) -> DataConfig:
     )
 
 
-def check_data(rows: LabelledText, site: SiteFile) -> list[Check]:
+def check_data(rows: LabelledRows, site: SiteFile) -> list[Check]:
     """What was read: rows, units, labels, and what was left out. Counts stay here."""
     split = rows.sites[site.name]
     parts = (split.train, split.validation, split.test)
@@ -68,12 +68,12 @@ def check_data(rows: LabelledText, site: SiteFile) -> list[Check]:
         found.append(
             (warning if much else ok)("rows left out", f"{left_out} of {rows.report.read}: {told}")
         )
-    counts = Counter(rows.label_names[int(label)] for part in parts for label in rows.labels[part])
-    told = ", ".join(f"{name} {counts[name]}" for name in rows.label_names[:_MOST_LABELS])
-    told += f" and {len(rows.label_names) - _MOST_LABELS} more labels" * (
-        len(rows.label_names) > _MOST_LABELS
+    counts = Counter(rows.strata[int(label)] for part in parts for label in rows.labels[part])
+    told = ", ".join(f"{name} {counts[name]}" for name in rows.strata[:_MOST_LABELS])
+    told += f" and {len(rows.strata) - _MOST_LABELS} more labels" * (
+        len(rows.strata) > _MOST_LABELS
     )
-    rare = [name for name in rows.label_names if counts[name] < _FEW_OF_A_LABEL]
+    rare = [name for name in rows.strata if counts[name] < _FEW_OF_A_LABEL]
     if rare:
         found.append(
             warning(
@@ -89,7 +89,7 @@ def check_data(rows: LabelledText, site: SiteFile) -> list[Check]:
     return found
 
 
-def check_size(config: RunConfig, rows: LabelledText, site: SiteFile) -> Check:
+def check_size(config: RunConfig, rows: LabelledRows, site: SiteFile) -> Check:
     """Whether the size that a run declares is about that of the rows."""
     declared = config.data.public_sizes[site.name]
     units = len(rows.units(rows.sites[site.name].train))

@@ -26,7 +26,7 @@ from hushtune.common.planning import site_rank
 from hushtune.common.privacy.figures import upwards
 from hushtune.common.privacy.ledger_record import read_ledger
 from hushtune.common.tasks.assets import resolve_model
-from hushtune.common.tasks.data import LabelledText
+from hushtune.common.tasks.data import LabelledRows
 
 if TYPE_CHECKING:
     from hushtune.client.policy import SitePolicy
@@ -75,7 +75,7 @@ Foresee = Callable[[RunConfig, str, AdapterState, Agreed | None], Foreseen]
 it is told what the site agrees to. It is handed in, as a site's own code knows no server."""
 
 
-def default_run(site: SiteFile, terms: Terms | None, rows: LabelledText) -> RunConfig:
+def default_run(site: SiteFile, terms: Terms | None, rows: LabelledRows) -> RunConfig:
     """A run with the default settings over a site's rows, by which a step is tried."""
     units = len(rows.units(rows.sites[site.name].train))
     group = None if terms is None else terms.group

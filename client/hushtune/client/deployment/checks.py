@@ -30,7 +30,7 @@ from hushtune.client.deployment.site_file import SiteFile
 from hushtune.client.terms import Terms, load_terms
 from hushtune.common.config import RunConfig
 from hushtune.common.errors import HushtuneError
-from hushtune.common.tasks.data import LabelledText, load_data
+from hushtune.common.tasks.data import LabelledRows, load_data
 
 if TYPE_CHECKING:
     from hushtune.client.deployment.check_training import Foresee
@@ -107,7 +107,7 @@ def _training(
     site: SiteFile,
     config: RunConfig | None,
     run: RunConfig | None,
-    rows: LabelledText | None,
+    rows: LabelledRows | None,
     terms: Terms | None,
     foresee: Foresee,
 ) -> list[Check]:
@@ -140,11 +140,11 @@ def _of_this_site(config: RunConfig, site: SiteFile) -> RunConfig:
     return config
 
 
-def _rows(site: SiteFile, terms: Terms | None, run: RunConfig | None) -> LabelledText:
+def _rows(site: SiteFile, terms: Terms | None, run: RunConfig | None) -> LabelledRows:
     if run is None:
         return load_data(own_data(site, terms), seed=0)
     data = site.configured(run).data
-    return load_data(data, seed=run.seed, records_per_group=run.privacy.records_per_group)
+    return load_data(data, run.task, seed=run.seed, records_per_group=run.privacy.records_per_group)
 
 
 def _in_order(checks: Sequence[Check]) -> list[Check]:

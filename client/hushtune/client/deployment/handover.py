@@ -245,6 +245,7 @@ def _write(
         card=_card(record, workspace.base_name, told),
         model=mine.model,
         adapter=mine.adapter,
+        task=mine.task,
     )
     write_bytes(folder / MODEL_FILE, adapter.to_bytes())
     write_text(folder / CONFIG, toml)

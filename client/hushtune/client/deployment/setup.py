@@ -30,6 +30,7 @@ from hushtune.common.files import write_bytes, write_errors, write_text
 from hushtune.common.privacy.delta import LEAST_DELTA
 from hushtune.common.signing import make_signing_key, public_text
 from hushtune.common.tasks.readers import read_file
+from hushtune.common.tasks.rows import Columns
 
 DEFAULT_EPSILON = 3.0
 _LISTING = "hushtune site init --help"
@@ -76,7 +77,7 @@ class Made:
 
 def count_units(data: Path, *, text: str, label: str, group: str | None) -> int:
     """How many rows have text and label, or how many groups they are of; raises DataErrors."""
-    rows = read_file(data, text=text, label=label, site=None, group=group)
+    rows = read_file(data, Columns(text, label, group=group))
     whole = (row for row in rows if row.text is not None and row.label is not None)
     if group is None:
         return sum(1 for _ in whole)

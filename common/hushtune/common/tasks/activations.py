@@ -7,7 +7,9 @@ is no room for is computed anew, in the same shapes and so to the same bits.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,6 +18,24 @@ from torch import Tensor
 from hushtune.common.tasks.units import Piece, Rows, Units
 
 _WIDTH = 8
+
+
+class InputRows(Protocol):
+    """The inputs of all rows of a task, whatever they are."""
+
+    @property
+    def lengths(self) -> Rows:
+        """Positions of each row in the base's states, ``(n,)``."""
+        ...
+
+    @property
+    def widths(self) -> Rows:
+        """Positions that each row is padded to, ``(n,)``, from its own length alone."""
+        ...
+
+    def inputs(self, rows: Rows) -> Mapping[str, Tensor]:
+        """What the base's own forward takes, each ``(b, ...)``."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -60,7 +80,7 @@ class Activations:
     Either may be absent: for want of memory, or since the head is the family's own and reads none.
     """
 
-    tokens: TokenRows
+    inputs: InputRows
     rows: Rows  # (n,), sorted
     starts: Rows  # (n + 1,), where each row's hidden states begin
     hidden: Tensor | None  # (tokens of these rows, d)
@@ -70,7 +90,7 @@ class Activations:
         """``(b, t, d)``, zero where a row has ended."""
         if self.hidden is None:
             raise ValueError("hidden states were not kept")
-        width = int(self.tokens.widths[rows].max())
+        width = int(self.inputs.widths[rows].max())
         out = self.hidden.new_zeros(len(rows), width, self.hidden.shape[1])
         for place, at in enumerate(np.searchsorted(self.rows, rows)):
             start, end = self.starts[at], self.starts[at + 1]
@@ -78,7 +98,7 @@ class Activations:
         return out
 
 
-def in_pieces(tokens: TokenRows, units: Units, size: int) -> list[Piece]:
+def in_pieces(inputs: InputRows, units: Units, size: int) -> list[Piece]:
     """Units in pieces of about ``size`` rows, widest first, so that memory peaks early.
 
     All units of a piece have as many rows as one another, and are padded to the same width. How
@@ -88,7 +108,7 @@ def in_pieces(tokens: TokenRows, units: Units, size: int) -> list[Piece]:
     """
     if not len(units):
         return []
-    widths = np.maximum.reduceat(tokens.widths[units.rows], units.starts[:-1])
+    widths = np.maximum.reduceat(inputs.widths[units.rows], units.starts[:-1])
     order = np.lexsort((units.sizes, -widths))
     kinds = np.stack([widths[order], units.sizes[order]])
     changes = np.flatnonzero(np.diff(kinds).any(0)) + 1

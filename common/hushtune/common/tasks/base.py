@@ -10,9 +10,10 @@ from torch import Tensor
 
 from hushtune.common.adapter import AdapterState
 from hushtune.common.model import AdaptedModel, Level
+from hushtune.common.tasks.objectives import Metrics
 from hushtune.common.tasks.units import Piece, Rows, Units
 
-Metrics = Mapping[str, float]
+__all__ = ["Batch", "Metrics", "Task"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ class Batch:
     """Model inputs and targets of ``b`` examples; every tensor has ``b`` rows."""
 
     inputs: Mapping[str, Tensor]
-    labels: Tensor  # (b,)
+    targets: Tensor  # (b, ...)
 
 
 class Task(Protocol):
@@ -52,7 +53,7 @@ class Task(Protocol):
         ...
 
     def row_figures(self, state: AdapterState, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Whether each row is labelled rightly ``(n,)`` and its unweighted loss ``(n,)``."""
+        """How right each row is, in [0, 1] ``(n,)``, and its unweighted loss ``(n,)``."""
         ...
 
     def metrics_by_group(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -11,17 +11,18 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PreTrainedModel,
 )
 from transformers.utils.logging import disable_progress_bar
 
 from hushtune.common import lora
-from hushtune.common.config import ModelConfig, RunConfig
+from hushtune.common.config import RunConfig
 from hushtune.common.errors import MissingWeightsError, UnsupportedModelError
 from hushtune.common.lora_rules import RULES
 from hushtune.common.lora_targets import head_modules
-from hushtune.common.model import AdaptedModel
+from hushtune.common.model import AdaptedModel, Head
 from hushtune.common.planning import global_rank
 
 if TYPE_CHECKING:
@@ -32,10 +33,16 @@ _COUNT_FROM_PADDING = frozenset(("roberta", "xlm-roberta", "camembert", "mpnet")
 
 
 def adapted_model(
-    config: RunConfig, source: str, labels: tuple[str, ...], *, pad_id: int | None
+    config: RunConfig,
+    source: str,
+    labels: tuple[str, ...],
+    *,
+    head: Head,
+    num_outputs: int,
+    pad_id: int | None,
 ) -> AdaptedModel:
     """The base model of a folder or a hub's id, with the run's adapters and head, on the device."""
-    base = load_base(source, config.model, labels)
+    base = load_base(source, head, labels)
     _check_length(base, config.model.max_tokens)
     set_padding(base, pad_id)
     # Before adapters and hooks: they must be made where they will live.
@@ -45,9 +52,10 @@ def adapted_model(
         base,
         model=config.model,
         adapter=config.adapter.model_copy(update={"rank": global_rank(config)}),
-        num_labels=len(labels),
+        num_outputs=num_outputs,
         seed=config.seed,
         inner=RULES[config.aggregation.rule].inner,
+        head=head,
     ).to(device)
 
 
@@ -72,7 +80,7 @@ def set_padding(base: PreTrainedModel, pad_id: int | None) -> None:
         base.config.pad_token_id = pad_id
 
 
-def load_base(name: str, model: ModelConfig, labels: tuple[str, ...]) -> PreTrainedModel:
+def load_base(name: str, head: Head, labels: tuple[str, ...]) -> PreTrainedModel:
     """A pretrained base in float32; safetensors only, and never code from the model's folder."""
     disable_progress_bar()
     options: Mapping[str, object] = {
@@ -85,7 +93,7 @@ def load_base(name: str, model: ModelConfig, labels: tuple[str, ...]) -> PreTrai
     try:
         with torch.random.fork_rng():
             torch.manual_seed(0)  # weights that a checkpoint lacks are the same in every process
-            base, report = _from_pretrained(name, model.head, labels, options)
+            base, report = _from_pretrained(name, head, labels, options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise MissingWeightsError(
             "the model cannot be loaded",
@@ -93,16 +101,16 @@ def load_base(name: str, model: ModelConfig, labels: tuple[str, ...]) -> PreTrai
             expected="a folder with config.json and *.safetensors, or an id of the model hub",
             remedy=str(error).strip().splitlines()[0][:300],
         ) from error
-    _check_loaded(base, name, model.head, report)
+    _check_loaded(base, name, head, report)
     return base
 
 
 def _check_loaded(
-    base: PreTrainedModel, name: str, head: str, report: Mapping[str, Iterable[object]]
+    base: PreTrainedModel, name: str, head: Head, report: Mapping[str, Iterable[object]]
 ) -> None:
     """Refuse a checkpoint that lacks weights which no training makes up for."""
     # The mean head never reads a pooler; the family's own head is trained from new weights.
-    made_anew = ("pooler",) if head == "mean" else head_modules(base)
+    made_anew = head_modules(base) if head is Head.OWN else ("pooler",)
     absent = {str(key) for key in report["missing_keys"]}
     # A weight of another shape is listed as (key, shape there, shape expected).
     absent |= {str(key[0] if isinstance(key, tuple) else key) for key in report["mismatched_keys"]}
@@ -119,12 +127,13 @@ def _check_loaded(
 
 
 def _from_pretrained(
-    name: str, head: str, labels: tuple[str, ...], options: Mapping[str, object]
+    name: str, head: Head, labels: tuple[str, ...], options: Mapping[str, object]
 ) -> tuple[PreTrainedModel, Mapping[str, Iterable[object]]]:
     """The model, and which weights the checkpoint lacks or has in another shape."""
     options = {**options, "output_loading_info": True}
-    if head == "mean":
-        return AutoModel.from_pretrained(name, **options)
+    if head is not Head.OWN:
+        auto: Any = AutoModelForCausalLM if head is Head.WORDS else AutoModel
+        return auto.from_pretrained(name, **options)
     config = AutoConfig.from_pretrained(
         name,
         trust_remote_code=False,

@@ -1,4 +1,4 @@
-"""From raw rows to a labelled table, cleaned and split, each row at one site only."""
+"""From raw rows to a table of examples, cleaned and split, each row at one site only."""
 
 from __future__ import annotations
 
@@ -6,26 +6,32 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from hushtune.common.config import DataConfig
+from hushtune.common.config import DataConfig, TaskConfig
 from hushtune.common.errors import EmptyDataError, LabelError
+from hushtune.common.kinds import Kind
 from hushtune.common.seeds import rng
 from hushtune.common.tasks.guess import text_remedy
-from hushtune.common.tasks.labels import check_sample, label_names
+from hushtune.common.tasks.labels import check_sample, check_targets, label_names, stratified
 from hushtune.common.tasks.missing import complete_rows
 from hushtune.common.tasks.partition import partition
 from hushtune.common.tasks.readers import RawRow, read_dataset, read_demo, read_file
 from hushtune.common.tasks.report import DataReport
+from hushtune.common.tasks.rows import columns_of
 from hushtune.common.tasks.splits import Split, split_units, subsample
 from hushtune.common.tasks.units import Rows, Units
 
 
 @dataclass(frozen=True)
-class LabelledText:
-    """All sites' texts with labels; ``sites`` are sorted by name.
+class LabelledRows:
+    """All sites' examples; ``sites`` are sorted by name.
+
+    ``texts`` and ``answers`` are canonical inputs and targets (``hushtune.common.kinds``).
+    ``labels``: the *stratum* of each row, by which rows are split and dealt: its class where it has
+    one, else see ``labels.strata``. ``label_names``: the classes, labels or tags that a model tells
+    apart; none for numbers and answers.
 
     ``groups (n,)``: the patient or user of each row, numbered over all sites; None where each row
     stands for itself. ``fingerprints``: what a ledger knows each site's data by, the sha256 of all
@@ -34,19 +40,21 @@ class LabelledText:
     """
 
     texts: tuple[str, ...]
-    labels: Rows  # (n,), indices into label_names
+    labels: Rows  # (n,), indices into strata
     label_names: tuple[str, ...]
     sites: Mapping[str, Split]
     report: DataReport
     fingerprints: Mapping[str, str]
     groups: Rows | None = None
+    answers: tuple[str, ...] = ()
+    strata: tuple[str, ...] = ()
 
     def used(self, site: str) -> str:
         """sha256 of the rows of a site that a run uses, by group, however they are split."""
         split = self.sites[site]
         rows = np.concatenate([split.train, split.validation, split.test])
         groups = np.zeros_like(rows) if self.groups is None else self.groups[rows]
-        texts = [(self.texts[i], self.label_names[self.labels[i]]) for i in rows]
+        texts = [(self.texts[i], self.answers[i]) for i in rows]
         return _digest((*text, int(group)) for text, group in zip(texts, groups, strict=True))
 
     def units(self, rows: Rows) -> Units:
@@ -55,18 +63,27 @@ class LabelledText:
 
 
 def load_data(
-    config: DataConfig, *, seed: int, records_per_group: int | None = None
-) -> LabelledText:
+    config: DataConfig,
+    task: TaskConfig | None = None,
+    *,
+    seed: int,
+    records_per_group: int | None = None,
+) -> LabelledRows:
     """Read, clean, deal to sites and split; the same for the same seed. Raises DataErrors.
+
+    ``task``: text classification unless it says otherwise.
 
     With `data.group`, whole groups are dealt and split, each with ``records_per_group`` rows at
     most.
     """
-    report = DataReport()
+    report, task = DataReport(), task or TaskConfig()
     # By site, so that a text of two sites stays at the first by name, however the file is ordered.
     read = complete_rows(_read(config, report), config, report)
     complete = sorted(read, key=lambda row: row.site or "")
-    rows = _distinct(complete, config.inconsistent, report)
+    check_targets(complete, task, column=config.label)
+    rows = (
+        complete if task.of.repeats else _distinct(complete, config.inconsistent, task.of, report)
+    )
     if not rows:
         if complete:
             raise EmptyDataError(
@@ -81,8 +98,8 @@ def load_data(
         )
     if config.partition == "natural":
         _check_sites(complete, rows, config, report)
-    names = label_names(rows, config)
-    labels = np.array([names.index(str(row.label)) for row in rows], dtype=np.int64)
+    names = label_names(rows, config, task)
+    strata, labels = stratified(rows, names, task)
     groups = _groups(rows, config)
 
     def units(indices: Rows) -> Units:
@@ -101,8 +118,8 @@ def load_data(
             "privacy.records_per_group": records_per_group if config.group else None,
         }
         by = " and ".join(name for name, limit in limits.items() if limit is not None)
-        check_sample(used, names, config, by=by)
-    return LabelledText(
+        check_sample(used, names, config, task, by=by)
+    return LabelledRows(
         texts=tuple(str(row.text) for row in rows),
         labels=labels,
         label_names=names,
@@ -120,6 +137,8 @@ def load_data(
         report=report,
         fingerprints=_fingerprints(complete, sites, natural=config.partition == "natural"),
         groups=groups,
+        answers=tuple(str(row.label) for row in rows),
+        strata=strata,
     )
 
 
@@ -162,27 +181,23 @@ def _read(config: DataConfig, report: DataReport) -> Iterator[RawRow]:
 
 
 def _sources(config: DataConfig) -> Iterator[RawRow]:
-    columns: dict[str, Any] = {
-        "text": config.text,
-        "label": config.label,
-        "group": config.group,
-    }
+    columns = columns_of(config)
     if config.source is not None:
         yield from read_demo()
     elif config.files is not None:
         for site, path in sorted(config.files.items()):
-            for row in read_file(path, site=None, **columns):
+            for row in read_file(path, columns):
                 yield replace(row, site=site)
     elif config.file is not None:
-        site = config.site if config.partition == "natural" else None
-        yield from read_file(config.file, site=site, **columns)
+        yield from read_file(config.file, columns)
     else:
-        site = config.site if config.partition == "natural" else None
-        yield from read_dataset(str(config.dataset), site=site, **columns)
+        yield from read_dataset(str(config.dataset), columns)
 
 
-def _distinct(rows: Iterable[RawRow], inconsistent: str, report: DataReport) -> list[RawRow]:
-    """Each text once, over all sites: a test row of one site must not train at another.
+def _distinct(
+    rows: Iterable[RawRow], inconsistent: str, kind: Kind, report: DataReport
+) -> list[RawRow]:
+    """Each input once, over all sites: a test row of one site must not train at another.
 
     Texts are equal if they differ in white space only. The first row stays; texts with different
     labels are dropped, kept (the first), or an error.
@@ -190,7 +205,7 @@ def _distinct(rows: Iterable[RawRow], inconsistent: str, report: DataReport) -> 
     kept: dict[str, RawRow] = {}
     contradicted: set[str] = set()
     for row in rows:
-        text = " ".join(str(row.text).split())
+        text = kind.identity(str(row.text), str(row.label))
         first = kept.setdefault(text, row)
         if first is row:
             continue

@@ -15,7 +15,7 @@ from hushtune.common.tasks.units import Rows
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from hushtune.common.tasks.data import LabelledText
+    from hushtune.common.tasks.data import LabelledRows
 
 _ATTEMPTS = 100
 _MIN_ROWS = 10
@@ -89,26 +89,26 @@ def _cut(rows: Rows, pieces: int, alpha: float, random: np.random.Generator) -> 
     return np.split(rows, (np.cumsum(shares)[:-1] * len(rows)).round().astype(np.int64))
 
 
-def table(data: LabelledText) -> list[dict[str, Any]]:
+def table(data: LabelledRows) -> list[dict[str, Any]]:
     """Who has what: for each ``site`` its rows by use (``train``, ``validation``, ``test``) and,
     under ``labels``, by label, whose names are anybody's."""
     rows: list[dict[str, Any]] = []
     for site, split in data.sites.items():
         everything = np.concatenate([split.train, split.validation, split.test])
-        counts = np.bincount(data.labels[everything], minlength=len(data.label_names))
+        counts = np.bincount(data.labels[everything], minlength=len(data.strata))
         rows.append(
             {
                 "site": site,
                 "train": len(split.train),
                 "validation": len(split.validation),
                 "test": len(split.test),
-                "labels": {name: int(n) for name, n in zip(data.label_names, counts, strict=True)},
+                "labels": {name: int(n) for name, n in zip(data.strata, counts, strict=True)},
             }
         )
     return rows
 
 
-def plot(data: LabelledText, path: Path) -> None:
+def plot(data: LabelledRows, path: Path) -> None:
     """Draw who has what as stacked bars, one bar a site."""
     from hushtune.common.pictures import fonts, save_picture
 
@@ -116,7 +116,7 @@ def plot(data: LabelledText, path: Path) -> None:
         save_picture(draw(data), path, dpi=150)
 
 
-def draw(data: LabelledText) -> Figure:
+def draw(data: LabelledRows) -> Figure:
     """The figure of ``plot``: many sites in thinner bars, and so many that no name fits unnamed."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -131,14 +131,14 @@ def draw(data: LabelledText) -> Figure:
     figure = Figure(figsize=(7, height), layout="constrained")
     axes = figure.subplots()
     left = np.zeros(len(rows))
-    colours = matplotlib.colormaps["cividis"](np.linspace(0.1, 0.9, len(data.label_names)))
-    labels = legible(data.label_names)
-    for name, colour in zip(data.label_names, colours, strict=True):
+    colours = matplotlib.colormaps["cividis"](np.linspace(0.1, 0.9, len(data.strata)))
+    labels = legible(data.strata)
+    for name, colour in zip(data.strata, colours, strict=True):
         width = np.array([row["labels"][name] for row in rows])
         axes.barh(places, width, left=left, label=labels[name], color=colour)
         left += width
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    shown = len(data.label_names) <= _MOST_LABELS
+    shown = len(data.strata) <= _MOST_LABELS
     named = list(labels) if shown else []
     if height < _MOST_INCHES:
         written = [sites[str(row["site"])] for row in rows]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from hushtune.common.tasks.missing import (
     lacking,
 )
 from hushtune.common.tasks.readers import read_dataset, read_demo, read_file
-from hushtune.common.tasks.rows import RawRow
+from hushtune.common.tasks.rows import Columns, RawRow, columns_of
 
 Tokenize = Callable[[str], Sequence[str]]
 
@@ -59,7 +59,7 @@ def preview(
         streams, roles = list(_streams(source)), set(columns_read(source)) - {"group"}
         dropped = source.missing == "drop"
     else:
-        streams = [(None, read_file(source, text=text, label=label, site=site))]
+        streams = [(None, read_file(source, Columns(text, label, site)))]
         roles, dropped = {"label"} if site is None else {"label", "site"}, False
     shown: list[PreviewRow] = []
     for named, stream in streams:
@@ -73,14 +73,14 @@ def preview(
 
 def _streams(config: DataConfig) -> Iterator[tuple[str | None, Iterator[RawRow]]]:
     """Each source with the site that it is, where the settings say so."""
-    text, label, site = config.text, config.label, config.site
+    columns = replace(columns_of(config), site=config.site, group=None)
     if config.files is not None:
         for name, path in sorted(config.files.items()):
-            yield name, read_file(path, text=text, label=label, site=None)
+            yield name, read_file(path, replace(columns, site=None))
     elif config.file is not None:
-        yield None, read_file(config.file, text=text, label=label, site=site)
+        yield None, read_file(config.file, columns)
     elif config.dataset is not None:
-        yield None, read_dataset(config.dataset, text=text, label=label, site=site)
+        yield None, read_dataset(config.dataset, columns)
     else:
         yield None, read_demo()
 

@@ -33,22 +33,19 @@ from hushtune.common.tasks.tables import read_parquet, read_table
 _NEUTRAL_BELOW: Final = 0.5
 
 
-def read_file(
-    path: Path, *, text: str, label: str, site: str | None, group: str | None = None
-) -> Iterator[RawRow]:
+def read_file(path: Path, columns: Columns) -> Iterator[RawRow]:
     """The rows of one file; the format follows from the extension.
 
     Args:
         path: a CSV, TSV, JSONL or Parquet file; what separates a CSV's cells follows from its
             header (`delimiters.delimiter_of`).
-        text, label, site, group: names of the columns; without the last two they are None.
+        columns: which to read.
 
     Raises:
         MissingFileError, UnsupportedDataError, EncodingError, EmptyDataError, MissingColumnError,
         BadValueError: each names the file and, where there is one, row and column. A column that
         is missing in *all* rows is a BadValueError; in some rows it gives None.
     """
-    columns = Columns(text, label, site, group)
     check_file(path)
     suffix = path.suffix.lower()
     reader = _READERS.get(suffix)
@@ -57,20 +54,17 @@ def read_file(
     return refuse_all_missing(reader(path, columns), file=str(path), columns=columns)
 
 
-def read_dataset(
-    name: str, *, text: str, label: str, site: str | None, group: str | None = None
-) -> Iterator[RawRow]:
+def read_dataset(name: str, columns: Columns) -> Iterator[RawRow]:
     """The rows of a data set of the `datasets` library, all of its splits joined.
 
     Args:
         name: a hub id, or a folder that the library reads or has saved.
-        text, label, site, group: as for `read_file`.
+        columns: which to read.
 
     Raises:
         UnsupportedDataError: the library is not installed, or cannot load this.
         MissingColumnError, BadValueError: as in `read_file`.
     """
-    columns = Columns(text, label, site, group)
     return refuse_all_missing(read_table(name, columns), file=name, columns=columns)
 
 

@@ -7,6 +7,7 @@ lines has the number of its first line); rows of Parquet files and data sets cou
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from hushtune.common.config_data import DataConfig
 from hushtune.common.errors import (
     BadValueError,
     DataError,
@@ -29,26 +31,54 @@ _INTEGRAL: Final = re.compile(r"[+-]?\d+\.0*")
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Names of the columns to read; without ``site`` the rows' site is None, so with ``group``."""
+    """Names of the columns to read; without ``site`` the rows' site is None, so with ``group``.
+
+    ``second``: of the second text of a pair. ``columns``: of a table, read in place of the text.
+    """
 
     text: str
     label: str
     site: str | None = None
     group: str | None = None
+    second: str | None = None
+    columns: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The columns that make up an input."""
+        return self.columns or (self.text, *((self.second,) if self.second else ()))
 
     @property
     def names(self) -> tuple[str, ...]:
         """The columns that a file must have."""
-        return (self.text, self.label, *(name for name in (self.site, self.group) if name))
+        others = (name for name in (self.site, self.group) if name)
+        return tuple(dict.fromkeys((*self.inputs, self.label, *others)))
 
     def setting(self, name: str) -> str:
         """Which setting names a column."""
+        if name in self.columns:
+            return "data.columns"
         return next(f"data.{key}" for key, column in asdict(self).items() if column == name)
+
+
+def columns_of(config: DataConfig) -> Columns:
+    """The columns that the settings [data] name; the site's where one table holds all sites."""
+    one_table = config.files is None and config.partition == "natural"
+    return Columns(
+        text=config.text,
+        label=config.label,
+        site=config.site if one_table else None,
+        group=config.group,
+        second=config.second,
+        columns=config.columns,
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
     """One record as read; None is a missing value, ``place`` is ``file:row``.
+
+    ``text`` and ``label`` are canonical: see ``hushtune.common.kinds``.
 
     ``nan``: which of label, site and group are None because the cell held the number NaN. The word
     NaN is handed on as it stands: in a column of names it is one.
@@ -106,17 +136,18 @@ def check_columns(found: Sequence[str], columns: Columns, *, file: str) -> None:
 
 def to_row(cells: Mapping[str, object], columns: Columns, *, file: str, row: int) -> RawRow:
     """A row from raw cells; BadValueError for a cell that is no text, class or site name."""
-    text = cells.get(columns.text)
-    if isinstance(text, int | float) and not _is_nan(text):
-        raise BadValueError(
-            "the text is a number",
-            file=file,
-            row=row,
-            column=columns.text,
-            given=text,
-            expected="text",
-            remedy="set data.text to the column with the sentences",
-        )
+    for name in () if columns.columns else columns.inputs:
+        text = cells.get(name)
+        if isinstance(text, int | float) and not _is_nan(text):
+            raise BadValueError(
+                "the text is a number",
+                file=file,
+                row=row,
+                column=name,
+                given=text,
+                expected="text",
+                remedy=f"set {columns.setting(name)} to the column with the sentences",
+            )
     read: dict[str, str | None] = {}
     for name in columns.names:
         try:
@@ -137,7 +168,23 @@ def to_row(cells: Mapping[str, object], columns: Columns, *, file: str, row: int
         for role in ("label", "site", "group")
         if (name := getattr(columns, role)) is not None and _is_nan(cells.get(name))
     )
-    return RawRow(read[columns.text], label, site, f"{file}:{row}", group, nan)
+    return RawRow(_input(read, columns), label, site, f"{file}:{row}", group, nan)
+
+
+def _input(read: Mapping[str, str | None], columns: Columns) -> str | None:
+    """The canonical form of a row's input; None where a text is missing, or all of a table's."""
+    if columns.columns:
+        cells = {name: read[name] for name in columns.columns}
+        return json_of(cells) if any(cell is not None for cell in cells.values()) else None
+    texts = [read[name] for name in columns.inputs]
+    if None in texts:
+        return None
+    return texts[0] if columns.second is None else json_of(texts)
+
+
+def json_of(value: object) -> str:
+    """The canonical JSON of an input: letters as they are, keys in their order."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def refuse_all_missing(rows: Iterator[RawRow], *, file: str, columns: Columns) -> Iterator[RawRow]:
@@ -150,7 +197,7 @@ def refuse_all_missing(rows: Iterator[RawRow], *, file: str, columns: Columns) -
         yield row
     if num_rows == 0:
         raise EmptyDataError("the file has no rows", file=file)
-    for name, count in ((columns.text, num_texts), (columns.label, num_labels)):
+    for name, count in ((", ".join(columns.inputs), num_texts), (columns.label, num_labels)):
         if count == 0:
             raise BadValueError(
                 f"every one of the {num_rows} rows lacks a value (empty or NaN)",

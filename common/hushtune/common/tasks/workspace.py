@@ -11,7 +11,7 @@ import numpy as np
 
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState
-from hushtune.common.config import PrivacyConfig, RunConfig
+from hushtune.common.config import PrivacyConfig, RunConfig, TaskConfig
 from hushtune.common.config_io import config_hash
 from hushtune.common.errors import (
     ConfigError,
@@ -21,8 +21,10 @@ from hushtune.common.lora_rules import RULES
 from hushtune.common.planning import POOLED, global_rank
 from hushtune.common.tasks.assets import public_name, resolve_model
 from hushtune.common.tasks.base_model import adapted_model
-from hushtune.common.tasks.data import LabelledText, load_data
-from hushtune.common.tasks.text_classification import TextClassification, tokenize, weights_of
+from hushtune.common.tasks.data import LabelledRows, load_data
+from hushtune.common.tasks.kinds.registry import head_for, prepare
+from hushtune.common.tasks.kinds.texts import padding_id
+from hushtune.common.tasks.supervised import Supervised
 from hushtune.common.tasks.tokenizer import load_tokenizer
 from hushtune.common.tasks.units import Rows, Units
 from hushtune.common.tuning import keep_freed_memory, measured_precision
@@ -37,19 +39,27 @@ Progress = Callable[[str, int, int], None]
 class Workspace:
     """Everything that runs over the same data, model and adapter settings share."""
 
-    def __init__(self, config: RunConfig, data: LabelledText, progress: Progress | None) -> None:
+    def __init__(self, config: RunConfig, data: LabelledRows, progress: Progress | None) -> None:
         self.data = data
         self.base_name = public_name(config.model.name)  # what is written beside an adapter
         source = str(resolve_model(config.model.name))
         self.tokenizer = load_tokenizer(source)
-        tokens = tokenize(self.tokenizer, data.texts, max_tokens=config.model.max_tokens)
-        model = adapted_model(config, source, data.label_names, pad_id=tokens.pad_id)
+        prepared = prepare(config, data, self.tokenizer)
+        model = adapted_model(
+            config,
+            source,
+            data.label_names,
+            head=head_for(config.task, config.model),
+            num_outputs=prepared.objective.num_outputs,
+            pad_id=padding_id(self.tokenizer),
+        )
         self.initial_state: AdapterState = lora.initial_state(model, seed=config.seed)
-        self.task = TextClassification(
+        self.task = Supervised(
             model,
-            tokens,
-            data.labels,
-            class_weights=weights_of(data.label_names, config.data.class_weights),
+            prepared.inputs,
+            prepared.targets,
+            prepared.objective,
+            evaluation_batch=prepared.evaluation_batch,
             cache_megabytes=config.train.cache_megabytes,
             rows_in_use=np.unique(
                 np.concatenate([self.rows(POOLED, p) for p in ("train", "validation", "test")])
@@ -111,7 +121,7 @@ def check_sizes(config: RunConfig) -> None:
 
 
 _workspaces: dict[str, Workspace] = {}
-_tables: dict[str, LabelledText] = {}
+_tables: dict[str, LabelledRows] = {}
 
 
 def open_workspace(config: RunConfig, progress: Progress | None = None) -> Workspace:
@@ -133,12 +143,13 @@ def open_workspace(config: RunConfig, progress: Progress | None = None) -> Works
     return _workspaces[key]
 
 
-def _data(config: RunConfig) -> LabelledText:
+def _data(config: RunConfig) -> LabelledRows:
     key = config_hash(_stripped(config)) + _stamps(config)
     if key not in _tables:
         _tables.clear()
         _tables[key] = load_data(
             config.data,
+            config.task,
             seed=config.seed,
             records_per_group=config.privacy.records_per_group,
         )
@@ -155,7 +166,14 @@ def _stamps(config: RunConfig) -> str:
 def _stripped(config: RunConfig) -> RunConfig:
     """A configuration reduced to what the table of rows depends on."""
     data = config.data.model_copy(update={"public_sizes": {}, "class_weights": {}})
-    return RunConfig(data=data, seed=config.seed, privacy=_unit_alone(config))
+    return RunConfig(
+        task=_task_alone(config), data=data, seed=config.seed, privacy=_unit_alone(config)
+    )
+
+
+def _task_alone(config: RunConfig) -> TaskConfig:
+    """Of the settings of the task those that decide which rows there are."""
+    return config.task.model_copy(update={"metric": None, "positive": None})
 
 
 def _unit_alone(config: RunConfig) -> PrivacyConfig:
@@ -172,6 +190,7 @@ def _key(config: RunConfig) -> str:
     data = config.data.model_copy(update={"public_sizes": {}})
     cache = config.train.cache_megabytes
     kept = RunConfig(
+        task=config.task,
         data=data,
         seed=config.seed,
         model=config.model,

@@ -32,6 +32,7 @@ from hushtune.common.run_context import TOML, RunContext, read_run_config
 from hushtune.common.signing import load_signing_key
 from hushtune.common.tasks.assets import public_name, resolve_model
 from hushtune.common.tasks.base_model import adapted_model
+from hushtune.common.tasks.kinds.registry import head_for, num_outputs
 from hushtune.server.app import checkpoint_folder, federate
 from hushtune.server.checkpoint import exists, load
 from hushtune.server.deployment.enrol import Enrolled
@@ -114,7 +115,15 @@ def _run(grid: Grid, context: Context, run: RunContext, told: _Told) -> None:
 def loaded_model(config: RunConfig) -> AdaptedModel:
     """The run's model, which needs no rows."""
     source = str(resolve_model(config.model.name))
-    return adapted_model(config, source, config.data.labels or (), pad_id=None)
+    labels = config.data.labels or ()
+    return adapted_model(
+        config,
+        source,
+        labels,
+        head=head_for(config.task, config.model),
+        num_outputs=num_outputs(config.task, labels),
+        pad_id=None,
+    )
 
 
 def _present(

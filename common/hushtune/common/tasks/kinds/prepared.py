@@ -1,0 +1,28 @@
+"""A table of rows made ready for a model: inputs, targets and what outputs are held against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from hushtune.common.config import RunConfig
+from hushtune.common.tasks.activations import InputRows
+from hushtune.common.tasks.data import LabelledRows
+from hushtune.common.tasks.objectives import Objective
+from hushtune.common.tasks.supervised import EVALUATION_BATCH
+from hushtune.common.tasks.targets import TargetRows
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that a task needs beside its model; ``evaluation_batch``: rows judged at once."""
+
+    inputs: InputRows
+    targets: TargetRows
+    objective: Objective
+    evaluation_batch: int = EVALUATION_BATCH
+
+
+Prepare = Callable[[RunConfig, LabelledRows, PreTrainedTokenizerBase], Prepared]

@@ -1,0 +1,65 @@
+"""Canonical inputs as tokens: a text, a pair of texts, or the columns of a table as a text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from hushtune.common.kinds import Inputs
+from hushtune.common.tasks.activations import TokenRows
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    max_tokens: int,
+    inputs: Inputs = Inputs.TEXT,
+) -> TokenRows:
+    """Token ids of every canonical input, cut to ``max_tokens``.
+
+    Of a pair the longer text is cut first. An empty result is padded to one token.
+    """
+    firsts, seconds = list(texts), None
+    if inputs is Inputs.PAIR:
+        pairs = [json.loads(text) for text in texts]
+        firsts, seconds = [first for first, _ in pairs], [second for _, second in pairs]
+    elif inputs is Inputs.COLUMNS:
+        firsts = [columns_text(text) for text in texts]
+    encoded = tokenizer(firsts, seconds, truncation=True, max_length=max_tokens)["input_ids"]
+    return token_rows(tokenizer, encoded, max_tokens=max_tokens)  # pyright: ignore[reportArgumentType]
+
+
+def token_rows(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]], *, max_tokens: int
+) -> TokenRows:
+    """Rows of token ids one after the other; an empty one is padded to one token."""
+    pad_id = padding_id(tokenizer)
+    return ragged([ids or [pad_id] for ids in rows], pad_id=pad_id, max_tokens=max_tokens)
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that rows are padded with."""
+    found = [tokenizer.pad_token_id, tokenizer.eos_token_id]
+    return next((i for i in found if isinstance(i, int)), 0)
+
+
+def ragged(rows: Sequence[Sequence[int]], *, pad_id: int, max_tokens: int) -> TokenRows:
+    """Rows of whole numbers, none of them empty, one after the other."""
+    arrays = [np.asarray(row, dtype=np.int32) for row in rows]
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in arrays])]).astype(np.int64)
+    return TokenRows(torch.from_numpy(np.concatenate(arrays)), offsets, pad_id, max_tokens)
+
+
+def columns_text(canonical: str) -> str:
+    """A row of a table as a sentence that a language model reads; what is missing is left out.
+
+    >>> columns_text('{"age": "41", "job": null, "home": "rent"}')
+    'age: 41; home: rent'
+    """
+    cells = json.loads(canonical)
+    return "; ".join(f"{name}: {cell}" for name, cell in cells.items() if cell is not None)

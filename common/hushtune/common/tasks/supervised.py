@@ -1,0 +1,248 @@
+"""Training and evaluation of one adapted model: the same for every kind of supervision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hushtune.common import lora
+from hushtune.common.adapter import AdapterState
+from hushtune.common.model import AdaptedModel, Level
+from hushtune.common.tasks.activations import Activations, InputRows, in_pieces
+from hushtune.common.tasks.base import Batch, Metrics
+from hushtune.common.tasks.objectives import Objective
+from hushtune.common.tasks.targets import DenseTargets, TargetRows
+from hushtune.common.tasks.units import Piece, Rows, Units
+
+EVALUATION_BATCH = 32
+
+
+class Supervised:
+    """One adapted model over one table of rows, whatever its inputs and targets are."""
+
+    def __init__(
+        self,
+        model: AdaptedModel,
+        inputs: InputRows,
+        targets: TargetRows,
+        objective: Objective,
+        *,
+        evaluation_batch: int = EVALUATION_BATCH,
+        cache_megabytes: int = 0,
+        rows_in_use: Rows | None = None,
+        on_fill: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Activations are kept for ``rows_in_use`` (None: all rows) where ``cache_megabytes`` are
+        enough; ``on_fill(done, total)`` hears how filling them goes. Whether they are kept decides
+        how long it takes, and nothing else."""
+        self._model = model
+        self._inputs = inputs
+        self._targets = targets
+        self._objective = objective
+        self._evaluation_batch = evaluation_batch
+        self._budget = cache_megabytes * 2**20
+        everything = np.arange(len(inputs.lengths), dtype=np.int64)
+        self._in_use = everything if rows_in_use is None else rows_in_use
+        self._on_fill = on_fill
+        self._kept: Activations | None = None
+
+    @property
+    def model(self) -> AdaptedModel:
+        """The process's one model."""
+        return self._model
+
+    @property
+    def inputs(self) -> InputRows:
+        """The rows' inputs."""
+        return self._inputs
+
+    @property
+    def objective(self) -> Objective:
+        """What outputs are held against."""
+        return self._objective
+
+    def level(self, state: AdapterState, trainable: tuple[str, ...] = ()) -> Level:
+        """See ``Task.level``: features need an adapter without effect, that stays so.
+
+        It follows from adapter and order alone. If it depended on what there is room for, and so on
+        how many rows there are, one record could change how all others are computed.
+        """
+        self._activations()
+        still = all(key.startswith("head.") for key in trainable) and not state.has_effect()
+        if still and self._model.reads_features:
+            return Level.FEATURES
+        return Level.HIDDEN if self._model.keeps_hidden else Level.TOKENS
+
+    @contextmanager
+    def relabelled(self, rows: Rows, labels: Rows) -> Generator[None]:
+        """Other classes ``(n,)`` for ``rows (n,)`` while the block runs.
+
+        A simulated site that poisons its data trains in it. Activations, which know no classes,
+        stay as they are.
+        """
+        kept = self._targets
+        if not isinstance(kept, DenseTargets):
+            raise TypeError("only examples with one class each can be labelled anew")
+        self._targets = kept.replaced(rows, torch.from_numpy(labels))
+        try:
+            yield
+        finally:
+            self._targets = kept
+
+    def microbatches(self, units: Units, size: int) -> list[Piece]:
+        """See ``Task.microbatches``."""
+        return in_pieces(self._inputs, units, size)
+
+    def batch(self, rows: Rows, level: Level) -> Batch:
+        """See ``Task.batch``."""
+        device = self._device()
+        targets = self._targets.take(rows).to(device)
+        if level is Level.FEATURES:
+            return Batch({"features": self._features(rows).to(device)}, targets)
+        inputs = dict(self._inputs.inputs(rows))
+        if level is Level.HIDDEN:
+            inputs["hidden"] = self._padded_hidden(rows)
+        return Batch({key: value.to(device) for key, value in inputs.items()}, targets)
+
+    def example_losses(self, batch: Batch) -> Tensor:
+        """The objective's loss of each example, ``(b,)``."""
+        return self._objective.losses(self._model(batch.inputs), batch.targets)
+
+    @torch.no_grad()
+    def figures(self, state: AdapterState, rows: Rows) -> Tensor:
+        """What is needed to judge some rows, ``(len(rows), k)``, in their order."""
+        lora.install(self._model, state)
+        self._model.frozen_mode()
+        level = self.level(state)
+        distinct, places = np.unique(rows, return_inverse=True)
+        out: Tensor | None = None
+        for piece in self.microbatches(Units.single(distinct), self._evaluation_batch):
+            where = torch.from_numpy(np.searchsorted(distinct, piece.units.rows))
+            batch = self.batch(piece.rows, level)
+            found = self._objective.figures(self._model(batch.inputs), batch.targets).float().cpu()
+            if out is None:
+                out = torch.empty(len(distinct), found.shape[1])
+            out[where] = found[: len(where)]
+        if out is None:
+            raise ValueError("there are no rows to judge")
+        return out[torch.from_numpy(places)]
+
+    def row_figures(self, state: AdapterState, rows: Rows) -> tuple[Tensor, Tensor]:
+        """See ``Task.row_figures``."""
+        return self._objective.judged(self.figures(state, rows))
+
+    def metrics_by_group(
+        self, state: AdapterState, groups: Mapping[str, Rows]
+    ) -> dict[str, Metrics]:
+        """The objective's scores of each group, from one pass."""
+        rows = np.unique(np.concatenate(list(groups.values())))
+        return self._by_group(self.figures(state, rows), rows, groups)
+
+    def metrics_of_models(
+        self, models: Mapping[str, tuple[AdapterState, Rows]], *, together: str
+    ) -> dict[str, Metrics]:
+        """See ``Task.metrics_of_models``."""
+        figures = {name: self.figures(state, rows) for name, (state, rows) in models.items()}
+        found = {name: self._objective.scores(rows) for name, rows in figures.items()}
+        return {**found, together: self._objective.scores(torch.cat(list(figures.values())))}
+
+    def constant_metrics(self, seen: Rows, groups: Mapping[str, Rows]) -> dict[str, Metrics]:
+        """Scores of the best answer that looks at no input, from the targets of rows ``seen``."""
+        rows = np.unique(np.concatenate(list(groups.values())))
+        figures = self._objective.constant(self._targets.take(seen), self._targets.take(rows))
+        return self._by_group(figures, rows, groups)
+
+    def _by_group(
+        self, figures: Tensor, rows: Rows, groups: Mapping[str, Rows]
+    ) -> dict[str, Metrics]:
+        return {
+            name: self._objective.scores(figures[torch.from_numpy(np.searchsorted(rows, group))])
+            for name, group in groups.items()
+        }
+
+    def _device(self) -> torch.device:
+        return next(self._model.parameters()).device
+
+    def _features(self, rows: Rows) -> Tensor:
+        kept = self._activations()
+        if kept.features is None:
+            kept = self._computed(np.unique(rows), hidden=False, features=True)
+        if kept.features is None:
+            raise ValueError("a model with its family's own head has no features")
+        return kept.features[torch.from_numpy(np.searchsorted(kept.rows, rows))]
+
+    def _padded_hidden(self, rows: Rows) -> Tensor:
+        kept = self._activations()
+        if kept.hidden is None:
+            kept = self._computed(np.unique(rows), hidden=True, features=False)
+        return kept.padded_hidden(rows)
+
+    def _activations(self) -> Activations:
+        """What is kept: all of it, or the features alone, or nothing, as there is room."""
+        if self._kept is None:
+            count, total = len(self._in_use), int(self._inputs.lengths[self._in_use].sum())
+            a_value = self._model.hidden_size * 4
+            self._kept = self._computed(
+                self._in_use,
+                hidden=self._model.keeps_hidden and (total + count) * a_value <= self._budget,
+                features=count * a_value <= self._budget,
+                on_fill=self._on_fill,
+            )
+        return self._kept
+
+    @torch.no_grad()
+    def _computed(
+        self,
+        rows: Rows,
+        *,
+        hidden: bool,
+        features: bool,
+        on_fill: Callable[[int, int], None] | None = None,
+    ) -> Activations:
+        """The frozen states of some rows, sorted, that are asked for.
+
+        Always as many rows at once as one another, as wide as each of them is: a row's states are
+        the same whichever other rows are computed.
+        """
+        width = self._model.hidden_size
+        starts = np.concatenate([[0], np.cumsum(self._inputs.lengths[rows])]).astype(np.int64)
+        features = features and self._model.reads_features
+        found = Activations(
+            self._inputs,
+            rows,
+            starts,
+            torch.full((int(starts[-1]), width), torch.nan) if hidden else None,
+            torch.full((len(rows), width), torch.nan) if features else None,
+        )
+        if not hidden and not features:
+            return found
+        aside = lora.extract(self._model) if features else None
+        if aside is not None:  # features are those of the base alone
+            lora.install(self._model, self._without_effect)
+        done = 0
+        for piece in self.microbatches(Units.single(rows), self._evaluation_batch):
+            inputs = self._inputs.inputs(piece.rows)
+            inputs = {key: value.to(self._device()) for key, value in inputs.items()}
+            states, pooled = self._model.frozen_activations(inputs, pooled=features)
+            places = np.searchsorted(rows, piece.units.rows)
+            if found.hidden is not None:
+                for row, at in enumerate(places):
+                    start, end = starts[at], starts[at + 1]
+                    found.hidden[start:end] = states[row, : end - start]
+            if found.features is not None and pooled is not None:
+                found.features[torch.from_numpy(places)] = pooled[: len(places)].cpu()
+            done += len(places)
+            if on_fill is not None:
+                on_fill(done, len(rows))
+        if aside is not None:
+            lora.install(self._model, aside)
+        return found
+
+    @cached_property
+    def _without_effect(self) -> AdapterState:
+        return lora.initial_state(self._model, seed=0)
