@@ -39,7 +39,8 @@ def history(names: Sequence[str], *, rounds: int, warmup: int = 0) -> list[dict[
 
 
 def summary(names: Sequence[str], **changes: Any) -> dict[str, Any]:
-    told = {"metric": "accuracy", "sites": dict.fromkeys(names), "trust": "site"}
+    told = {"task": "text-classification", "metric": "accuracy", "higher_is_better": True}
+    told |= {"sites": dict.fromkeys(names), "trust": "site"}
     return {**told, "baselines": {"majority": 0.5}, "value": 0.6, **changes}
 
 
@@ -65,7 +66,9 @@ def data_of(names: Sequence[str], labels: Sequence[str] = ("bad", "good")) -> La
     }
     numbers = np.arange(3 * len(names)) % len(labels)
     texts = tuple(map(str, numbers))
-    return LabelledRows(texts, numbers, tuple(labels), sites, DataReport(), {})
+    return LabelledRows(
+        texts, numbers, tuple(labels), sites, DataReport(), {}, strata=tuple(labels)
+    )
 
 
 def test_every_one_of_many_sites_is_drawn_and_the_largest_epsilon_told() -> None:

@@ -33,6 +33,9 @@ def summary(names: Sequence[str], *, epsilon: float = 2.0, **changes: Any) -> di
     baselines = {name: {"pooled": 0.5, **value} for name in METHODS if name != "alone_private"}
     own = {f"alone_private/{name}": {name: 0.432, "pooled": 0.5} for name in names}
     return {
+        "task": "text-classification",
+        "metric": "accuracy",
+        "higher_is_better": True,
         "trust": "site",
         "group": None,
         "unit": "example",

@@ -11,8 +11,8 @@ import torch
 import transformers as tf
 from safetensors.torch import load_file, save_file
 
-from hushtune.common.config import ModelConfig
 from hushtune.common.errors import MissingWeightsError, ModelError, UnsupportedModelError
+from hushtune.common.model import Head
 from hushtune.common.tasks.base_model import load_base
 from hushtune.common.tasks.tokenizer import load_tokenizer
 from hushtune.common.tasks.workspace import open_workspace
@@ -36,7 +36,7 @@ def test_a_checkpoint_that_lacks_a_block_is_refused(
     """transformers would draw the block at random and only say so in its log."""
     torn = without(tiny_bert, tmp_path / "torn", "encoder.layer.1.")
     with pytest.raises(MissingWeightsError, match=r"encoder\.layer\.1\.") as caught:
-        load_base(str(torn), ModelConfig(head=head), LABELS)
+        load_base(str(torn), Head(head), LABELS)
     assert "16 weights" in str(caught.value)
 
 
@@ -46,14 +46,14 @@ def test_weights_of_another_shape_are_refused(tiny_bert: Path, tmp_path: Path) -
     (other / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
     for head in ("mean", "own"):
         with pytest.raises(MissingWeightsError):
-            load_base(str(other), ModelConfig(head=head), LABELS)
+            load_base(str(other), Head(head), LABELS)
 
 
 def test_a_pooler_is_needed_by_the_own_head_alone(tiny_bert: Path, tmp_path: Path) -> None:
     bare = without(tiny_bert, tmp_path / "bare", "pooler.")
-    load_base(str(bare), ModelConfig(head="mean"), LABELS)
+    load_base(str(bare), Head.MEAN, LABELS)
     with pytest.raises(MissingWeightsError, match=r'set model\.head = "mean"'):
-        load_base(str(bare), ModelConfig(head="own"), LABELS)
+        load_base(str(bare), Head.OWN, LABELS)
 
 
 def test_a_head_for_other_labels_is_made_anew(tiny_bert: Path, tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_head_for_other_labels_is_made_anew(tiny_bert: Path, tmp_path: Path) -
     config = tf.AutoConfig.from_pretrained(tiny_bert, num_labels=5)
     five = tf.AutoModelForSequenceClassification.from_pretrained(tiny_bert, config=config)
     five.save_pretrained(tmp_path / "five")
-    two = load_base(str(tmp_path / "five"), ModelConfig(head="own"), LABELS)
+    two = load_base(str(tmp_path / "five"), Head.OWN, LABELS)
     assert two.classifier.weight.shape == (2, 32)
     kept = two.bert.encoder.layer[1].output.dense.weight
     assert torch.equal(kept, five.bert.encoder.layer[1].output.dense.weight)
