@@ -22,7 +22,7 @@ from hushtune.common.tasks.rows import check_file
 Cell = str | int | float | bool | None
 Array = NDArray[Any]
 
-_FRAME = "pandas.core.frame.DataFrame"
+_FRAMES = ("pandas.core.frame.DataFrame", "pandas.DataFrame")  # until and since pandas 3
 _NUMBERS = "fiub"  # kinds of numpy's types that are read from bytes
 
 
@@ -38,7 +38,7 @@ def read_frame(path: Path) -> Iterator[dict[str, Cell]]:
         with lzma.open(path) as stream:
             frame = read_inert(io.BytesIO(stream.read()))
         columns = _columns(frame)
-    except (lzma.LZMAError, EOFError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (lzma.LZMAError, EOFError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise AssetError(f"{path.name} is not a table that can be read: {error}") from error
     names = list(columns)
     for cells in zip(*(columns[name].tolist() for name in names), strict=True):
@@ -51,7 +51,7 @@ def _columns(frame: Any) -> dict[str, Array]:
     A frame is a manager of blocks, each a matrix (columns of one type, rows) with the places of its
     columns among all.
     """
-    if not (isinstance(frame, Made) and frame.name == _FRAME):
+    if not (isinstance(frame, Made) and frame.name in _FRAMES):
         raise ValueError("no data frame")
     blocks, axes = cast("tuple[list[Made], list[Made]]", frame.state["_mgr"].args)[:2]
     names = _array(axes[0].args[1]["data"]).tolist()

@@ -45,11 +45,13 @@ _OURS: Final = (  # the package's names, a block's first, and those of `efficien
 def efficientnet_folder() -> Path:
     """The folder that ``AutoModel.from_pretrained`` loads, made if need be; see `assets.fetch`.
 
-    transformers knows the kind of model from `efficientnet_model`, which is imported here; a
-    process that loads such a folder from elsewhere must import it.
+    transformers knows the kind of model from `efficientnet_model.register`, which is called here;
+    a process that loads such a folder from elsewhere must call it, too.
     """
     from hushtune.common.tasks.assets import fetch
-    from hushtune.common.tasks.weights import efficientnet_model as _  # registers the model
+    from hushtune.common.tasks.weights.efficientnet_model import register
+
+    register()
 
     def convert(part: Path) -> None:
         from safetensors.numpy import save_file

@@ -1,8 +1,8 @@
 """EfficientNet-Lite0: a convolutional network with batch norm, for transformers' own loading.
 
 EfficientNet (Tan and Le, 1905.11946) without squeeze-and-excitation and with ReLU6, as TensorFlow's
-"lite" models have it; the stem and the head are not scaled. Importing this file makes
-``AutoModel.from_pretrained`` know a folder whose ``model_type`` is "efficientnet-lite".
+"lite" models have it; the stem and the head are not scaled. After `register`,
+``AutoModel.from_pretrained`` knows a folder whose ``model_type`` is "efficientnet-lite".
 """
 
 from __future__ import annotations
@@ -126,5 +126,7 @@ class EfficientNetLiteModel(PreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=found, pooler_output=found.mean((2, 3)))
 
 
-AutoConfig.register("efficientnet-lite", EfficientNetLiteConfig, exist_ok=True)
-AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteModel, exist_ok=True)
+def register() -> None:
+    """Make ``AutoConfig`` and ``AutoModel`` know the kind of model."""
+    AutoConfig.register(EfficientNetLiteConfig.model_type, EfficientNetLiteConfig, exist_ok=True)
+    AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteModel, exist_ok=True)

@@ -29,7 +29,7 @@ def read_torch_file(path: Path) -> dict[str, Array]:
     try:
         with path.open("rb") as stream:
             return _read(stream)
-    except (ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, struct.error) as error:
         raise AssetError(f"{path.name} is not a file of tensors: {error}") from error
 
 
