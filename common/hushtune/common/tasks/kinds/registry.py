@@ -32,6 +32,7 @@ PREPARE: Mapping[str, Prepare] = MappingProxyType(
         "causal-lm": causal_lm.prepare,
         "tabular-classification": classification.prepare,
         "tabular-regression": regression.prepare,
+        "recommendation": regression.prepare,
     }
 )
 
