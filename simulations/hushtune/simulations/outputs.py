@@ -30,6 +30,7 @@ from hushtune.server.app import checkpoint_folder
 from hushtune.server.checkpoint import Checkpoint, exists, load
 from hushtune.server.strategy import FederationResult
 from hushtune.simulations.attacks import attack_of
+from hushtune.simulations.baselines import heads_by_layer
 from hushtune.simulations.card import model_card
 from hushtune.simulations.privacy_report import privacy_of
 
@@ -39,7 +40,7 @@ ADAPTER = f"adapter/{DESCRIPTION}"
 SUMMARY_KEYS = frozenset(
     (
         *("task", "metric", "higher_is_better", "value", "metrics", "macro_f1"),
-        *("sites", "baselines", "table"),
+        *("sites", "baselines", "head_by_layer", "table"),
         *("personal", "worst_site", "spread", "aggregation_bias", "largest_bias", "saved_rank"),
         *("rounds", "trust", "refusals", "rejected", "seconds", "seed", "config_hash"),
         *("adapter_digest", "out", "data_notes", "unit", "group", "seen_by", "attack"),
@@ -48,7 +49,7 @@ SUMMARY_KEYS = frozenset(
 )
 """What every summary has; ``missing`` comes with them where no picture could be drawn."""
 _RESEARCHER_S = (
-    *("value", "metrics", "macro_f1", "alone_private", "baselines", "table"),
+    *("value", "metrics", "macro_f1", "alone_private", "baselines", "head_by_layer", "table"),
     *("personal", "worst_site", "spread"),
     *("train_rows", "validation_rows", "test_rows", "data_notes"),
 )
@@ -180,7 +181,8 @@ def summarise(run: FinishedRun, privacy: Mapping[str, Any]) -> dict[str, Any]:
             for name, row in own.items()
         },
         "baselines": baselines,
-        "table": {name: dict(row) for name, row in table.items()},
+        "head_by_layer": {str(n): row for n, row in sorted(heads_by_layer(table).items())},
+        "table": {name: dict(row) for name, row in table.items() if "head_layer/" not in name},
         "rounds": len(result.history),
         "trust": privacy["trust"],
         "rests_on": _rests_on(context),
