@@ -180,6 +180,7 @@ class RunConfig(Section):
             proximal=self.train.proximal,
             scaffold=self.train.scaffold,
             adapter_rounds=self.train.rounds - self.train.warmup_rounds,
+            unfreeze=self.train.unfreeze,
         )
         return self
 

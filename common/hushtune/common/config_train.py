@@ -15,6 +15,7 @@ from hushtune.common.config_base import (
     Probability,
     Section,
     refuse,
+    refuse_idle,
 )
 
 DEFAULT_SAMPLING_PROBABILITY = 0.13
@@ -29,6 +30,17 @@ class TrainConfig(Section):
         default=18,
         description="the first rounds train the head alone, on cached frozen features; at most "
         "rounds; left out = nine tenths of rounds",
+    )
+    unfreeze: Literal["all", "gradual"] = Field(
+        default="all",
+        description="after the warm-up: all = every adapter is trained in each round; gradual = "
+        "those of the top block first, and one block more from round to round (1801.06146). "
+        "What is not trained is neither sent, clipped nor noised",
+    )
+    unfreeze_every: Count = Field(
+        default=1,
+        description="of unfreeze = gradual: rounds from one block to the next (of a rule of turns, "
+        "such as rolora, rounds of each turn)",
     )
     local_steps: Count = Field(default=3, description="optimiser steps a site takes in a round")
     batch_size: Count | None = Field(
@@ -60,6 +72,11 @@ class TrainConfig(Section):
     weight_decay: Annotated[float, Field(ge=0, le=100)] = Field(
         default=0.0, description="decoupled, as in AdamW"
     )
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0,
+        description="of classification: the part of each example's label that is spread evenly "
+        "over all labels in its loss (1512.00567); reported losses are without it",
+    )
     proximal: Annotated[float, Field(ge=0, le=1000)] = Field(
         default=0.0,
         description="mu of FedProx (1812.06127): draws local steps to the round's global adapter",
@@ -85,6 +102,26 @@ class TrainConfig(Section):
         if type(rounds) is not int:
             return data
         return {**data, "warmup_rounds": max(0, rounds) * 9 // 10}
+
+    @model_validator(mode="after")
+    def _settings_of_unfreezing(self) -> TrainConfig:
+        if self.unfreeze != "gradual":
+            refuse_idle(
+                self,
+                "unfreeze_every",
+                table="train",
+                needed="gradual unfreezing",
+                expected='train.unfreeze = "gradual"',
+            )
+        elif self.warmup_rounds == self.rounds:
+            refuse(
+                "adapters are unfrozen after the warm-up, and there are no rounds after it",
+                key="unfreeze",
+                given=f"gradual, train.warmup_rounds = train.rounds = {self.rounds}",
+                expected="fewer rounds of warm-up",
+                remedy="lower train.warmup_rounds, or leave train.unfreeze out",
+            )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:

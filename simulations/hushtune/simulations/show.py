@@ -198,9 +198,10 @@ def show_estimate(console: Console, figures: Mapping[str, Any]) -> None:
         show_clients(console, figures["clients"])
     warmup, adapted = figures["warmup_rounds"], figures["rounds"] - figures["warmup_rounds"]
     # What is sent up differs between the two kinds of rounds, so that their sums are the total.
+    fewer = ", of fewer blocks at first" if figures.get("unfreeze") == "gradual" else ""
     rounds = {
         "bytes_per_warmup_round": f"  in each of {warmup}: the sites send the head alone",
-        "bytes_per_round": f"  in each of {adapted}: the sites send head and adapter",
+        "bytes_per_round": f"  in each of {adapted}: the sites send head and adapter{fewer}",
     }
     told = ["rounds", *(key for key, many in zip(rounds, (warmup, adapted), strict=True) if many)]
     if figures["trust"] == "distributed":

@@ -45,11 +45,13 @@ class TextClassification:
         labels: Rows,
         *,
         class_weights: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
         cache_megabytes: int = 0,
         rows_in_use: Rows | None = None,
         on_fill: Callable[[int, int], None] | None = None,
     ) -> None:
-        """``class_weights``: one public number a label. Activations are kept for ``rows_in_use``
+        """``class_weights``: one public number a label; ``label_smoothing``: the part of each label
+        that is spread evenly over all (1512.00567), in training. Activations are kept for ``rows_in_use``
         (None: all rows) where ``cache_megabytes`` are enough; ``on_fill(done, total)`` hears how
         filling them goes. Whether they are kept decides how long it takes, and nothing else."""
         self._model = model
@@ -57,6 +59,7 @@ class TextClassification:
         self._labels = torch.from_numpy(labels)
         weights = [1.0] * model.num_labels if class_weights is None else list(class_weights)
         self._weights = torch.tensor(weights, dtype=torch.float32)
+        self._smoothing = label_smoothing
         self._budget = cache_megabytes * 2**20
         everything = np.arange(len(labels), dtype=np.int64)
         self._in_use = everything if rows_in_use is None else rows_in_use
@@ -119,7 +122,9 @@ class TextClassification:
     def example_losses(self, batch: Batch) -> Tensor:
         """Cross-entropy of each example times its label's weight, ``(b,)``."""
         logits = self._model(batch.inputs)
-        losses = nn.functional.cross_entropy(logits, batch.labels, reduction="none")
+        losses = nn.functional.cross_entropy(
+            logits, batch.labels, reduction="none", label_smoothing=self._smoothing
+        )
         return losses * self._weights.to(losses.device)[batch.labels]
 
     @torch.no_grad()

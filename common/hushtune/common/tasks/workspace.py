@@ -50,6 +50,7 @@ class Workspace:
             tokens,
             data.labels,
             class_weights=weights_of(data.label_names, config.data.class_weights),
+            label_smoothing=config.train.label_smoothing,
             cache_megabytes=config.train.cache_megabytes,
             rows_in_use=np.unique(
                 np.concatenate([self.rows(POOLED, p) for p in ("train", "validation", "test")])
@@ -179,4 +180,5 @@ def _key(config: RunConfig) -> str:
         privacy=_unit_alone(config),
     )
     inner = "R" if RULES[config.aggregation.rule].inner else ""
-    return f"{config_hash(kept)}{inner}-{cache}-{os.getpid()}{_stamps(config)}"
+    smoothing = config.train.label_smoothing
+    return f"{config_hash(kept)}{inner}-{smoothing}-{cache}-{os.getpid()}{_stamps(config)}"
