@@ -217,6 +217,15 @@ class RunConfig(Section):
                 given=f"{self.metrics.release!r}, data.validation_fraction = 0",
                 expected="data.validation_fraction above 0",
             )
+        if self.metrics.release != "none" and self.data.shots is not None:
+            refuse(
+                "the noise of the sites' figures is scaled for the validation rows that go with "
+                "their public sizes, which few-shot training says nothing of",
+                key="metrics.release",
+                given=f"{self.metrics.release!r}, data.shots = {self.data.shots}",
+                expected='"none", or no data.shots',
+                remedy="leave metrics.release or data.shots out",
+            )
         return self
 
     @model_validator(mode="after")

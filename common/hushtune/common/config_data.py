@@ -89,6 +89,13 @@ class DataConfig(Section):
     max_rows_per_site: Count | None = Field(
         default=None, description="a seeded subsample of each site, for quick runs", examples=[1000]
     )
+    shots: Count | None = Field(
+        default=None,
+        description="few-shot training: so many training examples of each label at each site, "
+        "drawn with the seed (of privacy.unit = group, so many groups); validation and test stay "
+        "whole",
+        examples=[16],
+    )
     public_sizes: Mapping[Name, Count] = Field(
         default_factory=dict[str, int],
         description="declared public number of training rows (of groups, for privacy.unit = "
@@ -152,6 +159,17 @@ class DataConfig(Section):
 
     def _check_own_rows(self) -> None:
         """What the rows would tell has to be declared where no one place has them."""
+        if self.shots is not None and self.labels:
+            expected = self.shots * len(self.labels)
+            wrong = sorted(site for site, size in self.public_sizes.items() if size != expected)
+            if wrong:
+                refuse(
+                    "with data.shots each site trains on as many examples of each label",
+                    key="public_sizes",
+                    given=f"{wrong[0]} = {self.public_sizes[wrong[0]]}",
+                    expected=f"{expected}: {self.shots} of each of {len(self.labels)} labels",
+                    remedy="set each of data.public_sizes to that number, or leave data.shots out",
+                )
         for key, given, remedy in (
             ("labels", self.labels, 'data.labels = ["negative", "positive"]'),
             ("public_sizes", self.public_sizes, "data.public_sizes = {north = 5000, south = 3000}"),

@@ -13,6 +13,7 @@ import numpy as np
 from hushtune.common.config import DataConfig
 from hushtune.common.errors import EmptyDataError, LabelError
 from hushtune.common.seeds import rng
+from hushtune.common.tasks.few_shot import few_shot
 from hushtune.common.tasks.guess import text_remedy
 from hushtune.common.tasks.labels import check_sample, label_names
 from hushtune.common.tasks.missing import complete_rows
@@ -102,21 +103,33 @@ def load_data(
         }
         by = " and ".join(name for name, limit in limits.items() if limit is not None)
         check_sample(used, names, config, by=by)
+    splits = {
+        site: split_units(
+            found,
+            labels,
+            validation=config.validation_fraction,
+            test=config.test_fraction,
+            random=rng(seed, "split", site),
+            site=site,
+        )
+        for site, found in sorted(sites.items())
+    }
+    if config.shots is not None:
+        drawn: dict[str, Any] = {"shots": config.shots, "names": names, "seed": seed}
+        splits = {
+            site: few_shot(split, units(split.train), labels, **drawn, site=site)
+            for site, split in splits.items()
+        }
+        each = "example" if groups is None else "group"
+        report.notes.append(
+            f"few-shot: {config.shots} training {each}{'s' * (config.shots != 1)} of each of "
+            f"{len(names)} labels at each site, drawn with the seed; validation and test are whole"
+        )
     return LabelledText(
         texts=tuple(str(row.text) for row in rows),
         labels=labels,
         label_names=names,
-        sites={
-            site: split_units(
-                found,
-                labels,
-                validation=config.validation_fraction,
-                test=config.test_fraction,
-                random=rng(seed, "split", site),
-                site=site,
-            )
-            for site, found in sorted(sites.items())
-        },
+        sites=splits,
         report=report,
         fingerprints=_fingerprints(complete, sites, natural=config.partition == "natural"),
         groups=groups,

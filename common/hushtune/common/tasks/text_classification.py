@@ -51,9 +51,10 @@ class TextClassification:
         on_fill: Callable[[int, int], None] | None = None,
     ) -> None:
         """``class_weights``: one public number a label; ``label_smoothing``: the part of each label
-        that is spread evenly over all (1512.00567), in training. Activations are kept for ``rows_in_use``
-        (None: all rows) where ``cache_megabytes`` are enough; ``on_fill(done, total)`` hears how
-        filling them goes. Whether they are kept decides how long it takes, and nothing else."""
+        that is spread evenly over all (1512.00567), in training. Activations are kept for
+        ``rows_in_use`` (None: all rows) where ``cache_megabytes`` are enough; ``on_fill(done,
+        total)`` hears how filling them goes. Whether they are kept decides how long it takes, and
+        nothing else."""
         self._model = model
         self._tokens = tokens
         self._labels = torch.from_numpy(labels)

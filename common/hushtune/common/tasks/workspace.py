@@ -22,6 +22,7 @@ from hushtune.common.planning import POOLED, global_rank
 from hushtune.common.tasks.assets import public_name, resolve_model
 from hushtune.common.tasks.base_model import adapted_model
 from hushtune.common.tasks.data import LabelledText, load_data
+from hushtune.common.tasks.few_shot import check_shots
 from hushtune.common.tasks.text_classification import TextClassification, tokenize, weights_of
 from hushtune.common.tasks.tokenizer import load_tokenizer
 from hushtune.common.tasks.units import Rows, Units
@@ -99,6 +100,8 @@ def check_sizes(config: RunConfig) -> None:
     """Refuse declared sizes that are not those of all sites of the data, and no others."""
     sizes = set(config.data.public_sizes)
     sites = sizes if config.data.source == "sites" else set(_data(config).sites)
+    if config.data.source != "sites":
+        check_shots(config.data.shots, config.data.public_sizes, len(_data(config).label_names))
     if POOLED in sites:
         raise DataError(
             f"a site cannot be called {POOLED!r}: the pooled baseline is", remedy="rename the site"
