@@ -30,6 +30,7 @@ from hushtune.server.checkpoint import Checkpoint, exists, load
 from hushtune.server.strategy import FederationResult
 from hushtune.simulations.attacks import attack_of
 from hushtune.simulations.card import model_card
+from hushtune.simulations.overfit import fit_of
 from hushtune.simulations.privacy_report import privacy_of
 
 Table = Mapping[str, Mapping[str, float]]
@@ -42,14 +43,14 @@ SUMMARY_KEYS = frozenset(
         *("personal", "worst_site", "spread", "aggregation_bias", "largest_bias", "saved_rank"),
         *("rounds", "trust", "refusals", "rejected", "seconds", "seed", "config_hash"),
         *("adapter_digest", "out", "data_notes", "unit", "group", "seen_by", "attack"),
-        "rests_on",
+        *("rests_on", "fit"),
     )
 )
 """What every summary has; ``missing`` comes with them where no picture could be drawn."""
 _RESEARCHER_S = (
     *("value", "macro_f1", "alone_private", "baselines", "table"),
     *("personal", "worst_site", "spread"),
-    *("train_rows", "validation_rows", "test_rows", "data_notes"),
+    *("train_rows", "validation_rows", "test_rows", "data_notes", "fit"),
 )
 _MOST_CHANGED = 8
 
@@ -183,6 +184,7 @@ def summarise(run: FinishedRun, privacy: Mapping[str, Any]) -> dict[str, Any]:
         "refusals": {site: [dict(r) for r in rows] for site, rows in result.refusals.items()},
         "rejected": _rejected(result),
         "attack": attack_of(context.config),
+        "fit": fit_of(result.history),
         "seconds": dict(run.seconds),
         "seed": context.config.seed,
         "config_hash": config_hash(context.config),

@@ -13,6 +13,7 @@ from rich.table import Table
 from hushtune.common.names import SEEN_BY, methods
 from hushtune.common.privacy.figures import at_most, upwards
 from hushtune.simulations.attacks import show_attack
+from hushtune.simulations.overfit import fit_line
 from hushtune.simulations.planner_clients import show_clients
 from hushtune.simulations.weak import show_warning
 
@@ -72,6 +73,8 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
         console.print(
             summary["rests_on"], style="dim", highlight=False, markup=False, soft_wrap=True
         )
+    if line := fit_line(summary.get("fit")):
+        console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
     show_attack(console, summary["attack"])
     rejected: Mapping[str, Sequence[Mapping[str, Any]]] = summary["rejected"]
     worst = _first(rejected, lambda site: -len(rejected[site]))

@@ -31,6 +31,7 @@ from hushtune.server.strategy import FederationResult, RoundResult
 from hushtune.simulations import attacks, engine, outputs
 from hushtune.simulations.agreement import check_quorum, check_sites_open, refusals
 from hushtune.simulations.baselines import compare, trained_baselines
+from hushtune.simulations.fit import sampled, train_figures
 from hushtune.simulations.ledgers import own_charges
 from hushtune.simulations.observer import Observer, Silent
 from hushtune.simulations.outputs import METRICS
@@ -208,6 +209,8 @@ class _Judge:
         self._context = context
         self._workspace = workspace
         self._observer = observer
+        few = context.config.simulation.train_sample
+        self._sample = sampled(context, workspace) if few else {}
         self._part = "validation" if len(workspace.rows(POOLED, "validation")) else "test"
         self.seconds = 0.0
         self.already = 0
@@ -245,6 +248,9 @@ class _Judge:
             "sites": {name: dict(row) for name, row in figures.items()},
             "evaluated_on": self._part,
         }
+        if self._sample:
+            where = (self._context, self._workspace, outcome.state, self._sample)
+            found["train"] = dict(train_figures(*where, run=outcome.run))
         return {**found, "seen_by": seen_by(found, outcome.row.get("released"))}
 
 

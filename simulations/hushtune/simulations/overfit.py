@@ -1,0 +1,46 @@
+"""Whether the gap between losses on held-out and on training rows grew over a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_GREW_BY, _OF_LOSS = 0.02, 0.1
+"""A gap counts as grown where it is larger than the smallest before by this much, and by this part
+of the loss on held-out rows: figures on a few hundred rows move by less from round to round."""
+
+
+def fit_of(history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The last round's losses on training and held-out rows, and whether their gap grows.
+
+    None where no round was judged on both. ``gap``: what the loss is higher by on held-out rows;
+    ``smallest_gap``: the least of any round up to the last, which was that of ``smallest_round``.
+    """
+    judged = [row for row in history if "train" in row and "loss" in row]
+    if not judged:
+        return None
+    gaps = {row["round"]: row["loss"] - row["train"]["loss"] for row in judged}
+    last = judged[-1]
+    least = min(gaps, key=lambda number: (gaps[number], number))
+    grown = gaps[last["round"]] - gaps[least]
+    return {
+        "train_loss": last["train"]["loss"],
+        "held_out_loss": last["loss"],
+        "held_out": last["evaluated_on"],
+        "gap": gaps[last["round"]],
+        "smallest_gap": gaps[least],
+        "smallest_round": least,
+        "grows": grown >= max(_GREW_BY, _OF_LOSS * last["loss"]),
+    }
+
+
+def fit_line(fit: Mapping[str, Any] | None) -> str | None:
+    """A line on a gap that grows; None where there is nothing to say."""
+    if fit is None or not fit["grows"]:
+        return None
+    return (
+        f"loss {fit['train_loss']:.3f} on training rows and {fit['held_out_loss']:.3f} on "
+        f"{fit['held_out']} rows: the gap grew from {fit['smallest_gap']:.3f} (round "
+        f"{fit['smallest_round']}) to {fit['gap']:.3f}. Fewer rounds, train.weight_decay or "
+        "train.label_smoothing are against overfitting"
+    )
