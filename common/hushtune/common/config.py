@@ -25,6 +25,7 @@ from hushtune.common.config_base import (
     Section,
     refuse,
 )
+from hushtune.common.config_choice import check_choice
 from hushtune.common.config_data import DataConfig
 from hushtune.common.config_federation import (
     AggregationConfig,
@@ -181,6 +182,13 @@ class RunConfig(Section):
             scaffold=self.train.scaffold,
             adapter_rounds=self.train.rounds - self.train.warmup_rounds,
             unfreeze=self.train.unfreeze,
+        )
+        return self
+
+    @model_validator(mode="after")
+    def _chosen_in_public(self) -> RunConfig:
+        check_choice(
+            *(self.train, self.data, self.privacy, self.metrics, self.personal, self.aggregation)
         )
         return self
 

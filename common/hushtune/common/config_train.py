@@ -52,6 +52,23 @@ class TrainConfig(Section):
         f"{DEFAULT_SAMPLING_PROBABILITY}",
         examples=[DEFAULT_SAMPLING_PROBABILITY],
     )
+    patience: Count | None = Field(
+        default=None,
+        description="early stopping: the run ends when so many rounds have passed without an "
+        "improvement on validation rows: of the figures that sites tell with noise, or, in a "
+        "simulation, of the researcher's. Rounds of the head stop no run in which adapters follow",
+        examples=[5],
+    )
+    watch: Literal["loss", "metric"] = Field(
+        default="loss", description="what has to improve: the loss, or the main metric (accuracy)"
+    )
+    min_improvement: Annotated[float, Field(ge=0, le=1000)] = Field(
+        default=0.0, description="by how much, to count as an improvement"
+    )
+    keep: Literal["last", "best"] = Field(
+        default="last",
+        description="the model of the last round, or of the best one by the same figures",
+    )
     learning_rate: LearningRate = Field(
         default=0.01, description="of adapter and head after the warm-up"
     )
@@ -102,6 +119,18 @@ class TrainConfig(Section):
         if type(rounds) is not int:
             return data
         return {**data, "warmup_rounds": max(0, rounds) * 9 // 10}
+
+    @model_validator(mode="after")
+    def _settings_of_stopping(self) -> TrainConfig:
+        if self.patience is None and self.keep == "last":
+            refuse_idle(
+                self,
+                *("watch", "min_improvement"),
+                table="train",
+                needed="early stopping, or the best round's model",
+                expected='train.patience, or train.keep = "best"',
+            )
+        return self
 
     @model_validator(mode="after")
     def _settings_of_unfreezing(self) -> TrainConfig:

@@ -22,6 +22,7 @@ from hushtune.common.privacy.plan import Trust
 from hushtune.common.privacy.report_files import write_statement
 from hushtune.common.privacy.statement_secure import provided
 from hushtune.common.run_context import RunContext
+from hushtune.common.stopping import best_round, chosen_by, is_judged
 from hushtune.common.tasks import partition
 from hushtune.common.tasks.base import Metrics
 from hushtune.common.tasks.workspace import Workspace
@@ -43,7 +44,7 @@ SUMMARY_KEYS = frozenset(
         *("personal", "worst_site", "spread", "aggregation_bias", "largest_bias", "saved_rank"),
         *("rounds", "trust", "refusals", "rejected", "seconds", "seed", "config_hash"),
         *("adapter_digest", "out", "data_notes", "unit", "group", "seen_by", "attack"),
-        *("rests_on", "fit"),
+        *("rests_on", "fit", "stopped"),
     )
 )
 """What every summary has; ``missing`` comes with them where no picture could be drawn."""
@@ -111,7 +112,7 @@ def finished(context: RunContext) -> dict[str, Any] | None:
     lines = (context.out / METRICS).read_bytes()
     if lines != "".join(map(metrics_line, checkpoint.history)).encode():
         return None
-    if summary is None or checkpoint.shown.digest() != summary["adapter_digest"]:
+    if summary is None or checkpoint.final.digest() != summary["adapter_digest"]:
         return None
     return {**summary, "out": str(context.out)}  # the folder may have been moved
 
@@ -185,6 +186,7 @@ def summarise(run: FinishedRun, privacy: Mapping[str, Any]) -> dict[str, Any]:
         "rejected": _rejected(result),
         "attack": attack_of(context.config),
         "fit": fit_of(result.history),
+        "stopped": _stopped(context.config, result),
         "seconds": dict(run.seconds),
         "seed": context.config.seed,
         "config_hash": config_hash(context.config),
@@ -207,6 +209,21 @@ def _rests_on(context: RunContext) -> str | None:
             f"{shlex.quote(str(context.out))}"
         )
     return None
+
+
+def _stopped(config: RunConfig, result: FederationResult) -> dict[str, Any] | None:
+    """After which round a run stopped, and whose model it is; None where nothing was judged."""
+    if not is_judged(config):
+        return None
+    done, best = len(result.history), best_round(result.history, config)
+    return {
+        "after": done,
+        "planned": config.train.rounds,
+        "best_round": best,
+        "kept_round": best if config.train.keep == "best" and best is not None else done,
+        "by": chosen_by(config),
+        "watch": config.train.watch,
+    }
 
 
 def _bias(result: FederationResult) -> float | None:

@@ -1,4 +1,4 @@
-"""Whether the gap between losses on held-out and on training rows grew over a run."""
+"""What a run's figures by round say: whether the gap between losses grew, and when it stopped."""
 
 from __future__ import annotations
 
@@ -44,3 +44,13 @@ def fit_line(fit: Mapping[str, Any] | None) -> str | None:
         f"{fit['smallest_round']}) to {fit['gap']:.3f}. Fewer rounds, train.weight_decay or "
         "train.label_smoothing are against overfitting"
     )
+
+
+def stopped_line(stopped: Mapping[str, Any] | None) -> str | None:
+    """A line on when a run stopped and whose round's model it is; None where nothing was judged."""
+    if stopped is None:
+        return None
+    who = {"told": "figures that sites told with noise", "researcher": "the researcher's figures"}
+    done, planned, kept = stopped["after"], stopped["planned"], stopped["kept_round"]
+    ran = f"stopped after round {done} of {planned}" if done < planned else f"ran {done} rounds"
+    return f"{ran}; the model is that of round {kept}, by {who[stopped['by']]}"

@@ -13,7 +13,7 @@ from rich.table import Table
 from hushtune.common.names import SEEN_BY, methods
 from hushtune.common.privacy.figures import at_most, upwards
 from hushtune.simulations.attacks import show_attack
-from hushtune.simulations.overfit import fit_line
+from hushtune.simulations.overfit import fit_line, stopped_line
 from hushtune.simulations.planner_clients import show_clients
 from hushtune.simulations.weak import show_warning
 
@@ -73,8 +73,6 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
         console.print(
             summary["rests_on"], style="dim", highlight=False, markup=False, soft_wrap=True
         )
-    if line := fit_line(summary.get("fit")):
-        console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
     show_attack(console, summary["attack"])
     rejected: Mapping[str, Sequence[Mapping[str, Any]]] = summary["rejected"]
     worst = _first(rejected, lambda site: -len(rejected[site]))
@@ -96,7 +94,12 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
 
 
 def _show_spread(console: Console, summary: Mapping[str, Any]) -> None:
-    """How unequal the sites are served, and what the rule of aggregation loses."""
+    """When it stopped, whether it overfits, how unequal the sites are served, and what the rule of
+    aggregation loses."""
+    told = {"dim": stopped_line(summary.get("stopped")), "yellow": fit_line(summary.get("fit"))}
+    for style, line in told.items():
+        if line is not None:
+            console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
     worst = summary["worst_site"]
     if len(summary["sites"]) > 1:
         line = f"worst site: {worst['site']}, {worst['value']:.3f}; "
