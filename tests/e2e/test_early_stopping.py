@@ -221,9 +221,11 @@ CLIENT = {"trust": "server", "unit": "client", "epsilon": 50.0, "delta": 0.1}
         ({"data__validation_fraction": 0.0}, "no validation rows"),
         ({"personal__method": "finetune"}, "train for themselves"),
     ],
-    ids=str,
+    ids=["sites", "public", "server", "sums", "none", "own"],
 )
-@pytest.mark.parametrize("judged_by", [{"train__patience": 3}, {"train__keep": "best"}], ids=str)
+@pytest.mark.parametrize(
+    "judged_by", [{"train__patience": 3}, {"train__keep": "best"}], ids=["patience", "best"]
+)
 def test_a_choice_that_would_leak_is_refused(
     settings: Any, changes: dict[str, Any], words: str, judged_by: dict[str, Any]
 ) -> None:

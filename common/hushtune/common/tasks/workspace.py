@@ -54,7 +54,10 @@ class Workspace:
             label_smoothing=config.train.label_smoothing,
             cache_megabytes=config.train.cache_megabytes,
             rows_in_use=np.unique(
-                np.concatenate([self.rows(POOLED, p) for p in ("train", "validation", "test")])
+                np.concatenate(
+                    [self.rows(POOLED, p) for p in ("train", "validation", "test")]
+                    + [data.left_out]
+                )
             ),
             on_fill=None if progress is None else lambda i, n: progress("frozen features", i, n),
         )
