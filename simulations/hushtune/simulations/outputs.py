@@ -31,6 +31,7 @@ from hushtune.server.checkpoint import Checkpoint, exists, load
 from hushtune.server.strategy import FederationResult
 from hushtune.simulations.attacks import attack_of
 from hushtune.simulations.card import model_card
+from hushtune.simulations.forgetting import forgetting
 from hushtune.simulations.overfit import fit_of
 from hushtune.simulations.privacy_report import privacy_of
 
@@ -44,7 +45,7 @@ SUMMARY_KEYS = frozenset(
         *("personal", "worst_site", "spread", "aggregation_bias", "largest_bias", "saved_rank"),
         *("rounds", "trust", "refusals", "rejected", "seconds", "seed", "config_hash"),
         *("adapter_digest", "out", "data_notes", "unit", "group", "seen_by", "attack"),
-        *("rests_on", "fit", "stopped"),
+        *("rests_on", "fit", "stopped", "forgetting"),
     )
 )
 """What every summary has; ``missing`` comes with them where no picture could be drawn."""
@@ -186,6 +187,9 @@ def summarise(run: FinishedRun, privacy: Mapping[str, Any]) -> dict[str, Any]:
         "rejected": _rejected(result),
         "attack": attack_of(context.config),
         "fit": fit_of(result.history),
+        "forgetting": forgetting(workspace, result.state)
+        if context.config.simulation.forgetting
+        else None,
         "stopped": _stopped(context.config, result),
         "seconds": dict(run.seconds),
         "seed": context.config.seed,

@@ -54,3 +54,14 @@ def stopped_line(stopped: Mapping[str, Any] | None) -> str | None:
     done, planned, kept = stopped["after"], stopped["planned"], stopped["kept_round"]
     ran = f"stopped after round {done} of {planned}" if done < planned else f"ran {done} rounds"
     return f"{ran}; the model is that of round {kept}, by {who[stopped['by']]}"
+
+
+def forgetting_line(found: Mapping[str, Any] | None) -> str | None:
+    """A line on the probe of other texts; None where there was none."""
+    if found is None:
+        return None
+    return (
+        f"on {found['texts']} public texts of another kind ({found['probe']}): accuracy "
+        f"{found['accuracy_before']:.3f} before training and {found['accuracy_after']:.3f} after; "
+        f"features moved by {found['drift']:.4f} (1 - cosine)"
+    )

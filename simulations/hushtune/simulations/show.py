@@ -13,7 +13,7 @@ from rich.table import Table
 from hushtune.common.names import SEEN_BY, methods
 from hushtune.common.privacy.figures import at_most, upwards
 from hushtune.simulations.attacks import show_attack
-from hushtune.simulations.overfit import fit_line, stopped_line
+from hushtune.simulations.overfit import fit_line, forgetting_line, stopped_line
 from hushtune.simulations.planner_clients import show_clients
 from hushtune.simulations.weak import show_warning
 
@@ -97,6 +97,7 @@ def _show_spread(console: Console, summary: Mapping[str, Any]) -> None:
     """When it stopped, whether it overfits, how unequal the sites are served, and what the rule of
     aggregation loses."""
     told = {"dim": stopped_line(summary.get("stopped")), "yellow": fit_line(summary.get("fit"))}
+    told["not bold"] = forgetting_line(summary.get("forgetting"))
     for style, line in told.items():
         if line is not None:
             console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
