@@ -1,4 +1,4 @@
-"""The probe of public texts: zero for a model that is as it was, and low for one that was wrecked."""
+"""The probe of public texts: nothing for a model that is as it was, much for one in ruins."""
 
 from __future__ import annotations
 
