@@ -218,6 +218,16 @@ class SimulationConfig(Section):
     )
     baselines: bool = Field(default=True, description="also train what the result is compared with")
     evaluate_every: Count = Field(default=1, description="evaluate after every so many rounds")
+    train_sample: CountOrNone = Field(
+        default=256,
+        description="training rows, drawn with the seed, on which loss and accuracy are shown "
+        "beside those on validation rows; the researcher's, never sent; 0 = none",
+    )
+    forgetting: bool = Field(
+        default=True,
+        description="also show what training did to the model on public texts of another kind; a "
+        "few seconds, and no privacy",
+    )
     attack: Literal["none", "label_flip", "sign_flip", "scale", "collude", "nan"] = Field(
         default="none",
         description="what some of the simulated sites do: label_flip = train on the next label in "

@@ -33,7 +33,13 @@ def trained_baselines(config: RunConfig) -> dict[str, RunConfig]:
     left_out = ("policies", "ledgers", "attack", "attackers", "attack_scale")
     own = config.simulation.model_copy(update={key: getattr(plain, key) for key in left_out})
     # What a site trains for itself alone is no part of what is compared.
-    config = config.model_copy(update={"simulation": own, "personal": PersonalConfig()})
+    # Nobody judges their rounds: each goes through all of them.
+    train = config.train.model_copy(
+        update={"patience": None, "keep": "last", "watch": "loss", "min_improvement": 0.0}
+    )
+    config = config.model_copy(
+        update={"simulation": own, "personal": PersonalConfig(), "train": train}
+    )
     sites = sorted(config.data.public_sizes)
     head = {"head_private": head_only(config)} if config.task.of.has_head else {}
     if Unit(config.privacy.unit) is Unit.CLIENT:
