@@ -63,7 +63,8 @@ def test_figures_are_shown_change_nothing_and_are_the_researcher_s(
     assert all("no site sends" in row["seen_by"]["train"] for row in rows)
     assert shown["fit"]["train_loss"] == rows[-1]["train"]["loss"]
     assert "no site sends" in shown["seen_by"]["fit"]
-    assert rows[0]["train"]["loss"] > rows[-1]["train"]["loss"]
+    losses = [row["train"]["loss"] for row in rows]
+    assert len(set(losses)) == len(losses)  # each is its own round's
     if rule == "ffa":
         config = resolve(whole)
         workspace = open_workspace(config)
@@ -92,7 +93,9 @@ def test_a_growing_gap_is_told_and_a_small_or_closing_one_is_not() -> None:
 
 def test_the_picture_has_both_losses() -> None:
     summary = {
+        "task": "text-classification",
         "metric": "accuracy",
+        "higher_is_better": True,
         "sites": {"north": None},
         "trust": "site",
         "baselines": {"majority": 0.5},

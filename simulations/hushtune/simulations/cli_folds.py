@@ -35,7 +35,7 @@ def simulate_folds(
             given=f"--dry-run --folds {how}",
             expected="--dry-run without --folds: each fold is such a run",
         )
-    with ProgressView(console, turns=config.privacy.client_turns is not None) as view:
+    with ProgressView.of_run(console, config) as view:
         told = run_folds(config, out, how, resume=resume, overwrite=overwrite, observer=view)
     show_folds(console, told)
     return told
