@@ -74,13 +74,15 @@ def export_adapter(
     # Beside each other, where there is room for what is written; the first makes the folder above.
     with whole_folder(to) as partial, TemporaryDirectory(dir=to.parent, prefix=".edge-") as place:
         aside = Path(place) if int8 else None
-        written = write_model(trained.model, edge_inputs.examples(trained), partial, aside=aside)
+        examples = edge_inputs.examples(trained)
+        written = write_model(trained.model, examples, partial, aside=aside)
         inputs = OnnxModel(written.path).inputs
         reads_text = "input_ids" in inputs
         if reads_text:
             write_tokenizer(trained.tokenizer, trained.settings.max_tokens, partial / TOKENIZER)
         _write_json(partial / LABELS, list(trained.labels))
-        found = measure(trained, written, rows, int8=int8)
+        made_up = {name: tensor[:1] for name, tensor in examples[-1].items()}
+        found = measure(trained, written, rows, made_up=made_up, int8=int8)
         _write_json(partial / REPORT, found)
         text = edge_card(
             card,
@@ -115,9 +117,12 @@ def write_model(
 
 
 def measure(
-    trained: saved.Predictor, written: Written, rows: TestRows, *, int8: bool
+    trained: saved.Predictor, written: Written, rows: TestRows, *, made_up: Inputs, int8: bool
 ) -> dict[str, Any]:
-    """The report: the merged model in PyTorch, the ONNX file and, with ``int8``, the small one."""
+    """The report: the merged model in PyTorch, the ONNX file and, with ``int8``, the small one.
+
+    ``made_up``: one row to be timed where there are no test rows.
+    """
     model = trained.model
     size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) / 1e6
 
@@ -131,11 +136,7 @@ def measure(
     if int8:
         small = OnnxModel(written.path, threads=1)
         forms.append(Form("ONNX int8", megabytes(written.path), small))
-    if rows.texts:
-        singles = edge_inputs.one_by_one(trained, rows.texts)
-    else:
-        made_up = edge_inputs.examples(trained)[-1]
-        singles = [{name: tensor[:1] for name, tensor in made_up.items()}]
+    singles = edge_inputs.one_by_one(trained, rows.texts) if rows.texts else [made_up]
     found = report(
         compare(forms, singles, rows.labels if rows.texts else None),
         rows=len(rows.texts),

@@ -115,7 +115,7 @@ def report(
 ) -> Mapping[str, Any]:
     """What ``edge.json`` holds; ``warning`` is "" unless more than ``MOST_CHANGED`` changed."""
     last = figures[-1].agreement
-    changed = None if last is None else 1 - last
+    changed = None if last is None else round(1 - last, 12)  # 1 - 0.99 is more than 0.01
     warning = ""
     if changed is not None and changed > MOST_CHANGED:
         warning = (
