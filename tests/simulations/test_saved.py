@@ -70,7 +70,9 @@ def trained(
     return train(folder, base, three_sites, head=request.param)
 
 
-def train(folder: Path, base: Path, data: Path, *, head: str, layer: int = 2) -> Trained:
+def train(
+    folder: Path, base: Path, data: Path, *, head: str, layer: int = 2, rounds: int = 3
+) -> Trained:
     """A finished run, long enough for logits that differ between texts."""
     toml = folder / "run.toml"
     toml.write_text(
@@ -92,7 +94,7 @@ layers = 0
 [privacy]
 trust = "off"
 [train]
-rounds = 3
+rounds = {rounds}
 warmup_rounds = 1
 local_steps = 4
 sampling_probability = 0.4

@@ -253,7 +253,16 @@ def merged_card(card: str, *, labels: Sequence[str], head: str, max_tokens: int)
     else:
         library = "sentence-transformers"
         code = _LOAD_MERGED_MEAN.format(labels=json.dumps(list(labels), ensure_ascii=False))
-    use = f"## Use\n\nThe adapter is merged into its base model: no peft is needed.\n\n{code}\n"
+    use = f"The adapter is merged into its base model: no peft is needed.\n\n{code}"
+    return with_use(card, use, library=library)
+
+
+def with_use(card: str, use: str, *, library: str) -> str:
+    """The card of an adapter as that of a whole model, which ``use`` tells how to run.
+
+    ``library``: the name of what loads it. All but what tells how to use it stays.
+    """
+    use = f"## Use\n\n{use}\n"
     text, found = _USE.subn(lambda _: use, card, count=1)
     text = text if found else f"{card.rstrip()}\n\n{use}"
     text = text.replace("library_name: peft\n", f"library_name: {library}\n", 1)

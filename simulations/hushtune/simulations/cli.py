@@ -23,6 +23,7 @@ from hushtune.common.errors import (
     InterruptedRunError,
 )
 from hushtune.common.json_text import json_text
+from hushtune.simulations.cli_export import export
 from hushtune.simulations.cli_ledger import ledger_app
 from hushtune.simulations.cli_server import server_app
 from hushtune.simulations.cli_site import site_app
@@ -54,6 +55,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(policy_app, name="policy")
 app.command()(plan)
 app.command()(verify)
+app.command()(export)
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(server_app, name="server")
 app.add_typer(site_app, name="site")
@@ -157,29 +159,6 @@ def predict(
     answers = load(folder).predict(wanted)
     show_predictions(console, answers)
     _print_json(answers, as_json)
-
-
-@app.command()
-def export(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a run's folder or an adapter's")],
-    to: Annotated[Path, typer.Option("--to", metavar="DIR2", help="a new folder")],
-    merged: Annotated[
-        bool, typer.Option("--merged", help="one model that loads without hushtune and peft")
-    ] = False,
-    site: Annotated[
-        str | None, typer.Option("--site", metavar="SITE", help="the model of this site alone")
-    ] = None,
-) -> None:
-    """Copy a trained adapter out of a run, or merge it into its base model."""
-    if site is None:
-        from hushtune.simulations.saved import export as export_model
-
-        path = export_model(folder, to, merged=merged)
-    else:
-        from hushtune.simulations.own_models import export_own
-
-        path = export_own(folder, site, to, merged=merged)
-    Console().print(f"written to {path}", highlight=False)
 
 
 @app.command()

@@ -19,6 +19,9 @@ EXTRAS = {
         "sentence-transformers",
         "loading a merged export; not needed to write one",
     ),
+    "onnx": ("onnx", "export --format onnx and int8"),
+    "onnxruntime": ("onnxruntime", "export --format onnx and int8"),
+    "onnxscript": ("onnxscript", "export --format onnx and int8"),
 }
 
 

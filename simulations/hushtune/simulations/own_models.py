@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -88,6 +89,16 @@ def final_figures(
 
 def export_own(folder: Path, site: str, to: Path, *, merged: bool) -> Path:
     """Write a site's own model from a finished run's folder as ``saved.export`` would."""
+    with own_folder(folder, site) as adapter:
+        return saved.export(adapter, to, merged=merged)
+
+
+@contextmanager
+def own_folder(folder: Path, site: str) -> Generator[Path]:
+    """A folder, for a while, with a site's own adapter from a finished run's folder.
+
+    Raises ConfigError where there is none, or none that may be given away.
+    """
     if not (folder / CONFIG).is_file() or not exists(checkpoint_folder(folder)):
         raise MissingFileError(
             "a site's own model is in the folder of a run",
@@ -138,4 +149,4 @@ def export_own(folder: Path, site: str, to: Path, *, merged: bool) -> Path:
             adapter=config.adapter,
             task=config.task,
         )
-        return saved.export(Path(place) / "adapter", to, merged=merged)
+        yield Path(place) / "adapter"

@@ -42,7 +42,7 @@ from hushtune.simulations.answers import answers_of
 from hushtune.simulations.merged import write_merged
 from hushtune.simulations.privacy_report import how_to_go_on
 
-_MEND = (
+MEND = (
     "get a whole copy of the adapter; or, in a run's folder, remove its folder adapter, which "
     "`hushtune simulate --out DIR --resume` then writes anew from the checkpoint"
 )
@@ -113,6 +113,13 @@ def adapter_folder(folder: Path) -> Path:
             expected=f"a run's folder, or one that holds {DESCRIPTION}",
             remedy="a merged export is loaded as its README.md says, without hushtune",
         )
+    if (folder / "model.onnx").is_file():
+        raise MissingFileError(
+            "this is a model for devices and no adapter",
+            given=str(folder),
+            expected=f"a run's folder, or one that holds {DESCRIPTION}",
+            remedy="it is run as its README.md says, without hushtune",
+        )
     raise MissingFileError(
         "no trained adapter is there",
         given=str(folder),
@@ -155,7 +162,7 @@ def _description(
 ) -> tuple[tuple[str, ...], ModelConfig, AdapterConfig, TaskConfig, str]:
     """Labels, settings of model, adapter and task, and the base's fingerprint; or
     CheckpointError."""
-    raw = read_json(path, remedy=_MEND)
+    raw = read_json(path, remedy=MEND)
     try:
         return (
             tuple(map(str, raw["labels"])),
@@ -171,7 +178,7 @@ def _description(
             f"the file {path} is damaged",
             given=lacking,
             expected="labels, model, adapter, task and fingerprint",
-            remedy=_MEND,
+            remedy=MEND,
         ) from error
 
 
@@ -180,7 +187,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         return safetensors.torch.load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"the file {path} cannot be read", given=str(error)[:200], remedy=_MEND
+            f"the file {path} cannot be read", given=str(error)[:200], remedy=MEND
         ) from error
 
 
@@ -198,19 +205,13 @@ def _read_state(model: AdaptedModel, folder: Path, *, rank: int) -> AdapterState
         raise CheckpointError(
             "the adapter is not whole",
             given=f"{folder} without {min(missing)}" if missing else "a value that is not finite",
-            remedy=_MEND,
+            remedy=MEND,
         )
     return state
 
 
-def export(folder: Path, to: Path, *, merged: bool) -> Path:
-    """Copy an adapter to a folder of its own, or merge it into its base.
-
-    A merged model with the family's own head is a plain transformers folder; one with the
-    mean-pooled head is a sentence-transformers folder whose ``encode`` gives the logits. Written
-    to a temporary folder and moved into place whole.
-    """
-    source = adapter_folder(folder)
+def check_target(to: Path, source: Path) -> None:
+    """OutputExistsError unless an adapter's folder ``source`` can be exported to ``to``."""
     with write_errors(to):
         if to.exists() and (not to.is_dir() or any(to.iterdir())):
             raise OutputExistsError(
@@ -227,9 +228,20 @@ def export(folder: Path, to: Path, *, merged: bool) -> Path:
                 expected=f"a folder outside {source}",
                 remedy="name another folder",
             )
+
+
+def export(folder: Path, to: Path, *, merged: bool) -> Path:
+    """Copy an adapter to a folder of its own, or merge it into its base.
+
+    A merged model with the family's own head is a plain transformers folder; one with the
+    mean-pooled head is a sentence-transformers folder whose ``encode`` gives the logits. Written
+    to a temporary folder and moved into place whole.
+    """
+    source = adapter_folder(folder)
+    check_target(to, source)
     with whole_folder(to) as partial:
         if merged:
-            write_merged(load(source), read_text(source / "README.md", remedy=_MEND), partial)
+            write_merged(load(source), read_text(source / "README.md", remedy=MEND), partial)
         else:
             for file in source.glob("*.safetensors"):
                 _tensors(file)  # what is damaged is found here, and not where it is carried to
