@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from hushtune.common.config_augment import AugmentConfig, check_augment
 from hushtune.common.config_base import (
     MOST_STEPS,
     REFUSED,
@@ -42,6 +43,7 @@ __all__ = [
     "REFUSED",
     "AdapterConfig",
     "AggregationConfig",
+    "AugmentConfig",
     "DataConfig",
     "MetricsConfig",
     "ModelConfig",
@@ -104,6 +106,11 @@ class TrainConfig(Section):
     cache_megabytes: CountOrNone = Field(
         default=2048, description="memory for cached outputs of the frozen layers; 0 = no cache"
     )
+    pixel_megabytes: CountOrNone = Field(
+        default=1024,
+        description="memory for decoded images, each of 150 KB at 224 by 224 pixels; those beyond "
+        "it are decoded at each use",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -158,6 +165,7 @@ class RunConfig(Section):
     privacy: PrivacyConfig = Field(default_factory=PrivacyConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     aggregation: AggregationConfig = Field(default_factory=AggregationConfig)
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
     personal: PersonalConfig = Field(default_factory=PersonalConfig)
     metrics: MetricsConfig = Field(default_factory=MetricsConfig)
     simulation: SimulationConfig = Field(default_factory=SimulationConfig)
@@ -175,7 +183,9 @@ class RunConfig(Section):
             head=self.model.head,
             warmup_rounds=self.train.warmup_rounds,
             attack=self.simulation.attack,
+            image_size=self.model.image_size,
         )
+        check_augment(self.augment, self.task.of)
         return self
 
     @model_validator(mode="after")

@@ -123,7 +123,13 @@ def without_warmup(tree: Any) -> Any:
 
 
 def check_task(
-    task: TaskConfig, data: DataConfig, *, head: str, warmup_rounds: int, attack: str
+    task: TaskConfig,
+    data: DataConfig,
+    *,
+    head: str,
+    warmup_rounds: int,
+    attack: str,
+    image_size: int | None = None,
 ) -> None:
     """Refuse what a kind of supervision cannot do; keys are those of the whole configuration."""
     kind = task.of
@@ -173,6 +179,31 @@ def check_task(
             given="nothing",
             expected="names and numbers that are public",
             remedy='set data.labels = ["negative", "positive"]',
+        )
+    images = kind.inputs is Inputs.IMAGE
+    if image_size is not None and not images:
+        refuse(
+            f"{kind.name} reads no images",
+            key="model.image_size",
+            given=image_size,
+            expected="no model.image_size",
+        )
+    named_source = "dataset" if data.dataset is not None else data.source
+    if images and named_source in ("dataset", "demo"):
+        refuse(
+            "images are read from a folder, or by their paths from a table",
+            key="data.dataset" if data.dataset is not None else "data.source",
+            given=str(data.dataset or data.source),
+            expected="data.folder, data.file or data.files",
+        )
+    if data.folder is not None and (not images or data.group is not None):
+        refuse(
+            f"{kind.name} is not read from data.folder"
+            if not images
+            else "a folder of images does not say which patient or user each is of",
+            key="data.folder",
+            given=str(data.folder),
+            expected="data.file or data.files" + (", with a column of paths" if images else ""),
         )
     for key, inputs, what in (
         ("second", Inputs.PAIR, "the column with the second text"),
