@@ -42,8 +42,8 @@ HEADS = ("mean", "own")
 # other head of each would test the same code once more.
 RELATED = [("electra", "own"), ("mpnet", "mean"), ("mistral", "own")]
 TEXT_CASES = [*((family, head) for family in TEXT for head in HEADS), *RELATED]
-# Of the others one head each: what differs is where their convolutions are. MobileNetV2 is not among
-# them, as its ReLU6 turn rounding in other shapes into other gates: see test_images.py.
+# Of the others one head each: what differs is where their convolutions are. MobileNetV2 is not
+# among them, as its ReLU6 turn rounding in other shapes into other gates: see test_images.py.
 IMAGE_CASES = [
     *((family, head) for family in (*IMAGES, "resnet") for head in HEADS),
     ("efficientnet", "mean"),

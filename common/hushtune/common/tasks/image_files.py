@@ -7,6 +7,7 @@ wherever they lie. A file is read once into memory, so that what is hashed is wh
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import warnings
 from pathlib import Path
@@ -84,7 +85,12 @@ def rgb(content: bytes, path: Path, *, file: str, row: int | None) -> Image:
                     raise pillow.Image.DecompressionBombError(f"{image.width} x {image.height}")
                 warnings.simplefilter("ignore")  # of metadata that is not needed
                 image.load()
-                found = _rgb(pillow, image)
+                deep = image.mode in ("I", "F")
+                found = image if deep else _rgb(pillow, image)
+        if deep:
+            what = "the image has pixels of 32 bits, whose range is not known"
+            given, expected = f"mode {found.mode}", "8 or 16 bits a channel"
+            raise _bad(what, path, file=file, row=row, given=given, expected=expected)
         if max(found.size) <= MOST_RATIO * min(found.size):
             return found
         what = "the image is a strip"
@@ -108,8 +114,6 @@ def _rgb(pillow: Any, image: Any) -> Image:
     if image.mode.startswith("I;16"):
         grey = np.asarray(image).astype(np.uint16) >> 8
         return pillow.Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise ValueError("pixels of 32 bits, whose range is not known")
     if image.mode in _TRANSPARENT or "transparency" in image.info:
         image = image.convert("RGBA")
         ground = pillow.Image.new("RGBA", image.size, _WHITE)
@@ -165,13 +169,12 @@ def _bad(
 
 def _pillow(file: str) -> Any:
     try:
-        import PIL
-        import PIL.Image
-        import PIL.ImageOps
+        for name in ("PIL.Image", "PIL.ImageOps"):
+            importlib.import_module(name)
+        return importlib.import_module("PIL")
     except ImportError as error:
         raise UnsupportedDataError(
             "reading images needs Pillow, which is not installed",
             file=file,
             remedy="pip install 'hushtune[vision]'",
         ) from error
-    return PIL
