@@ -85,7 +85,7 @@ def test_another_size_scales_resize_and_cut_alike(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_done_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="preprocessor_config.json"):
+    with pytest.raises(ModelError, match=r"preprocessor_config\.json"):
         load_image_processor(str(tmp_path))
     name = folder(tmp_path / "a", image_processor_type="ViTImageProcessor", do_resize=False)
     with pytest.raises(UnsupportedModelError, match="do_resize False"):

@@ -74,7 +74,8 @@ def image_view(pixels: Tensor, how: AugmentConfig, random: np.random.Generator) 
             [
                 [kept * cosine * mirrored, -kept * sine * ratio, right],
                 [kept * sine / ratio * mirrored, kept * cosine, down],
-            ]
+            ],
+            dtype=torch.float32,
         )
         grid = nn.functional.affine_grid(turned[None], [1, *pixels.shape], align_corners=False)
         pixels = nn.functional.grid_sample(

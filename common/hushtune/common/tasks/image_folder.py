@@ -9,6 +9,11 @@ from hushtune.common.errors import EmptyDataError, MissingFileError, Unsupported
 from hushtune.common.tasks.image_files import SUFFIXES, canonical
 from hushtune.common.tasks.rows import RawRow
 
+_REMEDY = (
+    "move it away; where folders are sites leave data.partition out, where they are classes set it "
+    "and data.sites"
+)
+
 
 def read_image_folder(folder: Path, *, sites: bool) -> Iterator[RawRow]:
     """Rows of ``SITE/CLASS/FILE`` where ``sites``, else of ``CLASS/FILE``, in order of the names.
@@ -33,8 +38,7 @@ def read_image_folder(folder: Path, *, sites: bool) -> Iterator[RawRow]:
                         file=path,
                         expected=f"{_layout(sites=sites)}, with FILE one of "
                         + ", ".join(sorted(SUFFIXES)),
-                        remedy="move it away; where folders are sites leave data.partition out, "
-                        "where they are classes set it and data.sites",
+                        remedy=_REMEDY,
                     )
                 count += 1
                 text = canonical(path, file=str(path))
@@ -53,7 +57,7 @@ def _folders(folder: Path, *, sites: bool) -> list[Path]:
                 "a file lies where only folders are expected",
                 file=path,
                 expected=_layout(sites=sites),
-                remedy="move it away; images lie in a folder of their class",
+                remedy=_REMEDY,
             )
     return found
 
