@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .client.families import IMAGES, tiny_base
+
 CLASSES = ("dark", "light")
 SIDE = 16
 
@@ -36,14 +38,13 @@ def picture_folder(folder: Path, *, sites: tuple[str, ...] = ("north", "south"),
 
 def vision_model(folder: Path, family: str, *, head: str = "mean") -> Path:
     """A tiny random model of a family with its image processor, as a transformers folder."""
-    from tests.client.families import tiny_base
-
     base: Any = tiny_base(family, head)
     base.save_pretrained(folder)
+    side = SIDE if family in IMAGES else 2 * SIDE
     settings = {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
-        "size": {"height": SIDE, "width": SIDE},
+        "size": {"height": side, "width": side},
         "resample": 2,
         "do_rescale": True,
         "rescale_factor": 1 / 255,

@@ -105,7 +105,8 @@ def clipped_sum(
     }
     # From torch's stream, which a site begins from its own batches' (see ``train_locally``).
     draw = int(torch.randint(2**62, ())) if task.augments else None
-    for piece in task.microbatches(task.views(units), microbatch):
+    units = task.views(units)
+    for piece in task.microbatches(units, microbatch):
         task.example_losses(task.batch(piece.rows, level, draw=draw)).sum().backward()
         own = len(piece.units.rows)  # the others fill the piece up, and count for nothing
         samples = {
