@@ -33,6 +33,7 @@ PREPARE: Mapping[str, Prepare] = MappingProxyType(
         "image-classification": image_classification.prepare,
         "tabular-classification": classification.prepare,
         "tabular-regression": regression.prepare,
+        "recommendation": regression.prepare,
     }
 )
 
