@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -14,7 +15,7 @@ from hushtune.common import lora
 from hushtune.common.config_augment import AugmentConfig
 from hushtune.common.model import Level
 from hushtune.common.privacy.noise import NoiseSource
-from hushtune.common.tasks.augment import ImageViews, TextViews
+from hushtune.common.tasks.augment import ImageViews, TextViews, keys_of
 from hushtune.common.tasks.image_processor import ImageProcessor
 from hushtune.common.tasks.image_rows import ImageRows
 from hushtune.common.tasks.kinds.classification import text_classification
@@ -67,17 +68,21 @@ def image_rows(side: int, positions: int) -> ImageRows:
         positions=positions,
         processor=None,
     )
-    return ImageRows(["?:?"] * NUM_ROWS, processor, pixels.to(torch.uint8))
+    return ImageRows([f"{n}:?" for n in range(NUM_ROWS)], processor, pixels.to(torch.uint8))
 
 
-def task_of(family: str, head: str, how: AugmentConfig | None = None, **others: Any) -> Supervised:
+def task_of(
+    family: str, head: str, how: AugmentConfig | None = None, *, without: int = 0, **others: Any
+) -> Supervised:
+    """``without``: so many of the first images are not in the table."""
     rows = image_rows(16, 5) if family in IMAGES else image_rows(64, 1)
+    rows = replace(rows, texts=rows.texts[without:], kept=rows.kept[without:])
     return Supervised(
         adapted(family, head),
         rows,
-        DenseTargets(torch.from_numpy(labels())),
+        DenseTargets(torch.from_numpy(labels()[without:])),
         Classification(class_weights(CLASS_WEIGHTS, 3)),
-        augmented=None if how is None else ImageViews(rows, how),
+        augmented=None if how is None else ImageViews(rows, keys_of(rows.texts), how),
         **others,
     )
 
@@ -191,6 +196,15 @@ def test_an_image_has_the_same_views_alone_and_in_a_batch(family: str, head: str
     assert float((whole - other).norm()) > 1e-2 * clip
 
 
+def test_an_image_that_is_in_no_table_leaves_the_others_views_as_they_are() -> None:
+    """Whoever knows a step's draw then learns no more of the image than the clip norm allows."""
+    of, rest_of = changed_task("vit", "mean"), task_of("vit", "mean", HOW, without=1)
+    state = moved(of.model)
+    clip = 0.2 * min(norms(task("vit", "mean"), state))
+    whole, rest = drawn(of, ALL, state, clip), drawn(rest_of, ALL[:-1], state, clip)
+    assert 0.99 * clip <= float((whole - rest).norm()) <= clip * (1 + 1e-5)
+
+
 @VIEWED
 def test_a_gradient_is_the_mean_over_its_views(family: str, head: str) -> None:
     of = changed_task(family, head)
@@ -273,7 +287,7 @@ def text_task(how: AugmentConfig | None) -> Supervised:
     tokens = token_rows("bert")
     numbers = torch.cat([torch.arange(int(n), dtype=torch.int32) for n in tokens.lengths])
     words = type(tokens)(numbers, tokens.offsets, -1, tokens.max_tokens)
-    augmented = None if how is None else TextViews(tokens, words, how)
+    augmented = None if how is None else TextViews(tokens, words, np.arange(NUM_ROWS), how)
     return text_classification(adapted("bert"), tokens, labels(), augmented=augmented)
 
 

@@ -90,9 +90,9 @@ def clipped_sum(
 
     A unit's gradient is the mean over its examples, so that one with many records pulls no harder.
     Where examples are changed at random it is over all views of them too, before it is clipped
-    (augmentation multiplicity, De et al. 2204.13650). The changes are drawn for each row by itself,
-    without a look at any other: whatever they are, a unit moves the sum by the clip norm at most,
-    so they cost nothing, and nothing rests on their being secret.
+    (augmentation multiplicity, De et al. 2204.13650). A row's changes follow from the step's draw
+    and the row alone: whatever was drawn, a unit moves the sum by the clip norm at most, so they
+    cost nothing, and nothing rests on their being secret.
     The same for any ``microbatch`` (examples at a time) but for rounding; zero for no units. Must
     run inside ``per_example_gradients``. Returns float64 CPU tensors in the shapes of ``trained``.
 

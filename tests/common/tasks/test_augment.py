@@ -12,8 +12,9 @@ from hushtune.common.config_augment import AugmentConfig
 from hushtune.common.tasks.activations import TokenRows
 from hushtune.common.tasks.augment import (
     TextViews,
-    _randoms,  # pyright: ignore[reportPrivateUsage]
     image_view,
+    keys_of,
+    randoms,
     text_view,
     word_numbers,
 )
@@ -127,7 +128,8 @@ def test_a_changed_text_is_as_wide_as_it_was() -> None:
     ids = torch.arange(30, dtype=torch.int32) + 5
     tokens = TokenRows(ids, np.array([0, 12, 30]), 0, 18)
     words = TokenRows(torch.tensor([*WORDS, *range(18)], dtype=torch.int32), tokens.offsets, -1, 18)
-    views = TextViews(tokens, words, AugmentConfig(word_dropout=0.5, views=2))
+    how = AugmentConfig(word_dropout=0.5, views=2)
+    views = TextViews(tokens, words, keys_of(["a", "b"]), how)
     rows = np.array([0, 0, 1], dtype=np.int64)
     found, plain = views.inputs(rows, draw=3), tokens.inputs(rows)
     assert found["input_ids"].shape == plain["input_ids"].shape
@@ -144,10 +146,13 @@ def test_a_changed_text_is_as_wide_as_it_was() -> None:
 # ------------------------------------------------------------------------------- draws ----
 
 
+KEYS = keys_of(f"text {row}" for row in range(10))
+
+
 def test_what_is_drawn_for_a_row_depends_on_no_other_row() -> None:
     def numbers(rows: list[int], draw: int = 7) -> dict[tuple[int, int], float]:
         seen: dict[tuple[int, int], float] = {}
-        for row, generator in zip(rows, _randoms(np.array(rows), draw), strict=True):
+        for row, generator in zip(rows, randoms(np.array(rows), KEYS, draw), strict=True):
             view = sum(1 for other, _ in seen if other == row)
             seen[row, view] = float(generator.random())
         return seen
@@ -156,6 +161,15 @@ def test_what_is_drawn_for_a_row_depends_on_no_other_row() -> None:
     assert alone == {key: together[key] for key in alone}
     assert len(set(together.values())) == 6
     assert not set(numbers([4, 4], draw=8).values()) & set(alone.values())
+
+
+def test_what_is_drawn_for_a_row_does_not_depend_on_its_place() -> None:
+    """Else the table without its first row would have other views of all rows."""
+    (here,) = randoms(np.array([4]), KEYS, 7)
+    (there,) = randoms(np.array([3]), KEYS[1:], 7)
+    assert here.random() == there.random()
+    assert len(set(KEYS.tolist())) == 10
+    assert (KEYS >= 0).all()
 
 
 def test_views_of_a_unit_are_its_rows_so_often() -> None:

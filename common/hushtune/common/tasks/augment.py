@@ -1,13 +1,15 @@
 """Inputs that are changed at random each time they are trained on.
 
-What is drawn for a view follows from the step's draw, the row and the view's number, and from no
-other row: the views of an example are the same whoever is in its batch.
+What is drawn for a view follows from the step's draw, the content of the example and the view's
+number, and from nothing else: neither from who is in its batch nor from who is in the table. So the
+bound on what an example moves holds for every draw, and nothing rests on its being secret.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,6 +41,7 @@ class ImageViews:
     """Images mirrored, turned, zoomed into and noised."""
 
     images: ImageRows
+    keys: Rows  # (n,), see ``keys_of``
     how: AugmentConfig
 
     @property
@@ -51,7 +54,7 @@ class ImageViews:
         pixels = self.images.pixels(rows).float()
         changed = [
             image_view(image, self.how, random)
-            for image, random in zip(pixels, _randoms(rows, draw), strict=True)
+            for image, random in zip(pixels, randoms(rows, self.keys, draw), strict=True)
         ]
         return {"pixel_values": self.images.processor.scaled(torch.stack(changed))}
 
@@ -95,6 +98,7 @@ class TextViews:
 
     tokens: TokenRows
     words: TokenRows  # in place of ids the number of the word in its text; -1 for special tokens
+    keys: Rows  # (n,), see ``keys_of``
     how: AugmentConfig
 
     @property
@@ -106,7 +110,8 @@ class TextViews:
         """``input_ids`` and ``attention_mask``, each ``(b, t)``, as wide as unchanged texts."""
         inputs = self.tokens.inputs(rows)
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        for place, (row, random) in enumerate(zip(rows, _randoms(rows, draw), strict=True)):
+        generators = randoms(rows, self.keys, draw)
+        for place, (row, random) in enumerate(zip(rows, generators, strict=True)):
             span = slice(int(self.tokens.offsets[row]), int(self.tokens.offsets[row + 1]))
             words = self.words.ids[span].numpy()
             kept = torch.from_numpy(text_view(words, self.how, random))
@@ -152,9 +157,15 @@ def word_numbers(word_ids: Sequence[int | None], sequences: Sequence[int | None]
     return found
 
 
-def _randoms(rows: Rows, draw: int) -> Iterator[np.random.Generator]:
-    """A generator for each row, of its own."""
+def keys_of(contents: Iterable[str]) -> Rows:
+    """A number for each example, ``(n,)``, that follows from what it is, not from its place."""
+    digests = [hashlib.sha256(content.encode()).digest() for content in contents]
+    return np.array([int.from_bytes(digest[:8]) >> 1 for digest in digests], dtype=np.int64)
+
+
+def randoms(rows: Rows, keys: Rows, draw: int) -> Iterator[np.random.Generator]:
+    """A generator for each row, of its own; ``keys``: of all rows."""
     seen: dict[int, int] = {}
     for row in rows.tolist():
         view = seen[row] = seen.get(row, -1) + 1
-        yield np.random.default_rng([draw, row, view])
+        yield np.random.default_rng([draw, int(keys[row]), view])

@@ -57,7 +57,7 @@ class Task(Protocol):
         """Inputs and targets of some rows.
 
         ``draw``: of a training step that changes examples, which changes; those of a row follow
-        from it, the row, and how often the row came before, and from no other row.
+        from it, the row's content, and how often the row came before, and from no other row.
         """
         ...
 

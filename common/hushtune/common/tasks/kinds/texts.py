@@ -14,7 +14,7 @@ from hushtune.common.config import RunConfig
 from hushtune.common.errors import ModelError
 from hushtune.common.kinds import Inputs
 from hushtune.common.tasks.activations import TokenRows
-from hushtune.common.tasks.augment import TextViews, word_numbers
+from hushtune.common.tasks.augment import TextViews, keys_of, word_numbers
 
 
 def tokenize(
@@ -53,7 +53,7 @@ def text_views(
         word_numbers(encoded.word_ids(row), encoded.sequence_ids(row)) for row in range(len(texts))
     ]
     words = ragged([row or [-1] for row in numbers], pad_id=-1, max_tokens=size)
-    return TextViews(tokens, words, config.augment)
+    return TextViews(tokens, words, keys_of(texts), config.augment)
 
 
 def _encoded(
