@@ -24,7 +24,9 @@ from ..client.families import (
     IMAGES,
     NUM_LABELS,
     PADDED_WITH_ONE,
+    PIXELS,
     TEXT_CASES,
+    TRANSFORMER_CASES,
     adapted,
     moved,
     tiny_base,
@@ -35,8 +37,9 @@ every_case = pytest.mark.parametrize(("family", "head"), CASES)
 
 def inputs(family: str) -> dict[str, torch.Tensor]:
     random = torch.Generator().manual_seed(2)
-    if family in IMAGES:
-        return {"pixel_values": torch.randn(4, 3, 16, 16, generator=random)}
+    if family in PIXELS:
+        side = 16 if family in IMAGES else 64
+        return {"pixel_values": torch.randn(4, 3, side, side, generator=random)}
     ids = torch.randint(3, 50, (4, 6), generator=random)
     mask = torch.ones_like(ids)
     mask[0, 4:], ids[0, 4:] = 0, 1 if family in PADDED_WITH_ONE else 0
@@ -52,7 +55,7 @@ def logits(model: Any, family: str) -> torch.Tensor:
 # ------------------------------------------------------------------------------ targets ----
 
 
-@every_case
+@pytest.mark.parametrize(("family", "head"), TRANSFORMER_CASES)
 def test_value_and_output_projections_of_the_top_blocks_are_found(family: str, head: str) -> None:
     base = tiny_base(family, head)
     found = lora_targets.find_targets(base, AdapterConfig(layers=2))

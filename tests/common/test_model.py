@@ -8,15 +8,16 @@ import torch
 from hushtune.common import lora, lora_targets
 from hushtune.common.errors import UnsupportedModelError
 
-from ..client.families import CASES, IMAGES, adapted, make_task, moved, tiny_base
+from ..client.families import CASES, IMAGES, PIXELS, adapted, make_task, moved, tiny_base
 
 every_case = pytest.mark.parametrize(("family", "head"), CASES)
 
 
 def inputs(family: str) -> dict[str, torch.Tensor]:
     random = torch.Generator().manual_seed(2)
-    if family in IMAGES:
-        return {"pixel_values": torch.randn(4, 3, 16, 16, generator=random)}
+    if family in PIXELS:
+        side = 16 if family in IMAGES else 64
+        return {"pixel_values": torch.randn(4, 3, side, side, generator=random)}
     ids = torch.randint(3, 50, (4, 6), generator=random)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 

@@ -89,6 +89,10 @@ def clipped_sum(
     """Sum over ``units`` of each one's gradient, clipped to ``clip_norm`` over all tensors.
 
     A unit's gradient is the mean over its examples, so that one with many records pulls no harder.
+    Where examples are changed at random it is over all views of them too, before it is clipped
+    (augmentation multiplicity, De et al. 2204.13650). A row's changes follow from the step's draw
+    and the row alone: whatever was drawn, a unit moves the sum by the clip norm at most, so they
+    cost nothing, and nothing rests on their being secret.
     The same for any ``microbatch`` (examples at a time) but for rounding; zero for no units. Must
     run inside ``per_example_gradients``. Returns float64 CPU tensors in the shapes of ``trained``.
 
@@ -99,8 +103,11 @@ def clipped_sum(
     total = {
         key: torch.zeros_like(parameter, dtype=torch.float64) for key, parameter in trained.items()
     }
+    # From torch's stream, which a site begins from its own batches' (see ``train_locally``).
+    draw = int(torch.randint(2**62, ())) if task.augments else None
+    units = task.views(units)
     for piece in task.microbatches(units, microbatch):
-        task.example_losses(task.batch(piece.rows, level)).sum().backward()
+        task.example_losses(task.batch(piece.rows, level, draw=draw)).sum().backward()
         own = len(piece.units.rows)  # the others fill the piece up, and count for nothing
         samples = {
             key: piece.units.means(_take(key, parameter, len(piece.rows))[:own])

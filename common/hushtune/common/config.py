@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from hushtune.common.config_augment import AugmentConfig, check_augment
 from hushtune.common.config_base import (
     REFUSED,
     Section,
@@ -27,16 +28,11 @@ from hushtune.common.config_federation import (
     PersonalConfig,
     SimulationConfig,
 )
+from hushtune.common.config_kind import check_source, check_task, with_source, without_warmup
 from hushtune.common.config_model import AdapterConfig, ModelConfig
 from hushtune.common.config_privacy import PrivacyConfig, check_together
 from hushtune.common.config_rules import check_rule
-from hushtune.common.config_task import (
-    TaskConfig,
-    check_source,
-    check_task,
-    with_source,
-    without_warmup,
-)
+from hushtune.common.config_task import TaskConfig
 from hushtune.common.config_train import DEFAULT_SAMPLING_PROBABILITY, TrainConfig
 
 __all__ = [
@@ -44,6 +40,7 @@ __all__ = [
     "REFUSED",
     "AdapterConfig",
     "AggregationConfig",
+    "AugmentConfig",
     "DataConfig",
     "MetricsConfig",
     "ModelConfig",
@@ -70,6 +67,7 @@ class RunConfig(Section):
     privacy: PrivacyConfig = Field(default_factory=PrivacyConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     aggregation: AggregationConfig = Field(default_factory=AggregationConfig)
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
     personal: PersonalConfig = Field(default_factory=PersonalConfig)
     metrics: MetricsConfig = Field(default_factory=MetricsConfig)
     simulation: SimulationConfig = Field(default_factory=SimulationConfig)
@@ -89,7 +87,9 @@ class RunConfig(Section):
             warmup_rounds=self.train.warmup_rounds,
             attack=self.simulation.attack,
             smoothing=self.train.label_smoothing,
+            image_size=self.model.image_size,
         )
+        check_augment(self.augment, self.task.of)
         return self
 
     @model_validator(mode="after")

@@ -17,7 +17,7 @@ from hushtune.common.config_base import (
     refuse,
 )
 
-SOURCES = ("source", "file", "files", "dataset")
+SOURCES = ("source", "file", "files", "folder", "dataset")
 """Keys of [data] of which exactly one names where the rows come from."""
 
 
@@ -45,8 +45,13 @@ class DataConfig(Section):
     )
     files: Mapping[Name, FilePath] | None = Field(
         default=None,
-        description="one file a site: site name = path",
+        description="one file a site: site name = path; of images also a folder with CLASS/FILE",
         examples=[{"north": "north.csv"}],
+    )
+    folder: FilePath | None = Field(
+        default=None,
+        description="for images: a folder with SITE/CLASS/FILE; with a partition CLASS/FILE",
+        examples=["images"],
     )
     dataset: Name | None = Field(
         default=None,

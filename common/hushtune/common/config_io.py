@@ -278,8 +278,9 @@ def _with_absolute_paths(tree: Tree, folder: Path) -> Tree:
     data, model = tree.get("data"), tree.get("model")
     if isinstance(data, dict):
         table = dict(cast(Tree, data))
-        if isinstance(table.get("file"), str | Path) and str(table["file"]):
-            table["file"] = _absolute(table["file"], folder)
+        for key in ("file", "folder"):
+            if isinstance(table.get(key), str | Path) and str(table[key]):
+                table[key] = _absolute(table[key], folder)
         if isinstance(table.get("files"), dict):
             table["files"] = {
                 site: _absolute(path, folder) if isinstance(path, str | Path) and path else path

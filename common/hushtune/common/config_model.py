@@ -34,6 +34,12 @@ class ModelConfig(Section):
     max_tokens: Annotated[int, Field(ge=4, le=10**6)] = Field(
         default=128, description="longer texts are cut to this many tokens"
     )
+    image_size: Annotated[int, Field(ge=8, le=4096)] | None = Field(
+        default=None,
+        description="for images: side in pixels that the model reads, in place of its own; smaller "
+        "is faster. Not for models whose positions are fixed, as ViT's",
+        examples=[112],
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
         description="of the frozen base's products; auto = bfloat16 on CPUs that are twice as fast "

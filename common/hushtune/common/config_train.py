@@ -108,6 +108,11 @@ class TrainConfig(Section):
     cache_megabytes: CountOrNone = Field(
         default=2048, description="memory for cached outputs of the frozen layers; 0 = no cache"
     )
+    pixel_megabytes: CountOrNone = Field(
+        default=1024,
+        description="memory for decoded images, each of 150 KB at 224 by 224 pixels; those beyond "
+        "it are decoded at each use",
+    )
 
     @model_validator(mode="before")
     @classmethod

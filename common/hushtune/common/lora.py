@@ -29,6 +29,7 @@ from hushtune.common.adapter import (
 )
 from hushtune.common.config import AdapterConfig, ModelConfig
 from hushtune.common.errors import TargetModuleError, UnsupportedModelError
+from hushtune.common.lora_convolutions import as_linear, channels, is_convolutional
 from hushtune.common.lora_embedding import columns, hold_in_modules, is_embedding
 from hushtune.common.lora_targets import (
     check_rank,
@@ -79,10 +80,14 @@ def attach(
     targets = find_targets(base, adapter)
     refuse_tied(base, targets)
     check_rank(base, targets, adapter.rank)
-    blocks = transformer_blocks(base)
-    places = [place_in(name_of(base, blocks), name) for name in targets]
     identity = fingerprint(base, without=own)
-    hidden_size = int(base.config.hidden_size)
+    if is_convolutional(base):
+        blocks, places, hidden_size = None, [], channels(base)
+        targets = as_linear(base, targets)
+    else:
+        blocks = transformer_blocks(base)
+        places = [place_in(name_of(base, blocks), name) for name in targets]
+        hidden_size = int(base.config.hidden_size)
     lora = LoraConfig(
         task_type=TaskType.SEQ_CLS if own and _is_text(base) else None,
         r=adapter.rank,
@@ -102,7 +107,7 @@ def attach(
     adapted = AdaptedModel(
         wrapped,
         blocks=blocks,
-        first_adapted=min(0 if place is None else place for place in places),
+        first_adapted=min((0 if place is None else place for place in places), default=0),
         adapts_tokens=None in places,
         num_outputs=num_outputs,
         hidden_size=hidden_size,

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from hushtune.common import lora
 from hushtune.common.adapter import HEAD_PREFIX, AdapterState, a_key, b_key, head_key
+from hushtune.common.lora_convolutions import as_convolutions, of_convolutions, plain_name
 from hushtune.common.lora_embedding import give_back, is_embedding
 from hushtune.common.low_rank import compressed, product, total
 from hushtune.common.model import AdaptedModel
@@ -70,12 +71,16 @@ def save_adapter(model: AdaptedModel, state: AdapterState, folder: Path, *, base
     untyped.r, untyped.lora_alpha = state.spec.rank, state.spec.alpha
     untyped.use_rslora, untyped.inference_mode = state.spec.rslora, True
     untyped.base_model_name_or_path = base_name
+    if any(plain_name(target) != target for target in state.spec.targets):
+        untyped.target_modules = sorted(plain_name(target) for target in state.spec.targets)
     config.save_pretrained(str(folder))
     names = peft_names(model)
     tensors, head = dict[str, Tensor](), dict[str, Tensor]()
+    matrices = of_convolutions(state.spec.targets)
     for key, tensor in state.tensors.items():
-        if key in names:
-            tensors[names[key]] = tensor.contiguous()
+        if key in names:  # peft has the factors of convolutions as convolutions of 1 by 1
+            found = tensor[:, :, None, None] if key in matrices else tensor
+            tensors[names[key]] = found.contiguous()
         else:
             head[key.removeprefix(HEAD_PREFIX)] = tensor.contiguous()
     safetensors.torch.save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
@@ -96,7 +101,9 @@ def peft_names(model: AdaptedModel) -> dict[str, str]:
             names[a_key(module)] = f"{start}{module}.lora_embedding_A"
             names[b_key(module)] = f"{start}{module}.lora_embedding_B"
         else:
-            names |= {key: f"{start}{key}.weight" for key in (a_key(module), b_key(module))}
+            plain = plain_name(module)
+            names[a_key(module)] = f"{start}{a_key(plain)}.weight"
+            names[b_key(module)] = f"{start}{b_key(plain)}.weight"
     return names
 
 
@@ -106,4 +113,6 @@ def merged(model: AdaptedModel) -> PreTrainedModel:
     with warnings.catch_warnings():
         # peft goes by the module's name. That no other module has the weight is checked before.
         warnings.filterwarnings("ignore", message="(?s).*tie_word_embeddings")
-        return cast(PreTrainedModel, cast(Any, model.base).merge_and_unload())
+        base = cast(PreTrainedModel, cast(Any, model.base).merge_and_unload())
+    as_convolutions(base)
+    return base

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hushtune.common.config import AdapterConfig
 from hushtune.common.errors import TargetModuleError, UnsupportedModelError
+from hushtune.common.lora_convolutions import CONVOLUTIONAL, is_convolutional, pointwise_places
 
 # Value and output projections gain more than query and value at equal privacy. Where a family
 # fuses query, key and value, the fused projection stands in.
@@ -31,6 +32,7 @@ FAMILY_TARGETS: Mapping[str, tuple[str, ...]] = {
     "qwen3": ("self_attn.v_proj", "self_attn.o_proj"),
     "vit": ("attention.v_proj", "attention.o_proj"),
     "dinov2": ("attention.v_proj", "attention.o_proj"),
+    **{family: found.targets for family, found in CONVOLUTIONAL.items()},
 }
 
 
@@ -43,13 +45,22 @@ def transformer_blocks(base: PreTrainedModel) -> nn.ModuleList:
             "no stack of transformer blocks was found in the model",
             given=type(base).__name__,
             expected="one ModuleList of config.num_hidden_layers blocks",
-            remedy="use an encoder or decoder of the BERT, GPT-2, Llama, Qwen or ViT kind",
+            remedy="use an encoder or decoder of the BERT, GPT-2, Llama, Qwen or ViT kind, or of "
+            f"the convolutional ones {', '.join(CONVOLUTIONAL)}",
         )
     return lists[0]
 
 
 def keep_first_blocks(base: PreTrainedModel, layer: int | None) -> None:
     """Drop the blocks above ``layer``, so that the head reads that layer's output."""
+    if is_convolutional(base):
+        if layer is not None:
+            raise UnsupportedModelError(
+                "of a convolutional model all layers are kept",
+                given=f"model.layer = {layer}",
+                expected="no model.layer",
+            )
+        return
     blocks = transformer_blocks(base)
     if layer is None or layer == len(blocks):
         return
@@ -104,31 +115,25 @@ def find_targets(base: PreTrainedModel, config: AdapterConfig) -> tuple[str, ...
             expected=", ".join(sorted(FAMILY_TARGETS)),
             remedy="name the modules in adapter.targets",
         )
-    blocks = transformer_blocks(base)
-    if config.layers > len(blocks):
+    linear, depth = _places(base)
+    if config.layers > depth:
         raise UnsupportedModelError(
             "adapter.layers is more than the model has blocks",
             given=config.layers,
-            expected=f"1 to {len(blocks)}, or 0 for all",
+            expected=f"1 to {depth}, or 0 for all",
             remedy="set adapter.layers = 0",
         )
-    lowest = len(blocks) - config.layers if config.layers else 0
-    prefix = name_of(base, blocks)
-    linear = [
-        (name, place)
-        for name, module in base.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and (place := place_in(prefix, name)) is not None
-    ]
+    lowest = depth - config.layers if config.layers else 0
     found: list[str] = []
     for target in wanted:
         tokens = _embedding(base, target)
         if tokens is not None:
             found.append(tokens)
             continue
-        ends = [name for name, _ in linear if _is_called(name, target)]
+        ends = [name for name, _, _ in linear if _is_called(name, target)]
         if not ends:
-            inside = {".".join(name[len(prefix) + 1 :].split(".")[1:]) for name, _ in linear}
-            tokens = base.get_input_embeddings()
+            inside = {short for _, _, short in linear}
+            tokens = None if is_convolutional(base) else base.get_input_embeddings()
             below = {name_of(base, tokens)} if isinstance(tokens, nn.Embedding) else set[str]()
             short = sorted(inside | below)
             near = difflib.get_close_matches(target, short, n=3, cutoff=0.3) or short
@@ -138,16 +143,31 @@ def find_targets(base: PreTrainedModel, config: AdapterConfig) -> tuple[str, ...
                 expected=", ".join(short),
                 remedy=f"set adapter.targets, perhaps to {near[0]!r}",
             )
-        high = [name for name, index in linear if name in ends and index >= lowest]
+        high = [name for name, index, _ in linear if name in ends and index >= lowest]
         if not high:
             raise TargetModuleError(
                 f"no adapted block has a module {target!r}",
                 given=f"adapter.layers = {config.layers}, {ends[-1]}",
-                expected=f"a module of the top {config.layers} of {len(blocks)} blocks",
+                expected=f"a module of the top {config.layers} of {depth} blocks",
                 remedy="raise adapter.layers, or take the name out of adapter.targets",
             )
         found += high
     return tuple(sorted(set(found)))
+
+
+def _places(base: PreTrainedModel) -> tuple[list[tuple[str, int, str]], int]:
+    """Names of all modules that can be adapted, each with its block and its name in there; and how
+    many blocks there are."""
+    if is_convolutional(base):
+        return pointwise_places(base)
+    blocks = transformer_blocks(base)
+    prefix = name_of(base, blocks)
+    linear = [
+        (name, place, ".".join(name[len(prefix) + 1 :].split(".")[1:]))
+        for name, module in base.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and (place := place_in(prefix, name)) is not None
+    ]
+    return linear, len(blocks)
 
 
 def _is_called(name: str, target: str) -> bool:
@@ -215,7 +235,7 @@ def refuse_tied(base: PreTrainedModel, targets: Iterable[str]) -> None:
 def check_rank(base: PreTrainedModel, targets: Iterable[str], rank: int) -> None:
     """Refuse a rank at which a module would not be adapted at low rank."""
     for name in targets:
-        width = min(cast(Tensor, base.get_submodule(name).weight).shape)
+        width = min(cast(Tensor, base.get_submodule(name).weight).flatten(1).shape)
         if rank > width:
             raise TargetModuleError(
                 "the rank is larger than a module that it should adapt at low rank",

@@ -64,7 +64,7 @@ class AdaptedModel(nn.Module):
         self,
         base: PeftModel,
         *,
-        blocks: nn.ModuleList,
+        blocks: nn.ModuleList | None,
         first_adapted: int,
         num_outputs: int,
         hidden_size: int,
@@ -75,7 +75,7 @@ class AdaptedModel(nn.Module):
         adapts_tokens: bool = False,
     ) -> None:
         """``adapts_tokens``: the embedding of tokens is adapted, so no states that enter a block
-        can be kept."""
+        can be kept. ``blocks``: None for a convolutional base, of which none are kept either."""
         super().__init__()
         self.base = base
         self.head_kind = head_kind
@@ -89,7 +89,9 @@ class AdaptedModel(nn.Module):
         self.precision = precision
         self.fingerprint = fingerprint
         self.base_change: dict[str, tuple[Tensor, Tensor]] = {}  # by module: (n, d_in), (d_out, n)
-        self._blocks = [blocks]  # in a list, so that it is not registered a second time
+        self._blocks = (
+            [] if blocks is None else [blocks]
+        )  # in a list, so that it is not registered a second time
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -103,8 +105,8 @@ class AdaptedModel(nn.Module):
 
     @property
     def keeps_hidden(self) -> bool:
-        """Whether the states that enter the first adapted block never change."""
-        return not self.adapts_tokens
+        """Whether the states that enter the first adapted block never change, and can be kept."""
+        return bool(self._blocks) and not self.adapts_tokens
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Outputs of a batch."""
@@ -114,9 +116,10 @@ class AdaptedModel(nn.Module):
             return self.head(inputs["features"])
         if "hidden" not in inputs:
             return self._logits(inputs)
-        if self.adapts_tokens:
+        if not self.keeps_hidden:
             raise UnsupportedModelError(
-                "hidden states were given to a model whose embedding of tokens is adapted",
+                "hidden states were given to a convolutional model, or one whose embedding of "
+                "tokens is adapted",
                 expected="tokens, or features while the adapter has no effect",
             )
         rest = {key: value for key, value in inputs.items() if key != "hidden"}
@@ -139,8 +142,11 @@ class AdaptedModel(nn.Module):
 
     def _pool(self, states: Tensor, mask: Tensor | None) -> Tensor:
         states = states.float()
-        # states: (b, t, d); mask: (b, t), absent where every position is real (images)
-        if mask is None:
+        # states: (b, t, d), of convolutions (b, d, h, w); mask: (b, t), absent for images, of
+        # which every position is real
+        if states.dim() == 4:
+            pooled = states.mean((2, 3))
+        elif mask is None:
             pooled = states.mean(1)
         else:
             weights = mask.unsqueeze(-1).to(states.dtype)
@@ -150,12 +156,18 @@ class AdaptedModel(nn.Module):
     @torch.no_grad()
     def frozen_activations(
         self, inputs: Inputs, *, pooled: bool = True
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor | None, Tensor | None]:
         """``hidden (b, t, d)`` and, if ``pooled``, ``features (b, d)`` of the base alone.
+
+        A convolutional base has no ``hidden``.
 
         Pooled, the installed adapter must be without effect (every B zero); the caller sees to
         that. peft's own ``disable_adapter`` would be the way, but it sets ``requires_grad`` anew.
         """
+        if not self._blocks:
+            if not pooled or not self.reads_features:
+                return None, None
+            return None, self._pool(self._run_base(inputs).last_hidden_state, None)
         seen: list[Tensor] = []
 
         def see(_module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

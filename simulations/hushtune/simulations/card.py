@@ -16,6 +16,7 @@ from hushtune.common.privacy.figures import at_most, upwards
 from hushtune.common.privacy.statement_markdown import plain
 from hushtune.common.privacy.statement_sentence import unit_word
 from hushtune.common.tasks.workspace import Workspace
+from hushtune.simulations import card_images
 from hushtune.simulations.attacks import told as told_attack
 
 _LOAD_MEAN = """\
@@ -115,8 +116,15 @@ def model_card(
         options += f", num_hidden_layers={config.model.layer}"
     packaged = workspace.base_name != config.model.name
     imports, name = _FETCHED if packaged else _NAMED
+    images = config.task.of.inputs is Inputs.IMAGE
     load = (
-        _LOAD_MEAN.format(scale=config.model.feature_scale)
+        card_images.adapter(
+            head=config.model.head,
+            scale=config.model.feature_scale,
+            labels=workspace.data.label_names,
+        )
+        if images
+        else _LOAD_MEAN.format(scale=config.model.feature_scale)
         if config.model.head == "mean"
         else _LOAD_OWN.format(
             labels=json.dumps(list(workspace.data.label_names), ensure_ascii=False),
@@ -241,13 +249,18 @@ def _rank(config: RunConfig, summary: Mapping[str, Any]) -> str:
     return f"{trained} (saved as one exact adapter of rank {saved}: see adapter_config.json)"
 
 
-def merged_card(card: str, *, labels: Sequence[str], head: str, max_tokens: int) -> str:
+def merged_card(
+    card: str, *, labels: Sequence[str], head: str, max_tokens: int, images: bool = False
+) -> str:
     """The card of an adapter as that of the model it was merged into, with the code to load that.
 
     ``head``: "own" for a plain transformers folder, else "mean" for one of sentence-transformers,
-    whose ``encode`` gives the logits of ``labels``. All but what tells how to use it stays.
+    whose ``encode`` gives the logits of ``labels``; of ``images`` always one of transformers. All
+    but what tells how to use it stays.
     """
-    if head == "own":
+    if images:
+        library, code = "transformers", card_images.merged(head=head, labels=labels)
+    elif head == "own":
         answer = _ANSWER.format(max_tokens=max_tokens)
         library, code = "transformers", _LOAD_MERGED_OWN.format(answer=answer)
     else:

@@ -150,7 +150,7 @@ def predict(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Label texts with a trained model."""
+    """Label texts, or images by their paths, with a trained model."""
     wanted = _texts(texts or [])
     from hushtune.simulations.saved import load
     from hushtune.simulations.show import show_predictions
@@ -176,19 +176,23 @@ def doctor(as_json: AsJson = False) -> None:
 
 @data_app.command("preview")
 def data_preview(
-    file: Annotated[Path, typer.Argument(metavar="FILE")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="or a folder of images")],
     text: Annotated[str, typer.Option(help="the column with the text")] = "text",
     label: Annotated[str, typer.Option(help="the column with the label")] = "label",
     site: Annotated[str | None, typer.Option(help="the column with the site")] = None,
     model: Annotated[str, typer.Option(help="whose tokenizer")] = "demo",
     rows: Annotated[int, typer.Option(min=1, help="how many")] = 5,
+    images: Annotated[bool, typer.Option("--images", help="the texts are paths of images")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show rows as they will be read, and as tokens."""
+    """Show rows as they will be read, and as tokens; of images size and class."""
     from hushtune.simulations.show import show_preview
-    from hushtune.simulations.tokens import preview_file
+    from hushtune.simulations.tokens import preview_file, preview_images
 
-    found = preview_file(file, text=text, label=label, site=site, model=model, rows=rows)
+    if images or file.is_dir():
+        found = preview_images(file, text=text, label=label, site=site, rows=rows)
+    else:
+        found = preview_file(file, text=text, label=label, site=site, model=model, rows=rows)
     show_preview(Console(stderr=as_json), found)
     _print_json(found, as_json)
 

@@ -58,7 +58,8 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     total = per_round * sent.total
     trained = trainable_keys(rule, state.spec, turn=0 if adapted else None)
     batch = share * sum(local_batch(config, site, plan) for site, plan in plans.items())
-    steps = adapted * train.local_steps
+    # Heads alone are trained on kept features, which there are none of changed examples.
+    steps = (train.rounds if config.augment.is_on else adapted) * train.local_steps
     private_runs = 1 + (len(trained_baselines(config)) - 1 if config.simulation.baselines else 0)
     whole_runs = 4 if config.simulation.baselines else 1  # the sites alone make up one run
     keys = trainable_keys(rule, state.spec, turn=0)
@@ -71,7 +72,8 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     states = tokens if workspace.task.model.keeps_hidden else used  # features, or hidden states
     kept = min(config.train.cache_megabytes, math.ceil(states * width * 4 / 2**20))
     # A gradient of each example, and two copies of it while it is clipped.
-    samples = 3 * config.train.microbatch * state.select(keys).num_values() * 4 / 2**20
+    at_once = max(config.train.microbatch, config.augment.views)
+    samples = 3 * at_once * state.select(keys).num_values() * 4 / 2**20
     weights = sum(p.numel() for p in workspace.task.model.parameters()) * 4 / 2**20
     guard = unguarded(config.aggregation, config.simulation.sites_per_round or len(plans))
     return {
@@ -152,7 +154,8 @@ def _seconds_a_row(workspace: Workspace, full_keys: tuple[str, ...]) -> tuple[fl
 
     frozen, whole = _seconds(frozen_pass) / len(rows), _seconds(private_pass) / len(rows)
     # What the cache saves is the forward pass of the blocks under the first adapted one.
-    saved = frozen * task.model.first_adapted / len(task.model.blocks)
+    kept = task.model.keeps_hidden and not task.augments
+    saved = frozen * task.model.first_adapted / len(task.model.blocks) if kept else 0.0
     return frozen, max(whole - saved, 0.1 * whole)
 
 

@@ -21,6 +21,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState
@@ -79,7 +80,10 @@ def features(workspace: Workspace, state: AdapterState, texts: Sequence[str]) ->
     lora.install(model, state)
     model.frozen_mode()
     most = min(64, cast(TokenRows, workspace.task.inputs).max_tokens)
-    tokens, device = tokenize(workspace.tokenizer, texts, max_tokens=most), _device(model)
+    tokens, device = (
+        tokenize(cast(PreTrainedTokenizerBase, workspace.encoder), texts, max_tokens=most),
+        _device(model),
+    )
     parts: list[Tensor] = []
     for start in range(0, len(texts), _BATCH):
         rows = np.arange(start, min(start + _BATCH, len(texts)), dtype=np.int64)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import safetensors.torch
 
-from hushtune.common.lora_files import merged
+from hushtune.common.lora_files import HEAD_FILE, merged
+from hushtune.common.tasks.image_processor import ImageProcessor
 from hushtune.simulations.card import merged_card
 
 if TYPE_CHECKING:
@@ -22,15 +23,26 @@ def write_merged(trained: Predictor, card: str, folder: Path) -> None:
     base.config.id2label = names
     base.config.label2id = {name: index for index, name in names.items()}
     base.save_pretrained(str(folder), safe_serialization=True)
-    trained.tokenizer.save_pretrained(str(folder))
+    trained.encoder.save_pretrained(str(folder))
+    images = isinstance(trained.encoder, ImageProcessor)
     card = merged_card(
         card,
         labels=trained.labels,
         head=trained.settings.head,
         max_tokens=trained.settings.max_tokens,
+        images=images,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
     if trained.model.head is None:
+        return
+    if images:
+        # Of features that are scaled to norm 1.
+        head = {
+            "weight": (trained.model.head.weight.detach() * trained.settings.feature_scale),
+            "bias": trained.model.head.bias.detach(),
+        }
+        contiguous = {name: tensor.clone().contiguous() for name, tensor in head.items()}
+        safetensors.torch.save_file(contiguous, folder / HEAD_FILE)
         return
     width, scale = trained.model.head.in_features, trained.settings.feature_scale
     _write_json(

@@ -25,19 +25,23 @@ from hushtune.common.errors import (
     OutputExistsError,
 )
 from hushtune.common.files import read_json, read_text, write_errors
-from hushtune.common.kinds import Targets
+from hushtune.common.kinds import Inputs, Targets
 from hushtune.common.lora_files import (
     ADAPTER_FILE,
     HEAD_FILE,
     peft_names,
 )
 from hushtune.common.model import AdaptedModel
+from hushtune.common.tasks.activations import InputRows
 from hushtune.common.tasks.assets import resolve_model
 from hushtune.common.tasks.base_model import load_base, set_padding
+from hushtune.common.tasks.encoder import Encoder, load_encoder
+from hushtune.common.tasks.image_files import canonical
+from hushtune.common.tasks.image_processor import ImageProcessor
+from hushtune.common.tasks.image_rows import ImageRows
 from hushtune.common.tasks.kinds.registry import head_for, num_outputs
 from hushtune.common.tasks.kinds.texts import tokenize
 from hushtune.common.tasks.supervised import EVALUATION_BATCH
-from hushtune.common.tasks.tokenizer import load_tokenizer
 from hushtune.simulations.answers import answers_of
 from hushtune.simulations.merged import write_merged
 from hushtune.simulations.privacy_report import how_to_go_on
@@ -53,20 +57,31 @@ class Predictor:
     """A trained model that is ready to answer."""
 
     model: AdaptedModel
-    tokenizer: PreTrainedTokenizerBase
+    encoder: Encoder
     labels: tuple[str, ...]
     settings: ModelConfig
     task: TaskConfig
 
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Of a model that reads texts."""
+        if isinstance(self.encoder, ImageProcessor):
+            raise TypeError("a model of images has no tokenizer")
+        return self.encoder
+
+    def inputs(self, texts: Sequence[str]) -> InputRows:
+        """What the model reads of canonical inputs, or of the paths of images; DataErrors."""
+        if isinstance(self.encoder, ImageProcessor):
+            images = [canonical(Path(text), file=text) for text in texts]
+            return ImageRows.of(images, self.encoder, megabytes=0)
+        size, inputs = self.settings.max_tokens, self.task.of.inputs
+        return tokenize(self.encoder, texts, max_tokens=size, inputs=inputs)
+
     @torch.no_grad()
     def logits(self, texts: Sequence[str]) -> Tensor:
-        """What the model puts out for canonical inputs, ``(len(texts), num_outputs)``."""
-        rows = tokenize(
-            self.tokenizer,
-            texts,
-            max_tokens=self.settings.max_tokens,
-            inputs=self.task.of.inputs,
-        )
+        """What the model puts out for canonical inputs, or for the paths of images,
+        ``(len(texts), num_outputs)``."""
+        rows = self.inputs(texts)
         pieces: list[Tensor] = []
         for start in range(0, len(texts), EVALUATION_BATCH):
             chosen = torch.arange(start, min(start + EVALUATION_BATCH, len(texts))).numpy()
@@ -133,7 +148,8 @@ def load(folder: Path | str) -> Predictor:
     folder = adapter_folder(Path(folder))
     labels, settings, adapter, task, fingerprint = _description(folder / DESCRIPTION)
     head = head_for(task, settings)
-    base = load_base(str(resolve_model(settings.name)), head, labels)
+    images = task.of.inputs is Inputs.IMAGE
+    base = load_base(str(resolve_model(settings.name)), head, labels, images=images)
     model = lora.attach(
         base,
         model=settings,
@@ -152,9 +168,10 @@ def load(folder: Path | str) -> Predictor:
         )
     lora.install(model, _read_state(model, folder, rank=adapter.rank))
     model.frozen_mode()
-    tokenizer = load_tokenizer(str(folder))
-    set_padding(base, cast("int | None", tokenizer.pad_token_id))
-    return Predictor(model, tokenizer, labels, settings, task)
+    encoder = load_encoder(str(folder), task, settings)
+    if not isinstance(encoder, ImageProcessor):
+        set_padding(base, cast("int | None", encoder.pad_token_id))
+    return Predictor(model, encoder, labels, settings, task)
 
 
 def _description(
@@ -191,11 +208,16 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
+def _matrix(tensor: Tensor) -> Tensor:
+    return tensor.flatten(1) if tensor.dim() == 4 else tensor
+
+
 def _read_state(model: AdaptedModel, folder: Path, *, rank: int) -> AdapterState:
     """The adapter's tensors from peft's file and the head's."""
     stored = _tensors(folder / ADAPTER_FILE)
     keys = {name: key for key, name in peft_names(model).items()}
-    tensors = {keys.get(name, name): tensor.float() for name, tensor in stored.items()}
+    # The factors of a convolution are convolutions of 1 by 1.
+    tensors = {keys.get(name, name): _matrix(tensor.float()) for name, tensor in stored.items()}
     if model.head is not None:
         head = _tensors(folder / HEAD_FILE)
         tensors |= {head_key(name): tensor.float() for name, tensor in head.items()}

@@ -267,7 +267,13 @@ def show_preview(console: Console, found: Mapping[str, Any]) -> None:
         )
         if row["note"]:
             console.print("  " + row["note"], style="yellow", markup=False, highlight=False)
-        console.print("  " + str(row["text"] or ""), markup=False, highlight=False)
+        text = str(row["text"] or "")
+        shown = text.partition(":")[2] if row.get("size") else text
+        console.print("  " + shown, markup=False, highlight=False)
+        if row.get("size"):
+            width, height = row["size"]
+            console.print(f"  {width} x {height} pixels", style="dim", highlight=False)
+            continue
         console.print(
             f"  {len(row['tokens'] or ())} tokens: " + " ".join(row["tokens"] or ()),
             style="dim",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hushtune.common.errors import DataError, HushtuneError
+from hushtune.common.kinds import KINDS
 from hushtune.common.tasks.assets import resolve_model
 from hushtune.common.tasks.preview import preview
 from hushtune.common.tasks.tokenizer import load_tokenizer
@@ -28,6 +29,22 @@ def preview_file(
 
     try:
         found = preview(file, tokenize=tokens, rows=rows, text=text, label=label, site=site)
+    except DataError as error:
+        _speak_of_options(error)
+        raise
+    return {"file": str(file), "rows": [asdict(row) for row in found]}
+
+
+def preview_images(
+    file: Path, *, text: str, label: str, site: str | None, rows: int
+) -> dict[str, Any]:
+    """The first images of a table of paths, or of a folder, with their size and class.
+
+    ``site``: of a folder anything but None says that it holds one for each site.
+    """
+    kind = KINDS["image-classification"]
+    try:
+        found = preview(file, rows=rows, text=text, label=label, site=site, kind=kind)
     except DataError as error:
         _speak_of_options(error)
         raise

@@ -40,12 +40,25 @@ class Task(Protocol):
         """The cheapest start of a forward pass that is exact for this adapter."""
         ...
 
+    @property
+    def augments(self) -> bool:
+        """Whether examples are changed at random when they are trained on."""
+        ...
+
+    def views(self, units: Units) -> Units:
+        """Units as a training step sees them: each row as often as it has views."""
+        ...
+
     def microbatches(self, units: Units, size: int) -> list[Piece]:
         """Whole units in pieces of about ``size`` rows, one for each unit; none for no units."""
         ...
 
-    def batch(self, rows: Rows, level: Level) -> Batch:
-        """Inputs and targets of some rows."""
+    def batch(self, rows: Rows, level: Level, *, draw: int | None = None) -> Batch:
+        """Inputs and targets of some rows.
+
+        ``draw``: of a training step that changes examples, which changes; those of a row follow
+        from it, the row's content, and how often the row came before, and from no other row.
+        """
         ...
 
     def example_losses(self, batch: Batch) -> Tensor:

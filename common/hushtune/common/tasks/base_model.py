@@ -12,6 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     PreTrainedModel,
 )
@@ -20,6 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from hushtune.common import lora
 from hushtune.common.config import RunConfig
 from hushtune.common.errors import MissingWeightsError, UnsupportedModelError
+from hushtune.common.kinds import Inputs
 from hushtune.common.lora_rules import RULES
 from hushtune.common.lora_targets import head_modules
 from hushtune.common.model import AdaptedModel, Head
@@ -41,10 +43,15 @@ def adapted_model(
     num_outputs: int,
     pad_id: int | None,
 ) -> AdaptedModel:
-    """The base model of a folder or a hub's id, with the run's adapters and head, on the device."""
-    base = load_base(source, head, labels)
-    _check_length(base, config.model.max_tokens)
-    set_padding(base, pad_id)
+    """The base model of a folder or a hub's id, with the run's adapters and head, on the device.
+
+    ``pad_id``: of texts, the token that rows are padded with.
+    """
+    images = config.task.of.inputs is Inputs.IMAGE
+    base = load_base(source, head, labels, images=images)
+    if not images:
+        _check_length(base, config.model.max_tokens)
+        set_padding(base, pad_id)
     # Before adapters and hooks: they must be made where they will live.
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     nn.Module.to(base, device)
@@ -80,8 +87,13 @@ def set_padding(base: PreTrainedModel, pad_id: int | None) -> None:
         base.config.pad_token_id = pad_id
 
 
-def load_base(name: str, head: Head, labels: tuple[str, ...]) -> PreTrainedModel:
-    """A pretrained base in float32; safetensors only, and never code from the model's folder."""
+def load_base(
+    name: str, head: Head, labels: tuple[str, ...], *, images: bool = False
+) -> PreTrainedModel:
+    """A pretrained base in float32; safetensors only, and never code from the model's folder.
+
+    ``images``: whether it reads images, for which a family has another head of its own.
+    """
     disable_progress_bar()
     options: Mapping[str, object] = {
         "trust_remote_code": False,
@@ -93,7 +105,10 @@ def load_base(name: str, head: Head, labels: tuple[str, ...]) -> PreTrainedModel
     try:
         with torch.random.fork_rng():
             torch.manual_seed(0)  # weights that a checkpoint lacks are the same in every process
-            base, report = _from_pretrained(name, head, labels, options)
+            own: Any = (
+                AutoModelForImageClassification if images else AutoModelForSequenceClassification
+            )
+            base, report = _from_pretrained(name, head, labels, own, options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise MissingWeightsError(
             "the model cannot be loaded",
@@ -127,7 +142,7 @@ def _check_loaded(
 
 
 def _from_pretrained(
-    name: str, head: Head, labels: tuple[str, ...], options: Mapping[str, object]
+    name: str, head: Head, labels: tuple[str, ...], own: Any, options: Mapping[str, object]
 ) -> tuple[PreTrainedModel, Mapping[str, Iterable[object]]]:
     """The model, and which weights the checkpoint lacks or has in another shape."""
     options = {**options, "output_loading_info": True}
@@ -140,6 +155,4 @@ def _from_pretrained(
         id2label=dict(enumerate(labels)),
         label2id={label: index for index, label in enumerate(labels)},
     )
-    return AutoModelForSequenceClassification.from_pretrained(
-        name, config=config, ignore_mismatched_sizes=True, **options
-    )
+    return own.from_pretrained(name, config=config, ignore_mismatched_sizes=True, **options)

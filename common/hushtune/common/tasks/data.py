@@ -12,11 +12,12 @@ import numpy as np
 
 from hushtune.common.config import DataConfig, TaskConfig
 from hushtune.common.errors import ConfigError, EmptyDataError, LabelError
-from hushtune.common.kinds import Kind
+from hushtune.common.kinds import KINDS, Kind
 from hushtune.common.seeds import rng
 from hushtune.common.tasks.few_shot import few_shot
 from hushtune.common.tasks.folds import fold_units
 from hushtune.common.tasks.guess import text_remedy
+from hushtune.common.tasks.image_folder import read_image_folder
 from hushtune.common.tasks.labels import check_sample, check_targets, label_names, stratified
 from hushtune.common.tasks.missing import complete_rows
 from hushtune.common.tasks.partition import partition
@@ -54,13 +55,14 @@ class LabelledRows:
     answers: tuple[str, ...] = ()
     strata: tuple[str, ...] = ()
     left_out: Rows = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    kind: Kind = KINDS["text-classification"]
 
     def used(self, site: str) -> str:
         """sha256 of the rows of a site that a run uses, by group, however they are split."""
         split = self.sites[site]
         rows = np.concatenate([split.train, split.validation, split.test])
         groups = np.zeros_like(rows) if self.groups is None else self.groups[rows]
-        texts = [(self.texts[i], self.answers[i]) for i in rows]
+        texts = [(self.kind.content(self.texts[i]), self.answers[i]) for i in rows]
         return _digest((*text, int(group)) for text, group in zip(texts, groups, strict=True))
 
     def units(self, rows: Rows) -> Units:
@@ -84,7 +86,7 @@ def load_data(
     """
     report, task = DataReport(), task or TaskConfig()
     # By site, so that a text of two sites stays at the first by name, however the file is ordered.
-    read = complete_rows(_read(config, report), config, report)
+    read = complete_rows(_read(config, task.of, report), config, report)
     complete = sorted(read, key=lambda row: row.site or "")
     check_targets(complete, task, column=config.label)
     rows = (
@@ -125,7 +127,7 @@ def load_data(
         }
         by = " and ".join(name for name, limit in limits.items() if limit is not None)
         check_sample(used, names, config, task, by=by)
-    fingerprints = _fingerprints(complete, sites, natural=config.partition == "natural")
+    fingerprints = _fingerprints(complete, sites, task.of, natural=config.partition == "natural")
     left_out = _left_out(sites, config, report)
     splits = {
         site: _split(found, labels, config, seed, site) for site, found in sorted(sites.items())
@@ -152,6 +154,7 @@ def load_data(
         answers=tuple(str(row.label) for row in rows),
         strata=strata,
         left_out=left_out,
+        kind=task.of,
     )
 
 
@@ -185,13 +188,14 @@ def _split(units: Units, labels: Rows, config: DataConfig, seed: int, site: str)
 
 
 def _fingerprints(
-    complete: Sequence[RawRow], sites: Iterable[str], *, natural: bool
+    complete: Sequence[RawRow], sites: Iterable[str], kind: Kind, *, natural: bool
 ) -> Mapping[str, str]:
+    pairs = [(kind.content(str(row.text)), str(row.label)) for row in complete]
     if not natural:
-        return dict.fromkeys(sites, _digest((str(row.text), str(row.label)) for row in complete))
+        return dict.fromkeys(sites, _digest(pairs))
     read: dict[str, list[tuple[str, str]]] = {site: [] for site in sites}
-    for row in complete:
-        read[str(row.site)].append((str(row.text), str(row.label)))
+    for row, pair in zip(complete, pairs, strict=True):
+        read[str(row.site)].append(pair)
     return {site: _digest(rows) for site, rows in read.items()}
 
 
@@ -212,20 +216,22 @@ def _groups(rows: Sequence[RawRow], config: DataConfig) -> Rows | None:
 
 
 def _where(config: DataConfig) -> str:
-    named = config.file or config.dataset or config.source
+    named = config.file or config.folder or config.dataset or config.source
     return str(named or ", ".join(str(path) for path in (config.files or {}).values()))
 
 
-def _read(config: DataConfig, report: DataReport) -> Iterator[RawRow]:
-    for row in _sources(config):
+def _read(config: DataConfig, kind: Kind, report: DataReport) -> Iterator[RawRow]:
+    for row in _sources(config, kind):
         report.read += 1
         yield row
 
 
-def _sources(config: DataConfig) -> Iterator[RawRow]:
-    columns = columns_of(config)
+def _sources(config: DataConfig, kind: Kind) -> Iterator[RawRow]:
+    columns = columns_of(config, kind)
     if config.source is not None:
         yield from read_named(config.source)
+    elif config.folder is not None:
+        yield from read_image_folder(config.folder, sites=config.partition == "natural")
     elif config.files is not None:
         for site, path in sorted(config.files.items()):
             for row in read_file(path, columns):

@@ -8,6 +8,9 @@ from itertools import islice
 from pathlib import Path
 
 from hushtune.common.config import DataConfig
+from hushtune.common.kinds import Inputs, Kind
+from hushtune.common.tasks.image_files import size_of
+from hushtune.common.tasks.image_folder import read_image_folder
 from hushtune.common.tasks.missing import (
     NAN,
     columns_of_numbers,
@@ -26,6 +29,8 @@ Tokenize = Callable[[str], Sequence[str]]
 class PreviewRow:
     """One row as it will be read; ``note`` says why it would be left out or refused, if so.
 
+    ``size``: of an image, width and height in pixels.
+
     Whether a column is one of numbers is judged by the rows shown.
     """
 
@@ -35,6 +40,7 @@ class PreviewRow:
     text: str | None
     tokens: tuple[str, ...] | None
     note: str | None
+    size: tuple[int, int] | None = None
 
 
 def preview(
@@ -45,22 +51,31 @@ def preview(
     text: str = "text",
     label: str = "label",
     site: str | None = None,
+    kind: Kind | None = None,
 ) -> tuple[PreviewRow, ...]:
     """The first rows of a file, or of each source that the settings name.
 
     Args:
-        source: a data file, whose columns the last three arguments name, or the settings [data].
+        source: a data file, whose columns the next three arguments name, or a folder of images, or
+            the settings [data].
         tokenize: text to tokens, e.g. ``tokenizer.tokenize``; without it there are no tokens.
         rows: how many, from each file.
+        kind: of the supervision; None for one of texts.
 
     Raises:
         DataError: whatever is wrong up to the last row shown; what follows is not read.
     """
     if isinstance(source, DataConfig):
-        streams, roles = list(_streams(source)), set(columns_read(source)) - {"group"}
+        streams, roles = list(_streams(source, kind)), set(columns_read(source)) - {"group"}
         dropped = source.missing == "drop"
     else:
-        streams = [(None, read_file(source, Columns(text, label, site)))]
+        images = kind is not None and kind.inputs is Inputs.IMAGE
+        stream = (
+            read_image_folder(source, sites=site is not None)
+            if images and source.is_dir()
+            else read_file(source, Columns(text, label, site, images=images))
+        )
+        streams = [(None, stream)]
         roles, dropped = {"label"} if site is None else {"label", "site"}, False
     shown: list[PreviewRow] = []
     for named, stream in streams:
@@ -69,17 +84,25 @@ def preview(
         for row in found:
             lacks = lacking(row, numbers, sorted(roles))
             shown.append(_shown(row, named, tokenize, _note(lacks, dropped=dropped)))
-    return tuple(shown)
+    if kind is None or kind.inputs is not Inputs.IMAGE:
+        return tuple(shown)
+    return tuple(
+        replace(row, size=None if row.text is None else size_of(row.text)) for row in shown
+    )
 
 
-def _streams(config: DataConfig) -> Iterator[tuple[str | None, Iterator[RawRow]]]:
+def _streams(
+    config: DataConfig, kind: Kind | None
+) -> Iterator[tuple[str | None, Iterator[RawRow]]]:
     """Each source with the site that it is, where the settings say so."""
-    columns = replace(columns_of(config), site=config.site, group=None)
+    columns = replace(columns_of(config, kind), site=config.site, group=None)
     if config.files is not None:
         for name, path in sorted(config.files.items()):
             yield name, read_file(path, replace(columns, site=None))
     elif config.file is not None:
         yield None, read_file(config.file, columns)
+    elif config.folder is not None:
+        yield None, read_image_folder(config.folder, sites=config.partition == "natural")
     elif config.dataset is not None:
         yield None, read_dataset(config.dataset, columns)
     else:

@@ -17,6 +17,7 @@ from typing import Final, cast
 from hushtune.common.errors import BadValueError, EmptyDataError
 from hushtune.common.tasks.delimiters import delimiter_of
 from hushtune.common.tasks.formats import refuse_format
+from hushtune.common.tasks.image_folder import read_image_folder
 from hushtune.common.tasks.rows import (
     Columns,
     RawRow,
@@ -34,7 +35,7 @@ def read_file(path: Path, columns: Columns) -> Iterator[RawRow]:
 
     Args:
         path: a CSV, TSV, JSONL or Parquet file; what separates a CSV's cells follows from its
-            header (`delimiters.delimiter_of`).
+            header (`delimiters.delimiter_of`). Of images also a folder with one for each class.
         columns: which to read.
 
     Raises:
@@ -42,6 +43,8 @@ def read_file(path: Path, columns: Columns) -> Iterator[RawRow]:
         BadValueError: each names the file and, where there is one, row and column. A column that
         is missing in *all* rows is a BadValueError; in some rows it gives None.
     """
+    if columns.images and path.is_dir():
+        return read_image_folder(path, sites=False)
     check_file(path)
     suffix = path.suffix.lower()
     reader = _READERS.get(suffix)

@@ -25,6 +25,8 @@ from hushtune.common.errors import (
     MissingFileError,
     UnsupportedDataError,
 )
+from hushtune.common.kinds import Inputs, Kind
+from hushtune.common.tasks.image_files import canonical
 
 _INTEGRAL: Final = re.compile(r"[+-]?\d+\.0*")
 
@@ -34,6 +36,7 @@ class Columns:
     """Names of the columns to read; without ``site`` the rows' site is None, so with ``group``.
 
     ``second``: of the second text of a pair. ``columns``: of a table, read in place of the text.
+    ``images``: the text is the path of an image, from the folder of the table.
     """
 
     text: str
@@ -42,6 +45,7 @@ class Columns:
     group: str | None = None
     second: str | None = None
     columns: tuple[str, ...] = ()
+    images: bool = False
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -61,8 +65,11 @@ class Columns:
         return next(f"data.{key}" for key, column in asdict(self).items() if column == name)
 
 
-def columns_of(config: DataConfig) -> Columns:
-    """The columns that the settings [data] name; the site's where one table holds all sites."""
+def columns_of(config: DataConfig, kind: Kind | None = None) -> Columns:
+    """The columns that the settings [data] name; the site's where one table holds all sites.
+
+    ``kind``: of the supervision; None for one of texts.
+    """
     one_table = config.files is None and config.partition == "natural"
     return Columns(
         text=config.text,
@@ -71,6 +78,7 @@ def columns_of(config: DataConfig) -> Columns:
         group=config.group,
         second=config.second,
         columns=config.columns,
+        images=kind is not None and kind.inputs is Inputs.IMAGE,
     )
 
 
@@ -168,7 +176,10 @@ def to_row(cells: Mapping[str, object], columns: Columns, *, file: str, row: int
         for role in ("label", "site", "group")
         if (name := getattr(columns, role)) is not None and _is_nan(cells.get(name))
     )
-    return RawRow(_input(read, columns), label, site, f"{file}:{row}", group, nan)
+    text = _input(read, columns)
+    if columns.images and text is not None:
+        text = canonical(Path(file).parent / text, file=file, row=row)
+    return RawRow(text, label, site, f"{file}:{row}", group, nan)
 
 
 def _input(read: Mapping[str, str | None], columns: Columns) -> str | None:

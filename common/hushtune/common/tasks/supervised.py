@@ -12,8 +12,10 @@ from torch import Tensor
 
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState
+from hushtune.common.errors import UnsupportedModelError
 from hushtune.common.model import AdaptedModel, Level
 from hushtune.common.tasks.activations import Activations, InputRows, in_pieces
+from hushtune.common.tasks.augment import AugmentedRows
 from hushtune.common.tasks.base import Batch, Metrics
 from hushtune.common.tasks.objectives import Objective
 from hushtune.common.tasks.targets import DenseTargets, TargetRows
@@ -36,8 +38,11 @@ class Supervised:
         cache_megabytes: int = 0,
         rows_in_use: Rows | None = None,
         on_fill: Callable[[int, int], None] | None = None,
+        augmented: AugmentedRows | None = None,
     ) -> None:
-        """Activations are kept for ``rows_in_use`` (None: all rows) where ``cache_megabytes`` are
+        """``augmented``: the inputs as training changes them at random; evaluation never does.
+
+        Activations are kept for ``rows_in_use`` (None: all rows) where ``cache_megabytes`` are
         enough; ``on_fill(done, total)`` hears how filling them goes. Whether they are kept decides
         how long it takes, and nothing else."""
         self._model = model
@@ -49,6 +54,7 @@ class Supervised:
         everything = np.arange(len(inputs.lengths), dtype=np.int64)
         self._in_use = everything if rows_in_use is None else rows_in_use
         self._on_fill = on_fill
+        self._augmented = augmented
         self._kept: Activations | None = None
         self._layer: int | None = None
         self._of_layers: dict[int, Tensor] = {}  # of the rows in use, (n, d) each
@@ -73,7 +79,11 @@ class Supervised:
 
         It follows from adapter and order alone. If it depended on what there is room for, and so on
         how many rows there are, one record could change how all others are computed.
+
+        What is trained on changed examples begins at these.
         """
+        if trainable and self.augments:
+            return Level.TOKENS
         self._activations()
         still = all(key.startswith("head.") for key in trainable) and not state.has_effect()
         if still and self._model.reads_features:
@@ -110,17 +120,31 @@ class Supervised:
         finally:
             self._layer = None
 
+    @property
+    def augments(self) -> bool:
+        """See ``Task.augments``."""
+        return self._augmented is not None
+
+    def views(self, units: Units) -> Units:
+        """See ``Task.views``."""
+        return units if self._augmented is None else units.repeated(self._augmented.views)
+
     def microbatches(self, units: Units, size: int) -> list[Piece]:
         """See ``Task.microbatches``."""
         return in_pieces(self._inputs, units, size)
 
-    def batch(self, rows: Rows, level: Level) -> Batch:
+    def batch(self, rows: Rows, level: Level, *, draw: int | None = None) -> Batch:
         """See ``Task.batch``."""
         device = self._device()
         targets = self._targets.take(rows).to(device)
         if level is Level.FEATURES:
             return Batch({"features": self._features(rows).to(device)}, targets)
-        inputs = dict(self._inputs.inputs(rows))
+        if draw is not None and self._augmented is not None:
+            if level is not Level.TOKENS:
+                raise ValueError("what is kept of unchanged examples is none of changed ones")
+            inputs = dict(self._augmented.inputs(rows, draw))
+        else:
+            inputs = dict(self._inputs.inputs(rows))
         if level is Level.HIDDEN:
             inputs["hidden"] = self._padded_hidden(rows)
         return Batch({key: value.to(device) for key, value in inputs.items()}, targets)
@@ -268,6 +292,13 @@ class Supervised:
             states, pooled = self._model.frozen_activations(inputs, pooled=features)
             places = np.searchsorted(rows, piece.units.rows)
             if found.hidden is not None:
+                if states is None or states.shape[1] != self._inputs.widths[piece.rows].max():
+                    raise UnsupportedModelError(
+                        "the base has other positions than its inputs",
+                        given="none" if states is None else states.shape[1],
+                        expected=int(self._inputs.widths[piece.rows].max()),
+                        remedy="take another model",
+                    )
                 for row, at in enumerate(places):
                     start, end = starts[at], starts[at + 1]
                     found.hidden[start:end] = states[row, : end - start]

@@ -70,6 +70,13 @@ class Units:
         starts = np.concatenate([[0], np.cumsum([len(rows) for rows in kept])]).astype(np.int64)
         return Units(np.concatenate(kept), starts)
 
+    def repeated(self, times: int) -> Units:
+        """Each unit with each of its rows so often, one after the other: its views, of which
+        ``means`` then are over all."""
+        if times == 1:
+            return self
+        return Units(np.repeat(self.rows, times), self.starts * times)
+
     def majority(self, labels: Rows) -> Rows:
         """The most frequent label of each unit, the lowest of equals, ``(num_units,)``."""
         if self.is_single:

@@ -22,11 +22,12 @@ from hushtune.common.planning import POOLED, global_rank
 from hushtune.common.tasks.assets import public_name, resolve_model
 from hushtune.common.tasks.base_model import adapted_model
 from hushtune.common.tasks.data import LabelledRows, load_data
+from hushtune.common.tasks.encoder import load_encoder
 from hushtune.common.tasks.few_shot import check_shots
+from hushtune.common.tasks.image_processor import ImageProcessor
 from hushtune.common.tasks.kinds.registry import head_for, prepare
 from hushtune.common.tasks.kinds.texts import padding_id
 from hushtune.common.tasks.supervised import Supervised
-from hushtune.common.tasks.tokenizer import load_tokenizer
 from hushtune.common.tasks.units import Rows, Units
 from hushtune.common.tuning import keep_freed_memory, measured_precision
 
@@ -44,15 +45,15 @@ class Workspace:
         self.data = data
         self.base_name = public_name(config.model.name)  # what is written beside an adapter
         source = str(resolve_model(config.model.name))
-        self.tokenizer = load_tokenizer(source)
-        prepared = prepare(config, data, self.tokenizer)
+        self.encoder = load_encoder(source, config.task, config.model)
+        prepared = prepare(config, data, self.encoder)
         model = adapted_model(
             config,
             source,
             data.label_names,
             head=head_for(config.task, config.model),
             num_outputs=prepared.objective.num_outputs,
-            pad_id=padding_id(self.tokenizer),
+            pad_id=None if isinstance(self.encoder, ImageProcessor) else padding_id(self.encoder),
         )
         self.initial_state: AdapterState = lora.initial_state(model, seed=config.seed)
         self.task = Supervised(
@@ -69,6 +70,7 @@ class Workspace:
                 )
             ),
             on_fill=None if progress is None else lambda i, n: progress("frozen features", i, n),
+            augmented=prepared.augmented,
         )
 
     def warm(self) -> None:
@@ -164,8 +166,11 @@ def _data(config: RunConfig) -> LabelledRows:
 
 def _stamps(config: RunConfig) -> str:
     """Time and size of the data files: a file that was changed is read again."""
-    paths = [config.data.file, *(config.data.files or {}).values()]
-    found = [path.stat() for path in paths if path is not None and path.exists()]
+    paths = [config.data.file, config.data.folder, *(config.data.files or {}).values()]
+    given = [path for path in paths if path is not None and path.exists()]
+    folders = [path for path in given if path.is_dir()]  # whose own time tells of no file in them
+    inside = [path for folder in folders for path in sorted(folder.rglob("*"))]
+    found = [path.stat() for path in (*given, *inside)]
     return "".join(f"-{stat.st_mtime_ns}-{stat.st_size}" for stat in found)
 
 
@@ -194,7 +199,7 @@ def _unit_alone(config: RunConfig) -> PrivacyConfig:
 def _key(config: RunConfig) -> str:
     """What model, rows and activations depend on."""
     data = config.data.model_copy(update={"public_sizes": {}})
-    cache = config.train.cache_megabytes
+    cache = f"{config.train.cache_megabytes}-{config.train.pixel_megabytes}"
     kept = RunConfig(
         task=config.task,
         data=data,
@@ -202,6 +207,7 @@ def _key(config: RunConfig) -> str:
         model=config.model,
         adapter=config.adapter.model_copy(update={"rank": global_rank(config), "ranks": {}}),
         privacy=_unit_alone(config),
+        augment=config.augment,
     )
     inner = "R" if RULES[config.aggregation.rule].inner else ""
     smoothing = config.train.label_smoothing

@@ -14,7 +14,7 @@ from hushtune.common.model import AdaptedModel
 from hushtune.common.tasks.activations import TokenRows
 from hushtune.common.tasks.data import LabelledRows
 from hushtune.common.tasks.kinds.prepared import Prepared
-from hushtune.common.tasks.kinds.texts import tokenize
+from hushtune.common.tasks.kinds.texts import text_views, tokenize
 from hushtune.common.tasks.objectives import Classification, class_weights
 from hushtune.common.tasks.supervised import Supervised
 from hushtune.common.tasks.targets import DenseTargets
@@ -32,7 +32,12 @@ def prepare(config: RunConfig, data: LabelledRows, tokenizer: PreTrainedTokenize
         max_tokens=config.model.max_tokens,
         inputs=config.task.of.inputs,
     )
-    return Prepared(inputs, classes(data), objective(config, data.label_names))
+    return Prepared(
+        inputs,
+        classes(data),
+        objective(config, data.label_names),
+        augmented=text_views(config, tokenizer, data.texts, inputs),
+    )
 
 
 def classes(data: LabelledRows) -> DenseTargets:

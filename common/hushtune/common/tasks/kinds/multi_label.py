@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from hushtune.common.config import RunConfig
 from hushtune.common.tasks.data import LabelledRows
 from hushtune.common.tasks.kinds.prepared import Prepared
-from hushtune.common.tasks.kinds.texts import tokenize
+from hushtune.common.tasks.kinds.texts import text_views, tokenize
 from hushtune.common.tasks.labels import names_of
 from hushtune.common.tasks.objectives import MultiLabel
 from hushtune.common.tasks.targets import DenseTargets
@@ -22,4 +22,5 @@ def prepare(config: RunConfig, data: LabelledRows, tokenizer: PreTrainedTokenize
         for name in names_of(answer):
             held[row, place[name]] = 1.0
     inputs = tokenize(tokenizer, data.texts, max_tokens=config.model.max_tokens)
-    return Prepared(inputs, DenseTargets(held), MultiLabel(len(place)))
+    augmented = text_views(config, tokenizer, data.texts, inputs)
+    return Prepared(inputs, DenseTargets(held), MultiLabel(len(place)), augmented=augmented)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from transformers import PreTrainedTokenizerBase
-
 from hushtune.common.config import ModelConfig, RunConfig, TaskConfig
 from hushtune.common.errors import ConfigError
 from hushtune.common.kinds import Targets
 from hushtune.common.model import Head
 from hushtune.common.tasks.data import LabelledRows
+from hushtune.common.tasks.encoder import Encoder
 from hushtune.common.tasks.kinds import (
     causal_lm,
     classification,
+    image_classification,
     multi_label,
     regression,
     token_classification,
@@ -30,6 +30,7 @@ PREPARE: Mapping[str, Prepare] = MappingProxyType(
         "text-pair-regression": regression.prepare,
         "token-classification": token_classification.prepare,
         "causal-lm": causal_lm.prepare,
+        "image-classification": image_classification.prepare,
         "tabular-classification": classification.prepare,
         "tabular-regression": regression.prepare,
         "recommendation": regression.prepare,
@@ -37,7 +38,7 @@ PREPARE: Mapping[str, Prepare] = MappingProxyType(
 )
 
 
-def prepare(config: RunConfig, data: LabelledRows, tokenizer: PreTrainedTokenizerBase) -> Prepared:
+def prepare(config: RunConfig, data: LabelledRows, encoder: Encoder) -> Prepared:
     """Inputs, targets and objective of a run's rows."""
     if config.task.kind not in PREPARE:
         raise ConfigError(
@@ -45,7 +46,7 @@ def prepare(config: RunConfig, data: LabelledRows, tokenizer: PreTrainedTokenize
             given=config.task.kind,
             expected=", ".join(PREPARE),
         )
-    return PREPARE[config.task.kind](config, data, tokenizer)
+    return PREPARE[config.task.kind](config, data, encoder)
 
 
 def num_outputs(task: TaskConfig, labels: Sequence[str]) -> int:

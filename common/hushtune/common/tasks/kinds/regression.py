@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from hushtune.common.config import RunConfig
 from hushtune.common.tasks.data import LabelledRows
 from hushtune.common.tasks.kinds.prepared import Prepared
-from hushtune.common.tasks.kinds.texts import tokenize
+from hushtune.common.tasks.kinds.texts import text_views, tokenize
 from hushtune.common.tasks.objectives import Regression
 from hushtune.common.tasks.targets import DenseTargets
 
@@ -21,7 +21,8 @@ def prepare(config: RunConfig, data: LabelledRows, tokenizer: PreTrainedTokenize
         max_tokens=config.model.max_tokens,
         inputs=config.task.of.inputs,
     )
-    return Prepared(inputs, numbers(data), Regression(*config.task.bounds))
+    augmented = text_views(config, tokenizer, data.texts, inputs)
+    return Prepared(inputs, numbers(data), Regression(*config.task.bounds), augmented=augmented)
 
 
 def numbers(data: LabelledRows) -> DenseTargets:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from hushtune.common.config import RunConfig
+from hushtune.common.errors import ModelError
 from hushtune.common.kinds import Inputs
 from hushtune.common.tasks.activations import TokenRows
+from hushtune.common.tasks.augment import TextViews, keys_of, word_numbers
 
 
 def tokenize(
@@ -24,14 +28,44 @@ def tokenize(
 
     Of a pair the longer text is cut first. An empty result is padded to one token.
     """
+    encoded = _encoded(tokenizer, texts, max_tokens=max_tokens, inputs=inputs)["input_ids"]
+    return token_rows(tokenizer, encoded, max_tokens=max_tokens)
+
+
+def text_views(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], tokens: TokenRows
+) -> TextViews | None:
+    """The texts as training changes them; None where it does not.
+
+    Raises ModelError for a tokenizer that does not tell which word a token belongs to.
+    """
+    if not config.augment.is_on:
+        return None
+    if not tokenizer.is_fast:
+        raise ModelError(
+            "the model's tokenizer does not tell which word a token belongs to",
+            given=type(tokenizer).__name__,
+            expected="a tokenizer with a tokenizer.json, or no [augment]",
+        )
+    size, inputs = config.model.max_tokens, config.task.of.inputs
+    encoded = _encoded(tokenizer, texts, max_tokens=size, inputs=inputs)
+    numbers = [
+        word_numbers(encoded.word_ids(row), encoded.sequence_ids(row)) for row in range(len(texts))
+    ]
+    words = ragged([row or [-1] for row in numbers], pad_id=-1, max_tokens=size)
+    return TextViews(tokens, words, keys_of(texts), config.augment)
+
+
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, max_tokens: int, inputs: Inputs
+) -> Any:
     firsts, seconds = list(texts), None
     if inputs is Inputs.PAIR:
         pairs = [json.loads(text) for text in texts]
         firsts, seconds = [first for first, _ in pairs], [second for _, second in pairs]
     elif inputs is Inputs.COLUMNS:
         firsts = [columns_text(text) for text in texts]
-    encoded = tokenizer(firsts, seconds, truncation=True, max_length=max_tokens)["input_ids"]
-    return token_rows(tokenizer, encoded, max_tokens=max_tokens)  # pyright: ignore[reportArgumentType]
+    return tokenizer(firsts, seconds, truncation=True, max_length=max_tokens)
 
 
 def token_rows(
