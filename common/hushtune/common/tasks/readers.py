@@ -8,7 +8,6 @@ caller's to count. Words such as "nan", "NA" and "null" are handed on as they st
 from __future__ import annotations
 
 import csv
-import html
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from hushtune.common.errors import BadValueError, EmptyDataError
 from hushtune.common.tasks.assets import fetch
 from hushtune.common.tasks.delimiters import delimiter_of
 from hushtune.common.tasks.formats import refuse_format
+from hushtune.common.tasks.packaged.sentences import read_polarity
 from hushtune.common.tasks.rows import (
     Columns,
     RawRow,
@@ -29,8 +29,6 @@ from hushtune.common.tasks.rows import (
     to_row,
 )
 from hushtune.common.tasks.tables import read_parquet, read_table
-
-_NEUTRAL_BELOW: Final = 0.5
 
 
 def read_file(path: Path, columns: Columns) -> Iterator[RawRow]:
@@ -74,42 +72,8 @@ def read_demo() -> Iterator[RawRow]:
 
 
 def read_rated_sentences(folder: Path) -> Iterator[RawRow]:
-    """The demo's four sites: lines of id, mean score in -4..4 and text, split by tabs.
-
-    A score of at least 0.5 is "positive", of at most -0.5 "negative"; rows between, neither, are
-    no part of the task and left out. HTML entities of the crawled texts are unescaped, twice, for
-    sixteen rows were escaped twice.
-
-    Source: Hutto and Gilbert, VADER: A Parsimonious Rule-based Model for Sentiment Analysis of
-    Social Media Text, ICWSM 2014.
-    """
-    for site, name in DEMO_FILES.items():
-        path = folder / name
-        check_file(path)
-        for number, line in enumerate(decoded_lines(path), start=1):
-            parts = line.rstrip("\r\n").split("\t", 2)
-            try:
-                _, cell, text = parts
-                score = float(cell)
-            except ValueError:
-                raise BadValueError(
-                    "a line is not id, score and text split by tabs", file=path, row=number
-                ) from None
-            if abs(score) < _NEUTRAL_BELOW:
-                continue
-            label = "positive" if score > 0 else "negative"
-            clean = " ".join(html.unescape(html.unescape(text)).split())
-            yield RawRow(clean or None, label, site, f"{path}:{number}")
-
-
-DEMO_FILES: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "amazon": "amazonReviewSnippets_GroundTruth.txt",
-        "movie": "movieReviewSnippets_GroundTruth.txt",
-        "nyt": "nytEditorialSnippets_GroundTruth.txt",
-        "tweets": "tweets_GroundTruth.txt",
-    }
-)
+    """The demo's four sites; see `sentences.read_polarity`."""
+    return read_polarity(folder)
 
 
 def _read_csv(path: Path, columns: Columns) -> Iterator[RawRow]:
