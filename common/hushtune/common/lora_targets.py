@@ -31,11 +31,34 @@ FAMILY_TARGETS: Mapping[str, tuple[str, ...]] = {
     "qwen3": ("self_attn.v_proj", "self_attn.o_proj"),
     "vit": ("attention.v_proj", "attention.o_proj"),
     "dinov2": ("attention.v_proj", "attention.o_proj"),
+    "t5": ("SelfAttention.v", "SelfAttention.o", "EncDecAttention.v", "EncDecAttention.o"),
+    "bart": (
+        *("self_attn.v_proj", "self_attn.out_proj"),
+        *("encoder_attn.v_proj", "encoder_attn.out_proj"),
+    ),
 }
 
 
+def stacks(base: PreTrainedModel) -> tuple[nn.ModuleList, ...]:
+    """Every list of the base's blocks: of an encoder and a decoder, or the one that there is."""
+    if not base.config.is_encoder_decoder:
+        return (transformer_blocks(base),)
+    parts = cast(nn.Module, base.get_encoder()), cast(nn.Module, base.get_decoder())
+    found = [next((m for m in p.modules() if isinstance(m, nn.ModuleList)), None) for p in parts]
+    if None in found:
+        raise UnsupportedModelError(
+            "no stacks of transformer blocks were found in encoder and decoder",
+            given=type(base).__name__,
+            expected="a model of the T5 or BART kind",
+        )
+    return tuple(blocks for blocks in found if blocks is not None)
+
+
 def transformer_blocks(base: PreTrainedModel) -> nn.ModuleList:
-    """The list of the base's blocks: the one ModuleList as long as the model is deep."""
+    """The list of the base's blocks: the one ModuleList as long as the model is deep; of an encoder
+    and a decoder the decoder's."""
+    if base.config.is_encoder_decoder:
+        return stacks(base)[-1]
     depth = getattr(base.config, "num_hidden_layers", None)
     lists = [m for m in base.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
     if not lists:
@@ -50,6 +73,13 @@ def transformer_blocks(base: PreTrainedModel) -> nn.ModuleList:
 
 def keep_first_blocks(base: PreTrainedModel, layer: int | None) -> None:
     """Drop the blocks above ``layer``, so that the head reads that layer's output."""
+    if layer is not None and base.config.is_encoder_decoder:
+        raise UnsupportedModelError(
+            "a model with an encoder and a decoder cannot be cut to its first blocks",
+            given=f"model.layer = {layer}",
+            expected="no model.layer",
+            remedy="leave model.layer out",
+        )
     blocks = transformer_blocks(base)
     if layer is None or layer == len(blocks):
         return
@@ -91,7 +121,8 @@ def refuse_unfit(base: PreTrainedModel, own: Sequence[str] = ()) -> None:
 
 
 def find_targets(base: PreTrainedModel, config: AdapterConfig) -> tuple[str, ...]:
-    """Full names of the modules to adapt: the config's, or the family's, in the top blocks.
+    """Full names of the modules to adapt: the config's, or the family's, in the top blocks; of an
+    encoder and a decoder in the top blocks of each.
 
     The embedding of tokens, which lies below all blocks, is one where the config names it.
     """
@@ -104,30 +135,32 @@ def find_targets(base: PreTrainedModel, config: AdapterConfig) -> tuple[str, ...
             expected=", ".join(sorted(FAMILY_TARGETS)),
             remedy="name the modules in adapter.targets",
         )
-    blocks = transformer_blocks(base)
-    if config.layers > len(blocks):
+    parts = stacks(base)
+    deep = min(len(blocks) for blocks in parts)
+    if config.layers > deep:
         raise UnsupportedModelError(
             "adapter.layers is more than the model has blocks",
             given=config.layers,
-            expected=f"1 to {len(blocks)}, or 0 for all",
+            expected=f"1 to {deep}, or 0 for all",
             remedy="set adapter.layers = 0",
         )
-    lowest = len(blocks) - config.layers if config.layers else 0
-    prefix = name_of(base, blocks)
-    linear = [
-        (name, place)
-        for name, module in base.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and (place := place_in(prefix, name)) is not None
-    ]
+    linear: dict[str, tuple[str, bool]] = {}  # by name: the name within its block, if it is adapted
+    for blocks in parts:
+        lowest = len(blocks) - config.layers if config.layers else 0
+        prefix = name_of(base, blocks)
+        for name, module in base.named_modules():
+            place = place_in(prefix, name)
+            if isinstance(module, nn.Linear | Conv1D) and place is not None:
+                linear[name] = name.removeprefix(f"{prefix}.{place}."), place >= lowest
     found: list[str] = []
     for target in wanted:
         tokens = _embedding(base, target)
         if tokens is not None:
             found.append(tokens)
             continue
-        ends = [name for name, _ in linear if _is_called(name, target)]
+        ends = [name for name in linear if _is_called(name, target)]
         if not ends:
-            inside = {".".join(name[len(prefix) + 1 :].split(".")[1:]) for name, _ in linear}
+            inside = {within for within, _ in linear.values()}
             tokens = base.get_input_embeddings()
             below = {name_of(base, tokens)} if isinstance(tokens, nn.Embedding) else set[str]()
             short = sorted(inside | below)
@@ -138,12 +171,12 @@ def find_targets(base: PreTrainedModel, config: AdapterConfig) -> tuple[str, ...
                 expected=", ".join(short),
                 remedy=f"set adapter.targets, perhaps to {near[0]!r}",
             )
-        high = [name for name, index in linear if name in ends and index >= lowest]
+        high = [name for name in ends if linear[name][1]]
         if not high:
             raise TargetModuleError(
                 f"no adapted block has a module {target!r}",
                 given=f"adapter.layers = {config.layers}, {ends[-1]}",
-                expected=f"a module of the top {config.layers} of {len(blocks)} blocks",
+                expected=f"a module of the top {config.layers} of {deep} blocks",
                 remedy="raise adapter.layers, or take the name out of adapter.targets",
             )
         found += high

@@ -133,7 +133,8 @@ def _seconds_a_row(workspace: Workspace, full_keys: tuple[str, ...]) -> tuple[fl
     def frozen_pass() -> None:
         task.model.frozen_mode()
         for piece in task.microbatches(Units.single(rows), EVALUATION_BATCH):
-            task.model.frozen_activations(task.batch(piece.rows, Level.TOKENS).inputs)
+            inputs = task.batch(piece.rows, Level.TOKENS).inputs
+            task.model.frozen_activations(inputs, pooled=task.model.reads_features)
 
     def private_pass() -> None:
         trained = lora.set_trainable(task.model, full_keys)
@@ -150,8 +151,10 @@ def _seconds_a_row(workspace: Workspace, full_keys: tuple[str, ...]) -> tuple[fl
         task.model.requires_grad_(False)
 
     frozen, whole = _seconds(frozen_pass) / len(rows), _seconds(private_pass) / len(rows)
-    # What the cache saves is the forward pass of the blocks under the first adapted one.
-    saved = frozen * task.model.first_adapted / len(task.model.blocks)
+    # What the cache saves is the forward pass of the blocks under the first adapted one, where the
+    # pass without pooling ends.
+    below = task.model.first_adapted / len(task.model.blocks) if task.model.reads_features else 1.0
+    saved = frozen * below if task.model.keeps_hidden else 0.0
     return frozen, max(whole - saved, 0.1 * whole)
 
 

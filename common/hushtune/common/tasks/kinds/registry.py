@@ -17,6 +17,7 @@ from hushtune.common.tasks.kinds import (
     classification,
     multi_label,
     regression,
+    seq2seq,
     token_classification,
 )
 from hushtune.common.tasks.kinds.prepared import Prepare, Prepared
@@ -30,6 +31,7 @@ PREPARE: Mapping[str, Prepare] = MappingProxyType(
         "text-pair-regression": regression.prepare,
         "token-classification": token_classification.prepare,
         "causal-lm": causal_lm.prepare,
+        "seq2seq": seq2seq.prepare,
         "tabular-classification": classification.prepare,
         "tabular-regression": regression.prepare,
     }
