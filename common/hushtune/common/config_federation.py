@@ -218,6 +218,11 @@ class SimulationConfig(Section):
     )
     baselines: bool = Field(default=True, description="also train what the result is compared with")
     evaluate_every: Count = Field(default=1, description="evaluate after every so many rounds")
+    samples: Annotated[int, Field(ge=0, le=50)] = Field(
+        default=3,
+        description="of language models: test rows that are answered before and after training, "
+        "for the researcher; 0 = none",
+    )
     attack: Literal["none", "label_flip", "sign_flip", "scale", "collude", "nan"] = Field(
         default="none",
         description="what some of the simulated sites do: label_flip = train on the next label in "

@@ -94,6 +94,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
         ),
         "rounds": train.rounds,
         "warmup_rounds": train.warmup_rounds,
+        "trains_a_head": bool(state.spec.head),
         "sites": {
             site: {
                 "public_size": config.data.public_sizes[site],

@@ -44,10 +44,10 @@ def round_bytes(config: RunConfig, state: AdapterState) -> RoundBytes:
     Figures that sites tell of the model are not counted.
     """
     rule, steps = RULES[config.aggregation.rule], steps_of_round(config)
-    head, full = (
-        state.select(sent_keys(rule, state.spec, trainable_keys(rule, state.spec, turn=turn)))
-        for turn in (None, 0)
-    )
+    # A language model has no head to send alone, and so no warm-up.
+    alone = trainable_keys(rule, state.spec, turn=None) if state.spec.head else ()
+    trained = trainable_keys(rule, state.spec, turn=0)
+    head, full = (state.select(sent_keys(rule, state.spec, keys)) for keys in (alone, trained))
     if config.privacy.trust != Trust.DISTRIBUTED:
         down = len(state.to_bytes()) + _TEXT_OF_ORDER
         both = [

@@ -36,11 +36,12 @@ from hushtune.simulations.observer import Observer, Silent
 from hushtune.simulations.outputs import METRICS
 from hushtune.simulations.own_models import final_figures, global_metrics
 from hushtune.simulations.privacy_report import tell_so_far
+from hushtune.simulations.samples import samples
 
 DATA = "data.json"
 OWN = frozenset(
     f"{CONFIG} {METRICS} summary.json privacy.json privacy.md privacy.html curve.png sites.png "
-    "adapter checkpoint ledger own".split()
+    "adapter checkpoint ledger own samples.md".split()
 )
 """All that a run writes into its folder; a folder with anything else is never replaced."""
 _BEGIN_ANEW = "put the file back from a backup, or begin a new run in another folder"
@@ -118,6 +119,7 @@ def run(
     )
     final, ours = final_figures(context, workspace, result)
     table |= ours
+    answers = samples(context, workspace, result)
     ended = time.perf_counter()
     of_rounds = [row["seconds"]["training"] for row in result.history]
     before, training = sum(of_rounds[: judge.already]), sum(of_rounds[judge.already :])
@@ -139,6 +141,7 @@ def run(
             table=table,
             final=final,
             seconds={key: spent + earlier.get(key, 0.0) for key, spent in seconds.items()},
+            samples=answers,
         )
     )
 
