@@ -35,7 +35,13 @@ from hushtune.common.config_federation import (
 from hushtune.common.config_model import AdapterConfig, ModelConfig
 from hushtune.common.config_privacy import PrivacyConfig, check_together
 from hushtune.common.config_rules import check_rule
-from hushtune.common.config_task import TaskConfig, check_task, without_warmup
+from hushtune.common.config_task import (
+    TaskConfig,
+    check_source,
+    check_task,
+    with_source,
+    without_warmup,
+)
 
 __all__ = [
     "DEFAULT_SAMPLING_PROBABILITY",
@@ -165,10 +171,11 @@ class RunConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _no_warmup_without_a_head(cls, data: Any) -> Any:
-        return without_warmup(data)
+        return without_warmup(with_source(data))
 
     @model_validator(mode="after")
     def _task_goes_with_the_rest(self) -> RunConfig:
+        check_source(self.data, self.task)
         check_task(
             self.task,
             self.data,
@@ -213,13 +220,6 @@ class RunConfig(Section):
                 remedy='name the column in data.group, or leave privacy.unit = "group" out'
                 if group is None
                 else 'set privacy.unit = "group", or leave data.group out',
-            )
-        if self.data.group is not None and self.data.source == "demo":
-            refuse(
-                "the built-in data name no patients or users",
-                key="data.group",
-                given=self.data.group,
-                expected="no data.group with data.source",
             )
         return self
 

@@ -24,10 +24,11 @@ SOURCES = ("source", "file", "files", "dataset")
 class DataConfig(Section):
     """Where the labelled rows come from, how they are cleaned, and who holds which."""
 
-    source: Literal["demo", "sites"] | None = Field(
+    source: Name | None = Field(
         default=None,
-        description="demo = rated sentences from four real sources; sites = each site has rows of "
-        "its own, which its site.toml names, and which nobody else reads",
+        description="data by name, such as demo = rated sentences from four real sites (all are in "
+        "docs/data.md); sites = each site has rows of its own, which its site.toml names, and "
+        "which nobody else reads",
         examples=["demo"],
     )
     labels: Names | None = Field(

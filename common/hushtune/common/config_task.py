@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, cast
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from hushtune.common.config_base import Section, refuse, tuple_from_list
 from hushtune.common.config_data import DataConfig
 from hushtune.common.kinds import KINDS, Inputs, Kind, Targets
+
+if TYPE_CHECKING:
+    from hushtune.common.tasks.sources import Source
 
 KindName = Literal[
     "text-classification",
@@ -23,6 +27,7 @@ KindName = Literal[
     "image-classification",
     "tabular-classification",
     "tabular-regression",
+    "recommendation",
 ]
 Number = Annotated[float, Field(ge=-1e12, le=1e12)]
 Range = Annotated[tuple[Number, Number], BeforeValidator(tuple_from_list)]
@@ -106,6 +111,72 @@ class TaskConfig(Section):
                 expected="least, then largest possible target",
             )
         return self
+
+
+def with_source(tree: Any) -> Any:
+    """A configuration as it was read, with the kind and the range of data that it names.
+
+    What it says itself stays as it is.
+    """
+    if not isinstance(tree, Mapping) or not isinstance(tree.get("data"), Mapping):
+        return tree
+    given = cast("Mapping[str, Any]", tree)
+    source = named_source(given["data"].get("source"))
+    task = given.get("task", {})
+    if source is None or not isinstance(task, Mapping):
+        return given
+    known: dict[str, Any] = {"kind": source.kind}
+    if source.target_range is not None and task.get("kind", source.kind) == source.kind:
+        known["range"] = list(source.target_range)
+    return {**given, "task": {**known, **task}}
+
+
+def named_source(name: object) -> Source | None:
+    """Data by name; None for rows of one's own, and for a name that is none."""
+    from hushtune.common.tasks.sources import SOURCES  # which needs settings in its turn
+
+    return SOURCES.get("rated-polarity" if name == "demo" else str(name))
+
+
+def check_source(data: DataConfig, task: TaskConfig) -> None:
+    """Refuse a name that no data have, or a kind, sites or groups that they are not made for."""
+    if data.source in (None, "sites"):
+        return
+    source = named_source(data.source)
+    if source is None:
+        from hushtune.common.tasks.sources import SOURCES
+
+        near = get_close_matches(data.source, SOURCES, n=1)
+        refuse(
+            "there are no data of this name",
+            key="data.source",
+            given=data.source,
+            expected=", ".join(("demo", "sites", *SOURCES)),
+            remedy=f"did you mean {near[0]!r}?" if near else "see docs/data.md",
+        )
+    if task.kind != source.kind:
+        refuse(
+            f"{source.name} is for {source.kind}",
+            key="task.kind",
+            given=task.kind,
+            expected=source.kind,
+            remedy="leave task.kind out",
+        )
+    if not source.sites and data.partition == "natural":
+        refuse(
+            "nothing says which row of these data belongs to which site",
+            key="data.partition",
+            given="natural",
+            expected="iid, dirichlet, quantity or shards, and data.sites",
+            remedy='set data.partition = "iid" and data.sites = 4, say',
+        )
+    if data.group is not None and not source.group:
+        refuse(
+            "these data name no patients or users",
+            key="data.group",
+            given=data.group,
+            expected="no data.group",
+        )
 
 
 def without_warmup(tree: Any) -> Any:

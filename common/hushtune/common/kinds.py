@@ -112,6 +112,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             Kind(
                 "tabular-regression", Inputs.COLUMNS, Targets.NUMBER, _OF_NUMBERS, "closeness", True
             ),
+            Kind("recommendation", Inputs.COLUMNS, Targets.NUMBER, _OF_NUMBERS, "closeness", True),
         )
     }
 )

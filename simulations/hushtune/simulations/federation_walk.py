@@ -222,10 +222,10 @@ def _prepared(folder: Path) -> dict[str, Path]:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / MARK, "made by python -m hushtune.simulations.federation_walk\n")
-    from hushtune.common.tasks.readers import read_demo
+    from hushtune.common.tasks.sources import read_named
 
     tables: dict[str, list[tuple[str, str]]] = {}
-    for row in read_demo():
+    for row in read_named("demo"):
         tables.setdefault(str(row.site), []).append((str(row.text), str(row.label)))
     found: dict[str, Path] = {}
     for site, table in sorted(tables.items())[:SITES]:

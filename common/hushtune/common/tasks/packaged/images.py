@@ -3,8 +3,9 @@
 Written once into the cache as PNG files in a folder a class, each named by its sha256: equal images
 of a class are one file.
 
-Sources: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998; LeCun, Bottou,
-Bengio and Haffner, Gradient-based learning applied to document recognition, Proc. IEEE, 1998.
+Sources: Alpaydin and Kaynak, Cascading Classifiers, Kybernetika, 1998 (UCI's Optical Recognition of
+Handwritten Digits, its test set); LeCun, Bottou, Bengio and Haffner, Gradient-based learning
+applied to document recognition, Proc. IEEE, 1998.
 """
 
 from __future__ import annotations

@@ -1,0 +1,190 @@
+"""Each kind of supervision from its file to a finished run, private and not, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hushtune.common.kinds import KINDS, higher_is_better
+from hushtune.common.tasks import partition
+from hushtune.simulations import plots, run
+from hushtune.simulations.outputs import SUMMARY_KEYS
+from hushtune.simulations.saved import load
+
+from ..conftest import GOOD, SITES, Settings, made_up_rows, write_csv
+
+Row = tuple[Any, ...]
+
+
+def score(text: str) -> int:
+    """How many words of a made-up text are good ones, less the others: -1, 0 or 1."""
+    return 1 if any(word in GOOD for word in text.split()) else -1
+
+
+def of_text(target: Callable[[str], str]) -> tuple[list[Row], tuple[str, ...]]:
+    rows = made_up_rows(dict.fromkeys(SITES, 60), seed=5)
+    return [(site, text, target(text)) for site, text, _ in rows], ("site", "text", "label")
+
+
+def of_pairs(target: Callable[[str, str], str]) -> tuple[list[Row], tuple[str, ...]]:
+    """Two texts of one site, both good ones or neither."""
+    rows = made_up_rows(dict.fromkeys(SITES, 120), seed=6)
+    pairs = [(a, b) for a, b in zip(rows, rows[2:], strict=False) if a[0] == b[0]]
+    header = ("site", "text", "other", "label")
+    return [(a[0], a[1], b[1], target(a[1], b[1])) for a, b in pairs[::2] + pairs[1::4]], header
+
+
+def of_columns(target: Callable[[str], str]) -> tuple[list[Row], tuple[str, ...]]:
+    rows = made_up_rows(dict.fromkeys(SITES, 60), seed=7)
+    made = [(site, text.split()[0], text, target(text)) for site, text, _ in rows]
+    return made, ("site", "first", "rest", "label")
+
+
+def words_of(text: str) -> str:
+    return "good" if score(text) > 0 else "bad"
+
+
+NUMBER = {"task__range": [-3.0, 3.0]}
+CASES: dict[str, tuple[tuple[list[Row], tuple[str, ...]], dict[str, Any]]] = {
+    "text-classification": (of_text(words_of), {}),
+    "multi-label": (of_text(lambda t: "|".join({words_of(t), "the"} & {*t.split(), "good"})), {}),
+    "text-regression": (of_text(lambda t: str(2 * score(t))), NUMBER),
+    "text-pair-classification": (
+        of_pairs(lambda a, b: "good" if score(a) + score(b) > 0 else "bad"),
+        {"data__second": "other"},
+    ),
+    "text-pair-regression": (
+        of_pairs(lambda a, b: str(score(a) + score(b))),
+        {"data__second": "other", **NUMBER},
+    ),
+    "token-classification": (
+        of_text(lambda t: " ".join("GOOD" if word in GOOD else "REST" for word in t.split())),
+        {},
+    ),
+    "tabular-classification": (of_columns(words_of), {"data__columns": ["first", "rest"]}),
+    "tabular-regression": (
+        of_columns(lambda t: str(score(t))),
+        {"data__columns": ["first", "rest"], **NUMBER},
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are drawn in one test below."""
+    monkeypatch.setattr(plots, "plot_run", lambda *_: None)
+    monkeypatch.setattr(partition, "plot", lambda *_: None)
+
+
+def config_of(settings: Settings, folder: Path, kind: str, **changes: Any) -> Any:
+    (rows, header), needed = CASES[kind]
+    path = write_csv(folder / "rows.csv", rows, header)
+    return settings.config(**{"task__kind": kind, "data__file": str(path), **needed, **changes})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", CASES)
+def test_it_learns_what_no_constant_answer_knows(
+    settings: Settings, tmp_path: Path, kind: str
+) -> None:
+    """With the first blocks of the default model's real weights."""
+    out = tmp_path / "run"
+    numbers = "regression" in kind
+    recipe = {
+        "model__name": "minilm",
+        "model__layer": 2,
+        "train__rounds": 20 if numbers else 10,
+        "train__warmup_rounds": 18 if numbers else 8,
+        "train__local_steps": 4,
+        "train__sampling_probability": 0.5,
+        "train__learning_rate": 0.004 if numbers else 0.01,
+        "train__warmup_learning_rate": 0.006 if numbers else 0.03,
+    }
+    summary = run(config_of(settings, tmp_path, kind, **recipe), out)
+    metric, sign = summary["metric"], 1 if summary["higher_is_better"] else -1
+    assert metric == KINDS[kind].metrics[0]
+    assert summary["higher_is_better"] == higher_is_better(metric)
+    assert sign * summary["value"] > sign * summary["baselines"]["majority"], summary["table"]
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_a_private_run_has_the_same_keys_a_statement_and_answers(
+    settings: Settings, tmp_path: Path, kind: str
+) -> None:
+    out = tmp_path / "run"
+    config = config_of(
+        settings, tmp_path, kind, privacy__trust="site", train__rounds=2, train__warmup_rounds=1
+    )
+    summary = run(config, out)
+    assert summary.keys() >= SUMMARY_KEYS
+    assert json.loads((out / "summary.json").read_text()) == summary
+    assert all(0 < row["epsilon"] <= 3.0 for row in summary["sites"].values())
+    assert set(summary["metrics"]) >= {"loss", summary["metric"]}
+    privacy = json.loads((out / "privacy.json").read_text())
+    assert privacy["guarantee"] is True
+    card = (out / "adapter" / "README.md").read_text()
+    assert kind.replace("-", " ") in card
+    (rows, header), needed = CASES[kind]
+    text = rows[0][1]
+    if "data__second" in needed:
+        text = json.dumps([rows[0][1], rows[0][2]])
+    elif "data__columns" in needed:
+        text = json.dumps({name: rows[0][header.index(name)] for name in ("first", "rest")})
+    (answer,) = load(out).predict([text])
+    told = answer.get("label", answer.get("answer"))
+    if "range" in str(needed):
+        assert -3.0 <= told <= 3.0
+    elif kind == "token-classification":
+        assert [word for word, _ in told] == text.split()
+    elif kind == "multi-label":
+        assert set(told) <= {"good", "the"}
+    else:
+        assert told in load(out).labels
+
+
+@pytest.mark.parametrize("kind", ["text-regression", "token-classification"])
+@pytest.mark.parametrize("trust", ["server", "distributed"])
+def test_under_every_trust_model(settings: Settings, tmp_path: Path, kind: str, trust: str) -> None:
+    changes: dict[str, Any] = {"privacy__trust": trust, "train__rounds": 2}
+    if trust == "server":
+        changes |= {"privacy__unit": "client", "privacy__epsilon": 50.0, "privacy__delta": 1e-2}
+    config = config_of(settings, tmp_path, kind, train__warmup_rounds=1, **changes)
+    assert run(config, tmp_path / "run")["rounds"] == 2
+
+
+def test_sites_tell_the_score_of_their_kind(settings: Settings, tmp_path: Path) -> None:
+    config = config_of(
+        settings,
+        tmp_path,
+        "text-regression",
+        metrics__release="public",
+        train__rounds=2,
+        train__warmup_rounds=1,
+    )
+    run(config, tmp_path / "run")
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    told = row["released"]
+    assert set(told["sites"]["east"]) == {"closeness", "loss"}
+    assert 0 <= told["closeness"] <= 1
+
+
+def test_a_figure_that_is_better_the_lower_it_is(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hushtune: Any
+) -> None:
+    """The worst site is the one with the largest error, and pictures and tables say which way."""
+    monkeypatch.undo()
+    config = config_of(
+        settings, tmp_path, "text-regression", train__rounds=2, train__warmup_rounds=1
+    )
+    summary = run(config, tmp_path / "run")
+    values = {site: row["value"] for site, row in summary["sites"].items()}
+    assert summary["worst_site"]["site"] == max(values, key=values.__getitem__)
+    assert summary["spread"] == pytest.approx(max(values.values()) - min(values.values()))
+    assert (tmp_path / "run" / "curve.png").stat().st_size > 10_000
+    again = hushtune("simulate", "--out", tmp_path / "run", "--resume")
+    assert "lower is better" in again.out
+    assert "RMSE" in again.out
