@@ -110,7 +110,9 @@ def test_one_example_moves_the_sum_by_the_clip_norm_at_most_and_others_not_at_al
     alone = [summed(task, [row], state=state, clip_norm=1e-2) for row in ALL]
     whole = summed(task, ALL, state=state, clip_norm=1e-2, microbatch=3)
     for row in ALL:
-        rest = summed(task, np.delete(ALL, row), state=state, clip_norm=1e-2, microbatch=3)
+        rest = summed(
+            task, Units.single(np.delete(ALL, row)), state=state, clip_norm=1e-2, microbatch=3
+        )
         assert float(torch.linalg.norm(whole - rest)) <= 1e-2 * (1 + 1e-6)
         assert float(torch.linalg.norm(whole - rest - alone[row])) <= 1e-6
         assert float(alone[row].norm()) > 1e-3

@@ -85,9 +85,9 @@ def words_config(family: str, *, vocabulary: int = NUM_WORDS) -> Any:
             num_layers=3,
             num_decoder_layers=2,
             num_heads=4,
-            decoder_start_token_id=0,
             pad_token_id=0,
             eos_token_id=3,
+            **{"decoder_start_token_id": 0},
         )
     return tf.BartConfig(
         vocab_size=vocabulary,
@@ -179,10 +179,13 @@ def conversations(sizes: dict[str, int], *, seed: int = 0) -> list[Sequence[str]
     return rows
 
 
-def write_conversations(path: Path, sizes: dict[str, int]) -> Path:
-    """A CSV of them with the columns site, text, label."""
+def write_conversations(path: Path, sizes: dict[str, int], *, plain: bool = False) -> Path:
+    """A CSV of them with the columns site, text, label; ``plain``: the text is what is asked."""
+    rows = conversations(sizes)
+    if plain:
+        rows = [(site, json.loads(text)[0]["content"], label) for site, text, label in rows]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("site", "text", "label"))
-        writer.writerows(conversations(sizes))
+        writer.writerows(rows)
     return path

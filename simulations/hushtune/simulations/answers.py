@@ -28,8 +28,12 @@ def answers_of(trained: Predictor, texts: Sequence[str]) -> list[Any]:
         case Targets.TAGS:
             return [_tags(trained, text) for text in texts]
         case _:
-            how = {"kind": trained.task.of, "max_tokens": trained.settings.max_tokens}
-            return [write(trained.model, trained.tokenizer, text, **how) for text in texts]
+            return [_written(trained, text) for text in texts]
+
+
+def _written(trained: Predictor, text: str) -> str:
+    size = trained.settings.max_tokens
+    return write(trained.model, trained.tokenizer, text, kind=trained.task.of, max_tokens=size)
 
 
 @torch.no_grad()

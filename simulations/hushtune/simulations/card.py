@@ -10,6 +10,7 @@ from typing import Any
 from hushtune.common.config import RunConfig
 from hushtune.common.kinds import Inputs
 from hushtune.common.lora_rules import RULES
+from hushtune.common.model import Head
 from hushtune.common.names import SEEN_BY, methods, metric_words
 from hushtune.common.planning import POOLED, global_rank
 from hushtune.common.privacy.figures import at_most, upwards
@@ -17,6 +18,7 @@ from hushtune.common.privacy.statement_markdown import plain
 from hushtune.common.privacy.statement_sentence import unit_word
 from hushtune.common.tasks.workspace import Workspace
 from hushtune.simulations.attacks import told as told_attack
+from hushtune.simulations.card_words import load_words
 
 _LOAD_MEAN = """\
 ```python
@@ -116,7 +118,9 @@ def model_card(
     packaged = workspace.base_name != config.model.name
     imports, name = _FETCHED if packaged else _NAMED
     load = (
-        _LOAD_MEAN.format(scale=config.model.feature_scale)
+        load_words(apart=workspace.task.model.reads_and_writes)
+        if workspace.task.model.head_kind is Head.WORDS
+        else _LOAD_MEAN.format(scale=config.model.feature_scale)
         if config.model.head == "mean"
         else _LOAD_OWN.format(
             labels=json.dumps(list(workspace.data.label_names), ensure_ascii=False),
@@ -253,7 +257,16 @@ def merged_card(card: str, *, labels: Sequence[str], head: str, max_tokens: int)
     else:
         library = "sentence-transformers"
         code = _LOAD_MERGED_MEAN.format(labels=json.dumps(list(labels), ensure_ascii=False))
-    use = f"## Use\n\nThe adapter is merged into its base model: no peft is needed.\n\n{code}\n"
+    use = f"The adapter is merged into its base model: no peft is needed.\n\n{code}"
+    return with_use(card, use, library=library)
+
+
+def with_use(card: str, use: str, *, library: str) -> str:
+    """The card of an adapter as that of a whole model, which ``use`` tells how to run.
+
+    ``library``: the name of what loads it. All but what tells how to use it stays.
+    """
+    use = f"## Use\n\n{use}\n"
     text, found = _USE.subn(lambda _: use, card, count=1)
     text = text if found else f"{card.rstrip()}\n\n{use}"
     text = text.replace("library_name: peft\n", f"library_name: {library}\n", 1)

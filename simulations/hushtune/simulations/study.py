@@ -119,8 +119,7 @@ def run(
     )
     final, ours = final_figures(context, workspace, result)
     table |= ours
-    answers = samples(context, workspace, result)
-    ended = time.perf_counter()
+    answers, ended = samples(context, workspace, result), time.perf_counter()
     of_rounds = [row["seconds"]["training"] for row in result.history]
     before, training = sum(of_rounds[: judge.already]), sum(of_rounds[judge.already :])
     seconds = {

@@ -51,6 +51,6 @@ def answer_ids(
     """The tokens that a decoder learns to write, its end token included; each at most so many."""
     found = cast("list[list[int]]", tokenizer(text_target=list(answers))["input_ids"])
     end = tokenizer.eos_token_id
-    ended = isinstance(end, int)
-    whole = [ids if not ended or ids[-1:] == [end] else [*ids, end] for ids in found]
+    ends = [end] if isinstance(end, int) else []
+    whole = [ids if ids[-1:] == ends else [*ids, *ends] for ids in found]
     return [ids[:max_tokens] or [IGNORED] for ids in whole]
