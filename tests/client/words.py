@@ -43,8 +43,8 @@ OTHERS = ("which", "colour", "has", "the", "it", "is", "my", "old", "tell", "me"
 ROLES = ("user", "assistant", "system", ":", "\n", "?")
 
 
-def make_tokenizer(*, template: bool = True, begins: bool = False) -> Any:
-    """A tokenizer of whole words; ``begins``: every text begins with ``<|start|>``."""
+def make_tokenizer(*, template: bool = True, begins: bool = False, ends: bool = False) -> Any:
+    """A tokenizer of whole words; ``begins``, ``ends``: every text does with a token for it."""
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     words = [*SPECIAL, *ROLES, *THINGS, *COLOURS, *OTHERS, *letters]
     vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}
@@ -55,7 +55,8 @@ def make_tokenizer(*, template: bool = True, begins: bool = False) -> Any:
     made.decoder = decoders.WordPiece(prefix="##")
     if begins:
         made.post_processor = processing.TemplateProcessing(
-            single="<|start|> $A", special_tokens=[("<|start|>", 2)]
+            single="<|start|> $A <|end|>" if ends else "<|start|> $A",
+            special_tokens=[("<|start|>", 2), ("<|end|>", 3)],
         )
     tokenizer = tf.PreTrainedTokenizerFast(
         tokenizer_object=made,
