@@ -31,7 +31,8 @@ from hushtune.client import app, opening, secure
 from hushtune.client.policy import SitePolicy
 from hushtune.client.terms import Terms
 from hushtune.common.adapter import AdapterSpec, AdapterState
-from hushtune.common.messages import LocalTraining, RoundOrder
+from hushtune.common.local_training import LocalTraining
+from hushtune.common.messages import RoundOrder
 from hushtune.common.privacy.discrete import discrete_gaussian
 from hushtune.common.privacy.ledger import Ledger, Limit
 from hushtune.common.privacy.noise import NoiseSource

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -72,6 +73,18 @@ def test_both_ways_to_run_are_tested() -> None:
     """A marker that is lost would leave its block untested."""
     assert sorted(language for language, _ in RUNNABLE.findall(README)) == ["python", "sh"]
     assert README.count("<!-- test -->") == 2
+
+
+@pytest.mark.slow
+def test_the_example_of_the_page_on_training_runs(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    ((language, code),) = RUNNABLE.findall(page)
+    _run_block(language, code, tmp_path)
+    summary = json.loads((tmp_path / "runs" / "craft" / "summary.json").read_text())
+    assert {row["train_rows"] for row in summary["sites"].values()} == {32}
+    assert summary["stopped"] is not None
+    told = json.loads((tmp_path / "runs" / "folds" / "folds.json").read_text())
+    assert list(told["folds"]) == ["fold-1", "fold-2"]
 
 
 @pytest.mark.slow

@@ -22,7 +22,8 @@ from hushtune.common.adapter import (
     base_keys,
 )
 from hushtune.common.config import AdapterConfig, ModelConfig
-from hushtune.common.messages import LocalTraining, RoundOrder
+from hushtune.common.local_training import LocalTraining
+from hushtune.common.messages import RoundOrder
 from hushtune.common.model import AdaptedModel, Level
 from hushtune.common.privacy.plan import PrivacyPlan, Relation, Trust, Unit
 from hushtune.common.tasks.activations import TokenRows

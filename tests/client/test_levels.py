@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -39,10 +40,16 @@ ALL = np.arange(NUM_ROWS, dtype=np.int64)
 every_text = pytest.mark.parametrize(("family", "head"), TEXT_CASES)
 
 
-def cached(family: str, head: str, *, megabytes: int = 64, **adapter: Any) -> Supervised:
-    return make_task(
-        family, head, model=adapted(family, head, **adapter), cache_megabytes=megabytes
-    )
+def cached(
+    family: str,
+    head: str,
+    *,
+    megabytes: int = 64,
+    model: Mapping[str, Any] | None = None,
+    **adapter: Any,
+) -> Supervised:
+    made = adapted(family, head, model=model, **adapter)
+    return make_task(family, head, model=made, cache_megabytes=megabytes)
 
 
 def with_zero_b(state: AdapterState) -> AdapterState:
@@ -425,3 +432,29 @@ def test_metrics_weigh_every_row_alike_and_keep_the_order_of_rows(family: str, h
     assert CLASS_WEIGHTS != (1.0, 1.0, 1.0)  # which the figures must not follow
     hits = (reference.argmax(1) == truth)[torch.from_numpy(rows)].float().mean()
     assert figures["some"]["accuracy"] == pytest.approx(float(hits))
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "distilbert"])
+def test_the_features_of_a_block_are_those_of_a_model_that_ends_there(family: str) -> None:
+    """But for a norm above all blocks, as GPT-2 and Llama have: a block's own output is read."""
+    task = cached(family, "mean")
+    zero = with_zero_b(lora.extract(task.model))
+    for layer in (1, 2):
+        cut = cached(family, "mean", model={"layer": layer}, layers=0)
+        with torch.no_grad():
+            cut.model.base.base_model.model.norm = torch.nn.Identity()
+            cut.model.base.base_model.model.ln_f = torch.nn.Identity()
+        # Its own adapter is without effect from the start.
+        expected = cut.batch(ALL, Level.FEATURES).inputs["features"]
+        with task.reading(layer):
+            assert task.level(zero, ("head.weight",)) is Level.FEATURES
+            found = task.batch(ALL, Level.FEATURES).inputs["features"]
+            some = task.batch(ALL[[4, 1]], Level.FEATURES).inputs["features"]
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        assert torch.equal(some, found[[4, 1]])
+        assert not torch.allclose(found, task.batch(ALL, Level.FEATURES).inputs["features"])
+
+
+def test_a_head_of_the_family_s_own_reads_no_block() -> None:
+    with pytest.raises(ValueError, match="mean-pooled"), cached("bert", "own").reading(1):
+        pass

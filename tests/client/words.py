@@ -78,7 +78,7 @@ def words_config(family: str, *, vocabulary: int = NUM_WORDS) -> Any:
         made.initializer_range = 0.2
         return made
     if family == "t5":
-        return tf.T5Config(
+        made = tf.T5Config(
             vocab_size=vocabulary,
             d_model=32,
             d_kv=8,
@@ -88,8 +88,9 @@ def words_config(family: str, *, vocabulary: int = NUM_WORDS) -> Any:
             num_heads=4,
             pad_token_id=0,
             eos_token_id=3,
-            **{"decoder_start_token_id": 0},
         )
+        made.decoder_start_token_id = 0  # pyright: ignore[reportAttributeAccessIssue]
+        return made
     return tf.BartConfig(
         vocab_size=vocabulary,
         d_model=32,

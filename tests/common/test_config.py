@@ -493,7 +493,8 @@ def test_a_dump_is_complete() -> None:
         "data.group",
         "data.labels",
     }
-    without_value |= {"data.max_rows_per_site", "model.layer"}
+    without_value |= {"data.max_rows_per_site", "model.layer", "data.shots", "train.patience"}
+    without_value |= {"data.folds", "data.fold", "data.left_out"}
     without_value |= {"simulation.policies", "simulation.ledgers"}
     without_value |= {"train.batch_size", "train.sampling_probability", "privacy.min_survivors"}
     without_value |= {"train.batch_size", "train.sampling_probability"}

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from hushtune.common.adapter import AdapterSpec, AdapterState
 from hushtune.common.encoding import ENCODINGS, decode, encode
 from hushtune.common.errors import HushtuneError, MessageError, PlanError
+from hushtune.common.local_training import LocalTraining
 from hushtune.common.messages import (
     ClientUpdate,
-    LocalTraining,
     Refusal,
     RoundOrder,
     decode_order,

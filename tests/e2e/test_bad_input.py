@@ -490,7 +490,7 @@ def test_ctrl_c_says_how_to_go_on(
     settings: Any, hushtune: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, toml = tmp_path / "out", settings.file(tmp_path)
-    real = study._Judge.__call__
+    real = study.Judge.__call__
 
     def stop(self: Any, outcome: Any) -> Any:
         if outcome.round == 2:
@@ -498,7 +498,7 @@ def test_ctrl_c_says_how_to_go_on(
         return real(self, outcome)
 
     with monkeypatch.context() as patch:
-        patch.setattr(study._Judge, "__call__", stop)
+        patch.setattr(study.Judge, "__call__", stop)
         answer = hushtune("simulate", "--config", toml, "--out", out)
     assert answer.status == 130
     assert answer.err.startswith("HT604 ")

@@ -28,10 +28,8 @@ def test_what_is_not_finite_is_null_however_deep() -> None:
 def test_a_run_with_a_loss_that_is_no_number_still_writes_json(
     settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = study._Judge._evaluate
-    monkeypatch.setattr(
-        study._Judge, "_evaluate", lambda *asked: {**real(*asked), "loss": math.nan}
-    )
+    real = study.Judge._evaluate
+    monkeypatch.setattr(study.Judge, "_evaluate", lambda *asked: {**real(*asked), "loss": math.nan})
     out = tmp_path / "out"
     run(settings.config(privacy__trust="site", train__rounds=1), out)
     (row,) = map(strict, (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines())

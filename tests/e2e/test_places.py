@@ -102,7 +102,7 @@ def test_a_run_that_was_stopped_has_no_adapter_yet(
 
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(study._Judge, "__call__", stop)
+        patch.setattr(study.Judge, "__call__", stop)
         assert hushtune("simulate", "--config", settings.file(tmp_path), "--out", out).status == 130
     said = "not finished", f"hushtune simulate --out {out} --resume"
     refused(hushtune("predict", out, "a text"), "HT201", *said)

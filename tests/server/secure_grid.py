@@ -19,7 +19,8 @@ from hushtune.client import app, opening, secure
 from hushtune.client.policy import SitePolicy
 from hushtune.client.terms import Terms
 from hushtune.common.adapter import AdapterState
-from hushtune.common.messages import LocalTraining, RoundOrder
+from hushtune.common.local_training import LocalTraining
+from hushtune.common.messages import RoundOrder
 from hushtune.common.privacy.ledger import Ledger, Limit
 from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import PrivacyPlan, Relation, Trust, Unit

@@ -94,7 +94,7 @@ def test_the_preset_and_what_it_is_compared_with(settings: Any, tmp_path: Path) 
     config = load_config(preset="clients", presets=PRESETS, overrides=[*few, f"model.name={model}"])
     summary = run(config, tmp_path / "out")
     compared = {name for name, value in summary["baselines"].items() if value is not None}
-    assert compared == {"majority", "untrained", "head_private", "pooled"}
+    assert compared == {"majority", "untrained", "head_private", "head_best", "pooled"}
     assert (summary["trust"], summary["unit"], len(summary["sites"])) == ("server", "client", 12)
     assert statement(tmp_path / "out")["guarantee"]
     card = (tmp_path / "out" / "adapter" / "README.md").read_text(encoding="utf-8")

@@ -1,8 +1,8 @@
 """What the settings of a run that a coordinator has signed let its server order of a site.
 
 A site's policy bounds all that it ever spends. Within one run no more is to be spent than the run's
-settings say, and the site's people have read: the plan, the rounds and the steps of each order, and
-the noise of figures, are those that follow from the settings.
+settings say, and the site's people have read: the plan, the rounds, the steps and the tensors of
+each order, and the noise of figures, are those that follow from the settings.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from dataclasses import dataclass, fields
 
 from hushtune.common.config import RunConfig
 from hushtune.common.errors import PolicyError
+from hushtune.common.lora_rules import RULES, all_trainable
 from hushtune.common.messages import RoundOrder
 from hushtune.common.metrics_messages import MetricsOrder
 from hushtune.common.planning import cohort_of, metrics_rounds, personal_charges, site_plan
 from hushtune.common.privacy.accountant import CALIBRATION_TOLERANCE
 from hushtune.common.privacy.plan import DpSgdEvent, PrivacyPlan, Trust, Unit
-from hushtune.common.run_steps import steps_of_round
+from hushtune.common.run_steps import round_of_number, steps_of_round, trainable_of
 from hushtune.common.secagg.cohort import Cohort
 from hushtune.common.secagg.wire import KeysOrder
 
@@ -29,7 +30,7 @@ class SignedRun:
     ``plan``: the site's. ``numbers``: orders of training are numbered from 1 to this, each of
     ``steps`` charged steps; ``personal``: steps for the site alone by round. ``figures``: the
     rounds after which figures are told, with the noise ``figures_noise``, None for plain ones.
-    ``cohort``: of the run's secure sums, if it has any.
+    ``cohort``: of the run's secure sums, if it has any. ``config``: the settings themselves.
     """
 
     plan: PrivacyPlan
@@ -39,6 +40,7 @@ class SignedRun:
     figures: tuple[int, ...]
     figures_noise: float | None
     cohort: Cohort | None
+    config: RunConfig
 
     @classmethod
     def of(cls, config: RunConfig, site: str) -> SignedRun:
@@ -57,6 +59,7 @@ class SignedRun:
             cohort=(
                 cohort_of(config) if Trust(config.privacy.trust) is Trust.DISTRIBUTED else None
             ),
+            config=config,
         )
 
     def events(self) -> list[DpSgdEvent]:
@@ -88,6 +91,27 @@ class SignedRun:
                 "an order is none of the run's, as its signed settings have it",
                 given=f"number {order.round}, {charged} steps",
                 expected=f"numbers {ends}, {steps or self.steps} steps each",
+            )
+
+        self._check_trained(order)
+
+    def _check_trained(self, order: RoundOrder) -> None:
+        """Raise PolicyError unless an order trains what its round does: what else it trained would
+        be released under a plan that the site's people have read for something else."""
+        spec = order.adapter.spec
+        if order.personal:
+            expected = tuple(sorted(all_trainable(RULES[self.config.aggregation.rule], spec)))
+        else:
+            number = round_of_number(self.config, order.round)
+            expected = trainable_of(self.config, spec, round=number)
+        if tuple(sorted(order.trainable)) != expected:
+            strange = sorted(set(order.trainable) ^ set(expected))
+            raise PolicyError(
+                "an order trains other tensors than its round does, as the run's signed settings "
+                "have it",
+                given=f"number {order.round}: {len(order.trainable)} tensors, such as "
+                f"{(strange or ['one of them twice'])[0][:100]}",
+                expected=f"{len(expected)} tensors",
             )
 
     def check_session(self, order: KeysOrder) -> None:

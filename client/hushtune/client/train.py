@@ -14,12 +14,12 @@ from hushtune.client import dp
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState
 from hushtune.common.errors import PrivacyError
+from hushtune.common.local_training import LocalTraining
 from hushtune.common.lora_rules import RULES, kept_keys
-from hushtune.common.messages import LocalTraining, RoundOrder
+from hushtune.common.messages import RoundOrder
 from hushtune.common.model import Level
 from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import PrivacyPlan, Trust, Unit
-from hushtune.common.schedules import learning_rate
 from hushtune.common.tasks.base import Task
 from hushtune.common.tasks.units import Units
 
@@ -56,7 +56,7 @@ def train_locally(
             # What follows looks at no record again, so it costs nothing.
             drift = _drift(order.training.proximal, center, trained, control)
             for group in optimizer.param_groups:
-                group["lr"] = _rate(order.training, step)
+                group["lr"] = order.training.rate(step)
             for key, parameter in trained.items():
                 parameter.grad = (gradients[key] + drift.get(key, 0.0)).to(parameter.device)
             optimizer.step()
@@ -139,18 +139,9 @@ def _drift(
     return found
 
 
-def _rate(training: LocalTraining, step: int) -> float:
-    return learning_rate(
-        training.learning_rate,
-        training.schedule,
-        training.first_step + step,
-        training.schedule_steps,
-    )
-
-
 def sum_of_rates(order: RoundOrder) -> float:
     """The learning rates of a round's steps, added up."""
-    return sum(_rate(order.training, step) for step in range(order.local_steps))
+    return sum(order.training.rate(step) for step in range(order.local_steps))
 
 
 def _checked(

@@ -10,21 +10,16 @@ into a :class:`~hushtune.common.errors.ConfigError` that names the key, the file
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from hushtune.common.config_base import (
-    MOST_STEPS,
     REFUSED,
-    Count,
-    CountOrNone,
-    LearningRate,
-    Probability,
     Section,
     refuse,
 )
+from hushtune.common.config_choice import check_choice
 from hushtune.common.config_data import DataConfig
 from hushtune.common.config_federation import (
     AggregationConfig,
@@ -42,6 +37,7 @@ from hushtune.common.config_task import (
     with_source,
     without_warmup,
 )
+from hushtune.common.config_train import DEFAULT_SAMPLING_PROBABILITY, TrainConfig
 
 __all__ = [
     "DEFAULT_SAMPLING_PROBABILITY",
@@ -58,98 +54,6 @@ __all__ = [
     "TaskConfig",
     "TrainConfig",
 ]
-
-DEFAULT_SAMPLING_PROBABILITY = 0.13
-"""The rate that a run takes when neither batch_size nor sampling_probability is given."""
-
-
-class TrainConfig(Section):
-    """Local training, the same at every site."""
-
-    rounds: Count = Field(default=20, description="rounds of the whole run, warm-up included")
-    warmup_rounds: CountOrNone = Field(
-        default=18,
-        description="the first rounds train the head alone, on cached frozen features; at most "
-        "rounds; left out = nine tenths of rounds",
-    )
-    local_steps: Count = Field(default=3, description="optimiser steps a site takes in a round")
-    batch_size: Count | None = Field(
-        default=None, description="expected examples of a step at each site", examples=[512]
-    )
-    sampling_probability: Probability | None = Field(
-        default=None,
-        description="in place of batch_size: each example's chance to be in a step; with neither, "
-        f"{DEFAULT_SAMPLING_PROBABILITY}",
-        examples=[DEFAULT_SAMPLING_PROBABILITY],
-    )
-    learning_rate: LearningRate = Field(
-        default=0.01, description="of adapter and head after the warm-up"
-    )
-    warmup_learning_rate: LearningRate = Field(
-        default=0.015, description="of the head in the warm-up"
-    )
-    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="at the site")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        default="constant",
-        description="of the learning rate, over each phase's steps of the whole run",
-    )
-    weight_decay: Annotated[float, Field(ge=0, le=100)] = Field(
-        default=0.0, description="decoupled, as in AdamW"
-    )
-    proximal: Annotated[float, Field(ge=0, le=1000)] = Field(
-        default=0.0,
-        description="mu of FedProx (1812.06127): draws local steps to the round's global adapter",
-    )
-    scaffold: bool = Field(
-        default=False,
-        description="control variates against client drift (1910.06378); without privacy only",
-    )
-    microbatch: Count = Field(
-        default=32,
-        description="rows computed at once; cannot change results; left out for language models = "
-        "4",
-    )
-    cache_megabytes: CountOrNone = Field(
-        default=2048, description="memory for cached outputs of the frozen layers; 0 = no cache"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _warmup_follows_rounds(cls, data: Any) -> Any:
-        # A user who only shortens the run should not have to know about the warm-up.
-        if not isinstance(data, Mapping) or "warmup_rounds" in data:
-            return data
-        rounds: Any = data.get("rounds")
-        if type(rounds) is not int:
-            return data
-        return {**data, "warmup_rounds": max(0, rounds) * 9 // 10}
-
-    @model_validator(mode="after")
-    def _consistent(self) -> TrainConfig:
-        if self.warmup_rounds > self.rounds:
-            refuse(
-                "the warm-up is longer than the run",
-                key="warmup_rounds",
-                given=self.warmup_rounds,
-                expected=f"0 to {self.rounds} (train.rounds)",
-                remedy="set train.warmup_rounds as well, or leave it out",
-            )
-        if self.rounds * self.local_steps > MOST_STEPS:
-            refuse(
-                "the run has more steps than a site takes part in",
-                key="",
-                given=f"{self.rounds} rounds of {self.local_steps} steps",
-                expected=f"train.rounds * train.local_steps of at most {MOST_STEPS}",
-            )
-        if self.batch_size is not None and self.sampling_probability is not None:
-            refuse(
-                "train.batch_size and train.sampling_probability say the same thing twice",
-                key="sampling_probability",
-                given=f"batch_size = {self.batch_size}, "
-                f"sampling_probability = {self.sampling_probability}",
-                expected="one of the two, or neither",
-            )
-        return self
 
 
 class RunConfig(Section):
@@ -184,6 +88,7 @@ class RunConfig(Section):
             head=self.model.head,
             warmup_rounds=self.train.warmup_rounds,
             attack=self.simulation.attack,
+            smoothing=self.train.label_smoothing,
         )
         return self
 
@@ -205,6 +110,14 @@ class RunConfig(Section):
             proximal=self.train.proximal,
             scaffold=self.train.scaffold,
             adapter_rounds=self.train.rounds - self.train.warmup_rounds,
+            unfreeze=self.train.unfreeze,
+        )
+        return self
+
+    @model_validator(mode="after")
+    def _chosen_in_public(self) -> RunConfig:
+        check_choice(
+            *(self.train, self.data, self.privacy, self.metrics, self.personal, self.aggregation)
         )
         return self
 
@@ -233,6 +146,15 @@ class RunConfig(Section):
                 key="metrics.release",
                 given=f"{self.metrics.release!r}, data.validation_fraction = 0",
                 expected="data.validation_fraction above 0",
+            )
+        if self.metrics.release != "none" and self.data.shots is not None:
+            refuse(
+                "the noise of the sites' figures is scaled for the validation rows that go with "
+                "their public sizes, which few-shot training says nothing of",
+                key="metrics.release",
+                given=f"{self.metrics.release!r}, data.shots = {self.data.shots}",
+                expected='"none", or no data.shots',
+                remedy="leave metrics.release or data.shots out",
             )
         return self
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -89,6 +89,21 @@ class DataConfig(Section):
         lt=1,
         description="share of each site's rows for the test; never trains anything",
     )
+    folds: Annotated[int, Field(ge=2, le=1000)] | None = Field(
+        default=None,
+        description="cross-validation: each site's rows in so many parts, of which one is tested "
+        "on in place of test_fraction; hushtune simulate --folds sets it",
+        examples=[5],
+    )
+    fold: Count | None = Field(
+        default=None, description="with folds: which part is tested on, from 1", examples=[1]
+    )
+    left_out: Name | None = Field(
+        default=None,
+        description="a site that takes no part in training, and whose rows are all tested on; "
+        "hushtune simulate --folds sites sets it",
+        examples=["north"],
+    )
     partition: Literal["natural", "iid", "dirichlet", "quantity", "shards"] = Field(
         default="natural", description="how rows are dealt to sites; natural = as the data say"
     )
@@ -103,6 +118,13 @@ class DataConfig(Section):
     shards_per_site: Count = Field(default=2, description="shards: label-sorted pieces a site gets")
     max_rows_per_site: Count | None = Field(
         default=None, description="a seeded subsample of each site, for quick runs", examples=[1000]
+    )
+    shots: Count | None = Field(
+        default=None,
+        description="few-shot training: so many training examples of each label at each site, "
+        "drawn with the seed (of privacy.unit = group, so many groups); validation and test stay "
+        "whole",
+        examples=[16],
     )
     public_sizes: Mapping[Name, Count] = Field(
         default_factory=dict[str, int],
@@ -151,16 +173,49 @@ class DataConfig(Section):
                 given=", ".join(self.columns),
                 expected=f"different columns without {self.label!r} (data.label)",
             )
+        self._check_folds()
         if self.source == "sites":
             self._check_own_rows()
-        if self.validation_fraction + self.test_fraction >= 1:
+        if self.validation_fraction + self.tested_fraction >= 1:
             refuse(
                 "validation and test leave nothing to train on",
                 key="test_fraction",
-                given=f"{self.validation_fraction} + {self.test_fraction}",
+                given=f"{self.validation_fraction} + {self.tested_fraction}",
                 expected="a sum below 1",
             )
         return self
+
+    @property
+    def tested_fraction(self) -> float:
+        """The share of each site's rows that is tested on."""
+        return self.test_fraction if self.folds is None else 1 / self.folds
+
+    def _check_folds(self) -> None:
+        if (self.folds is None) != (self.fold is None) or (self.fold or 1) > (self.folds or 1):
+            refuse(
+                "a fold is one of several",
+                key="fold",
+                given=f"fold = {self.fold}, folds = {self.folds}",
+                expected="fold from 1 to folds, or neither",
+                remedy="leave both out; hushtune simulate --folds K sets them",
+            )
+        for key, given in (("folds", self.folds), ("left_out", self.left_out)):
+            if given is not None and self.source == "sites":
+                refuse(
+                    "rows that only their sites see are trained on once: each fold would be a run "
+                    "of its own, charged to every site",
+                    key=key,
+                    given=str(given),
+                    expected=f"no data.{key}",
+                    remedy=f"leave data.{key} out",
+                )
+        if self.folds is not None and self.left_out is not None:
+            refuse(
+                "folds are parts of each site's rows, or sites",
+                key="left_out",
+                given=f"left_out = {self.left_out}, folds = {self.folds}",
+                expected="one of the two",
+            )
 
     def _check_labels(self) -> None:
         labels = self.labels
@@ -174,6 +229,17 @@ class DataConfig(Section):
 
     def _check_own_rows(self) -> None:
         """What the rows would tell has to be declared where no one place has them."""
+        if self.shots is not None and self.labels:
+            expected = self.shots * len(self.labels)
+            wrong = sorted(site for site, size in self.public_sizes.items() if size != expected)
+            if wrong:
+                refuse(
+                    "with data.shots each site trains on as many examples of each label",
+                    key="public_sizes",
+                    given=f"{wrong[0]} = {self.public_sizes[wrong[0]]}",
+                    expected=f"{expected}: {self.shots} of each of {len(self.labels)} labels",
+                    remedy="set each of data.public_sizes to that number, or leave data.shots out",
+                )
         for key, given, remedy in (
             ("public_sizes", self.public_sizes, "data.public_sizes = {north = 5000, south = 3000}"),
         ):

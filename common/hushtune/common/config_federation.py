@@ -223,6 +223,16 @@ class SimulationConfig(Section):
         description="of language models: test rows that are answered before and after training, "
         "for the researcher; 0 = none",
     )
+    train_sample: CountOrNone = Field(
+        default=256,
+        description="training rows, drawn with the seed, on which loss and accuracy are shown "
+        "beside those on validation rows; the researcher's, never sent; 0 = none",
+    )
+    forgetting: bool = Field(
+        default=True,
+        description="also show what training did to the model on public texts of another kind; a "
+        "few seconds, and no privacy",
+    )
     attack: Literal["none", "label_flip", "sign_flip", "scale", "collude", "nan"] = Field(
         default="none",
         description="what some of the simulated sites do: label_flip = train on the next label in "

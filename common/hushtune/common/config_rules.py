@@ -33,6 +33,7 @@ def check_rule(
     proximal: float,
     scaffold: bool,
     adapter_rounds: int,
+    unfreeze: str = "all",
 ) -> None:
     """Refuse what a rule cannot do."""
     rule = RULES[aggregation.rule]
@@ -85,6 +86,15 @@ def check_rule(
         _check_scaffold_mean(aggregation)
     if personal.method != "none":
         _check_personal(rule, privacy, personal)
+        if personal.method == "ditto" and unfreeze == "gradual":
+            refuse(
+                "an own adapter is trained whole in each round, and drawn to a global one of which "
+                "the lower blocks are not trained yet",
+                key="personal.method",
+                given='ditto, train.unfreeze = "gradual"',
+                expected='train.unfreeze = "all", or another method',
+                remedy="leave train.unfreeze out; finetune goes with it",
+            )
         if personal.method == "ditto" and not adapter_rounds:
             refuse(
                 "own adapters are trained beside rounds after the warm-up, and there are none",

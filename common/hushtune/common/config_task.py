@@ -199,7 +199,13 @@ def without_warmup(tree: Any) -> Any:
 
 
 def check_task(
-    task: TaskConfig, data: DataConfig, *, head: str, warmup_rounds: int, attack: str
+    task: TaskConfig,
+    data: DataConfig,
+    *,
+    head: str,
+    warmup_rounds: int,
+    attack: str,
+    smoothing: float,
 ) -> None:
     """Refuse what a kind of supervision cannot do; keys are those of the whole configuration."""
     kind = task.of
@@ -227,6 +233,17 @@ def check_task(
             given=", ".join(data.class_weights),
             expected="no data.class_weights",
         )
+    for key, given, what in (
+        ("train.label_smoothing", smoothing, "to smooth"),
+        ("data.shots", data.shots, "to draw examples of"),
+    ):
+        if given and not kind.has_classes:
+            refuse(
+                f"{kind.name} has no classes {what}",
+                key=key,
+                given=str(given),
+                expected=f"no {key}, or a kind with one class an example",
+            )
     if attack == "label_flip" and not kind.has_classes:
         refuse(
             f"labels can be flipped where each example has one, not in {kind.name}",

@@ -7,7 +7,7 @@ What the server makes of the sites' factors is in ``hushtune.server.aggregation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -132,11 +132,18 @@ RULES: Mapping[str, LoraRule] = MappingProxyType(
 _KEYS = {"A": a_key, "B": b_key, "R": r_key}
 
 
-def trainable_keys(rule: LoraRule, spec: AdapterSpec, *, turn: int | None) -> tuple[str, ...]:
+def trainable_keys(
+    rule: LoraRule,
+    spec: AdapterSpec,
+    *,
+    turn: int | None,
+    modules: Collection[str] | None = None,
+) -> tuple[str, ...]:
     """Keys of the tensors that a site trains, sorted: the head, and the factors of a turn.
 
     ``turn`` counts the rounds after the warm-up from 0; in the warm-up, None, the head alone is
-    trained, on frozen features. Raises FederationError where that leaves nothing.
+    trained, on frozen features. ``modules``: those of the targets whose factors are trained, None
+    for all. Raises FederationError where that leaves nothing.
 
     >>> from hushtune.common.adapter import AdapterSpec
     >>> spec = AdapterSpec("", rank=1, alpha=1.0, rslora=False, targets=("q",), head=("weight",))
@@ -147,7 +154,8 @@ def trainable_keys(rule: LoraRule, spec: AdapterSpec, *, turn: int | None) -> tu
     """
     head = [head_key(name) for name in spec.head]
     factors = frozenset[str]() if turn is None else rule.turns[turn % len(rule.turns)]
-    keys = head + [_KEYS[kind](module) for kind in sorted(factors) for module in spec.targets]
+    chosen = [name for name in spec.targets if modules is None or name in modules]
+    keys = head + [_KEYS[kind](module) for kind in sorted(factors) for module in chosen]
     if not keys:
         raise FederationError(
             "there is nothing to train",

@@ -9,7 +9,7 @@ hidden states change with it and are not kept.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from enum import StrEnum
 from typing import Any, cast
@@ -205,6 +205,29 @@ class AdaptedModel(nn.Module):
         if not self.reads_features:
             return seen[0], None
         return seen[0], self._pool(output.last_hidden_state, inputs.get("attention_mask"))
+
+    @torch.no_grad()
+    def layer_features(self, inputs: Inputs, layers: Sequence[int]) -> dict[int, Tensor]:
+        """What the mean-pooled head would read of the base alone, were it cut after some block.
+
+        By the number of blocks that are kept, ``(b, d)`` each. The adapter must be without effect.
+        """
+        found: dict[int, Tensor] = {}
+        mask = inputs.get("attention_mask")
+
+        def pooled(number: int) -> Callable[[nn.Module, Any, Any], None]:
+            def see(_module: nn.Module, _inputs: Any, output: Any) -> None:
+                found[number] = self._pool(output[0] if isinstance(output, tuple) else output, mask)
+
+            return see
+
+        hooks = [self.blocks[n - 1].register_forward_hook(pooled(n)) for n in layers]
+        try:
+            self._run_base(inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
 
     @contextmanager
     def _starting_at(self, hidden: Tensor) -> Generator[None]:

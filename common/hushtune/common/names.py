@@ -12,6 +12,7 @@ METHODS: Mapping[str, str] = {
     "untrained": "untrained model",
     "alone_private": "each site alone, private",
     "head_private": "head on frozen features, private",
+    "head_best": "head on the best frozen layer, private",
     "federated": "federated, private",
     "personal": "federated, each site's own, private",
     "pooled_private": "pooled, private",

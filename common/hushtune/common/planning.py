@@ -190,7 +190,7 @@ def metrics_events(config: RunConfig) -> list[DpSgdEvent]:
 def public_held_out(config: RunConfig, site: str) -> float:
     """The number of validation units that follows from a site's public size and the fractions."""
     held_out = config.data.validation_fraction
-    training = 1.0 - held_out - config.data.test_fraction
+    training = 1.0 - held_out - config.data.tested_fraction
     return max(1.0, config.data.public_sizes[site] * held_out / training)
 
 

@@ -7,6 +7,7 @@ from hushtune.common.config import RunConfig
 from hushtune.common.config_rules import sends_gradients
 from hushtune.common.lora_rules import RULES, trainable_keys
 from hushtune.common.privacy.plan import Unit
+from hushtune.common.unfreezing import enabled
 
 
 def is_warmup(config: RunConfig, round: int) -> bool:
@@ -20,8 +21,17 @@ def turn_of(config: RunConfig, round: int) -> int | None:
 
 
 def trainable_of(config: RunConfig, spec: AdapterSpec, *, round: int) -> tuple[str, ...]:
-    """Keys of what sites train in a round."""
-    return trainable_keys(RULES[config.aggregation.rule], spec, turn=turn_of(config, round))
+    """Keys of what sites train in a round.
+
+    With gradual unfreezing a block is opened where a rule's turns begin anew, so that each factor
+    of it has its turn in the rule's order.
+    """
+    rule, turn, train = RULES[config.aggregation.rule], turn_of(config, round), config.train
+    modules = None
+    if turn is not None and train.unfreeze == "gradual":
+        every = train.unfreeze_every * len(rule.turns)
+        modules = enabled(spec.targets, turn=turn, every=every)
+    return trainable_keys(rule, spec, turn=turn, modules=modules)
 
 
 def steps_of_round(config: RunConfig) -> int:

@@ -28,7 +28,7 @@ from hushtune.server.aggregation.optimizers import AggState
 FILE = "latest.hushtune"
 FORMAT = 1
 _METADATA = "hushtune"
-_STATE, _MOMENT, _NOISE = "state", "agg", "noise"
+_STATE, _MOMENT, _NOISE, _BEST = "state", "agg", "noise", "best"
 
 Row = dict[str, Any]
 """A JSON object."""
@@ -43,7 +43,8 @@ class Checkpoint:
     each site has shown, ``refusals`` the rounds that each site refused, with code and reason.
     ``begun``: the last round in which steps of a secure sum may have been asked for.
     Where the server adds the noise, ``central`` is what it remembers for that, and ``ledger`` its
-    own charges, chained, each there before what it paid for is used.
+    own charges, chained, each there before what it paid for is used. ``best``: what was shown after
+    the best round, where that is to be kept.
     """
 
     run: str
@@ -57,6 +58,12 @@ class Checkpoint:
     begun: int = 0
     central: Memory | None = None
     ledger: tuple[Row, ...] = ()
+    best: AdapterState | None = None
+
+    @property
+    def final(self) -> AdapterState:
+        """What is handed out if no round follows: the best round's model where that is kept."""
+        return self.shown if self.best is None else self.best
 
     @property
     def shown(self) -> AdapterState:
@@ -112,6 +119,9 @@ def _to_bytes(checkpoint: Checkpoint) -> bytes:
     tensors = {f"{_STATE}/{key}": tensor for key, tensor in checkpoint.state.tensors.items()}
     for name, moment in checkpoint.agg.moments.items():
         tensors |= {f"{_MOMENT}/{name}/{key}": tensor for key, tensor in moment.tensors.items()}
+    best = checkpoint.best
+    if best is not None:
+        tensors |= {f"{_BEST}/{key}": tensor for key, tensor in best.tensors.items()}
     central = checkpoint.central
     for place, noise in enumerate(() if central is None else central.noises):
         tensors |= {f"{_NOISE}/{place}/{key}": tensor for key, tensor in noise.tensors.items()}
@@ -215,6 +225,7 @@ def _from_parts(body: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Check
             noises=tuple(part(f"{_NOISE}/{place}") for place in range(int(central["noises"]))),
         ),
         ledger=_chain(body.get("ledger", [])),
+        best=part(_BEST) if any(key.startswith(f"{_BEST}/") for key in tensors) else None,
     )
 
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 from hushtune.common import seeds
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
+from hushtune.common.local_training import LocalTraining
 from hushtune.common.lora_rules import RULES
-from hushtune.common.messages import LocalTraining, RoundOrder
+from hushtune.common.messages import RoundOrder
 from hushtune.common.planning import local_rate, site_rank
 from hushtune.common.privacy.correlated import turn
 from hushtune.common.privacy.plan import PrivacyPlan, Trust, Unit
@@ -60,6 +61,7 @@ def local_training(config: RunConfig, *, round: int) -> LocalTraining:
         schedule_steps=phase_rounds * train.local_steps,
         microbatch=train.microbatch,
         proximal=train.proximal,
+        rate_warmup_steps=train.rate_warmup_steps,
     )
 
 

@@ -84,6 +84,7 @@ def personal_order(order: RoundOrder, *, config: RunConfig) -> RoundOrder:
             schedule="constant",
             first_step=0,
             schedule_steps=steps,
+            rate_warmup_steps=0,
             proximal=personal.proximal if ditto else 0.0,
         ),
     )

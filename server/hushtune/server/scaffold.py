@@ -12,7 +12,6 @@ from dataclasses import replace
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
 from hushtune.common.messages import ClientUpdate, RoundOrder
-from hushtune.common.schedules import learning_rate
 from hushtune.server.aggregation.optimizers import AggState
 from hushtune.server.checkpoint import Checkpoint
 from hushtune.server.orders import trainable_of
@@ -50,10 +49,7 @@ def moved(
     change = 0.0 * control
     for update in sorted(updates, key=lambda update: update.site):
         how, steps = orders[update.site].training, orders[update.site].local_steps
-        rates = sum(
-            learning_rate(how.learning_rate, how.schedule, how.first_step + k, how.schedule_steps)
-            for k in range(steps)
-        )
+        rates = sum(how.rate(step) for step in range(steps))
         change = change - control - (1.0 / rates) * update.delta
     known = before.moments.get(CONTROL)
     new = control + (1.0 / num_sites) * change

@@ -6,7 +6,6 @@ from hushtune.common.config import RunConfig
 from hushtune.common.config_federation import PLAIN
 from hushtune.common.config_rules import sends_gradients
 from hushtune.common.run_steps import numbers_of_round, steps_of_round
-from hushtune.common.schedules import learning_rate
 from hushtune.server.aggregation.aggregator import make_optimizer
 from hushtune.server.aggregation.optimizers import ServerOptimizer, gradient_step
 from hushtune.server.orders import local_training
@@ -24,5 +23,4 @@ def round_optimizer(config: RunConfig, *, round: int, step: int = 0) -> ServerOp
     if not sends_gradients(config.aggregation, config.privacy) or asked != PLAIN:
         return make_optimizer(config.aggregation)
     how = local_training(config, round=round)
-    rate = learning_rate(how.learning_rate, how.schedule, how.first_step + step, how.schedule_steps)
-    return gradient_step(how.optimizer, rate, weight_decay=how.weight_decay)
+    return gradient_step(how.optimizer, how.rate(step), weight_decay=how.weight_decay)

@@ -22,6 +22,7 @@ from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
 from hushtune.common.errors import ConfigError, FederationError, MessageError
 from hushtune.common.privacy.plan import PrivacyPlan
+from hushtune.common.stopping import best_round, chosen_by, is_judged, is_over
 from hushtune.server import checkpoint as storage
 from hushtune.server.aggregation.aggregator import Aggregator
 from hushtune.server.aggregation.guards import unguarded
@@ -47,7 +48,7 @@ class RoundResult:
 class FederationResult:
     """A federation that is over.
 
-    ``run`` is its name in messages and ledgers; ``state`` its model (``Checkpoint.shown``);
+    ``run`` is its name in messages and ledgers; ``state`` its model (``Checkpoint.final``);
     ``history`` has a row a round; ``charges`` the ledger entries that each site has shown, those
     of rejected updates included; ``refusals`` for each site the rounds that it refused, with code
     and reason (a site is asked again in every round); ``seconds`` the time of this call by
@@ -130,6 +131,7 @@ class FederatedStrategy(Strategy):
             known = heads_before(self._heads, name, resumed=resumed)
             self._federation = replace(self._federation, heads=known)
         federation = self._federation
+        self._check_judge()
         now = federation.fresh(initial) if resume is None else federation.checked(resume, initial)
         saving = self._save(now) if resume is None else 0.0
         seconds = {"training": 0.0, "aggregation": 0.0, "evaluation": 0.0, "checkpoint": saving}
@@ -140,6 +142,8 @@ class FederatedStrategy(Strategy):
                 log.warning("%s; %s", guard.message, guard.remedy)
             roll: RollCall | None = None
             for _ in range(now.round, rounds):
+                if is_over(now.history, federation.config):
+                    break
                 if roll is None or self._roll is not None:
                     roll = self._called(grid)
                 now = federation.next_round(
@@ -160,13 +164,25 @@ class FederatedStrategy(Strategy):
         seconds["total"] = time.perf_counter() - began
         return FederationResult(
             run=now.run,
-            state=now.shown,
+            state=now.final,
             history=now.history,
             charges=now.charges,
             refusals=now.refusals,
             seconds=seconds,
             ledger=now.ledger,
         )
+
+    def _check_judge(self) -> None:
+        """ConfigError where a run is to be judged by figures that nobody has."""
+        config = self._federation.config
+        if is_judged(config) and chosen_by(config) == "researcher" and self._on_round is None:
+            raise ConfigError(
+                "nobody can tell when to stop, or which round is best: this server has no rows, "
+                "and no site tells figures with noise",
+                given="train.patience" if config.train.patience is not None else "train.keep",
+                expected='metrics.release = "noised", or hushtune simulate',
+                remedy='set metrics.release = "noised", or leave train.patience and train.keep out',
+            )
 
     def _called(self, grid: Grid) -> RollCall:
         if self._roll is not None:
@@ -182,10 +198,16 @@ class FederatedStrategy(Strategy):
     def _told(self, now: Checkpoint) -> Checkpoint:
         """The checkpoint with what ``on_round`` adds to the last row."""
         if self._on_round is None:
-            return now
+            return self._with_best(now)
         row = now.history[-1]
         extra = self._on_round(RoundResult(run=now.run, round=now.round, state=now.shown, row=row))
-        return replace(now, history=(*now.history[:-1], {**row, **extra}))
+        return self._with_best(replace(now, history=(*now.history[:-1], {**row, **extra})))
+
+    def _with_best(self, now: Checkpoint) -> Checkpoint:
+        """With the round's model kept where it is the best so far."""
+        config = self._federation.config
+        is_best = config.train.keep == "best" and best_round(now.history, config) == now.round
+        return replace(now, best=now.shown) if is_best else now
 
     def _save(self, now: Checkpoint) -> float:
         began = time.perf_counter()

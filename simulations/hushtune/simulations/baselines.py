@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import cast
 
@@ -12,6 +12,7 @@ from hushtune.common.adapter import AdapterState
 from hushtune.common.config import PersonalConfig, RunConfig, SimulationConfig
 from hushtune.common.errors import CheckpointError
 from hushtune.common.files import read_json, write_text
+from hushtune.common.kinds import higher_is_better
 from hushtune.common.planning import POOLED, alone, head_only, not_private, pooled
 from hushtune.common.privacy.plan import Unit
 from hushtune.common.run_context import RunContext
@@ -21,6 +22,7 @@ from hushtune.simulations.observer import Observer
 
 Figures = Mapping[str, float]
 """The run's main metric on each site's test rows, and on all of them under ``POOLED``."""
+_MOST_LAYERS = 6
 Federate = Callable[[RunContext], AdapterState]
 
 
@@ -31,7 +33,13 @@ def trained_baselines(config: RunConfig) -> dict[str, RunConfig]:
     left_out = ("policies", "ledgers", "attack", "attackers", "attack_scale")
     own = config.simulation.model_copy(update={key: getattr(plain, key) for key in left_out})
     # What a site trains for itself alone is no part of what is compared.
-    config = config.model_copy(update={"simulation": own, "personal": PersonalConfig()})
+    # Nobody judges their rounds: each goes through all of them.
+    train = config.train.model_copy(
+        update={"patience": None, "keep": "last", "watch": "loss", "min_improvement": 0.0}
+    )
+    config = config.model_copy(
+        update={"simulation": own, "personal": PersonalConfig(), "train": train}
+    )
     sites = sorted(config.data.public_sizes)
     head = {"head_private": head_only(config)} if config.task.of.has_head else {}
     if Unit(config.privacy.unit) is Unit.CLIENT:
@@ -67,20 +75,75 @@ def compare(
         return table
     done = _kept(kept, {*config.data.public_sizes, POOLED})
     runs = trained_baselines(config)
-    for place, (name, baseline) in enumerate(runs.items()):
-        observer.comparing(name, place, len(runs))
-        if name == "pooled" and baseline == runs.get("pooled_private"):  # where privacy is off
-            table[name] = table["pooled_private"]
-            continue
+    layers = _head_layers(config, workspace, runs)
+    total = len(runs) + len(layers)
+
+    def trained(name: str, baseline: RunConfig, *, judge_layer: int | None = None) -> None:
+        """A baseline is its own study of the same rows: its ledger is not the run's."""
         if name not in done:
-            # A baseline is its own study of the same rows: its ledger is not the run's.
             with tempfile.TemporaryDirectory(prefix="hushtune-") as folder:
                 state = federate(RunContext(baseline, Path(folder)))
             done[name] = dict(main_figures(workspace, config, state))
+            if judge_layer is not None:
+                found = main_figures(workspace, config, state, part="validation")
+                done[_of_layer(judge_layer)] = done[name]
+                done[f"{_of_layer(judge_layer)}/validation"] = dict(found)
             write_text(kept, json.dumps(done, indent=1))
         table[name] = done[name]
-    observer.comparing("", len(runs), len(runs))
+
+    for place, (name, baseline) in enumerate(runs.items()):
+        observer.comparing(name, place, total)
+        if name == "pooled" and baseline == runs.get("pooled_private"):  # where privacy is off
+            table[name] = table["pooled_private"]
+            continue
+        last = len(workspace.task.model.blocks) if name == "head_private" and layers else None
+        trained(name, baseline, judge_layer=last)
+    for place, layer in enumerate(layers):
+        observer.comparing("head_best", len(runs) + place, total)
+        with workspace.task.reading(layer):
+            trained(_of_layer(layer), runs["head_private"], judge_layer=layer)
+    if layers:
+        table |= {name: row for name, row in done.items() if name.startswith(_of_layer(""))}
+        heads = heads_by_layer(table)
+        sign = 1 if higher_is_better(config.task.main_metric) else -1
+        best = max(heads, key=lambda layer: (sign * heads[layer]["validation"], layer))
+        table["head_best"] = table[_of_layer(best)]
+    observer.comparing("", total, total)
     return table
+
+
+def _of_layer(layer: int | str) -> str:
+    return f"head_layer/{layer}"
+
+
+def _head_layers(
+    config: RunConfig, workspace: Workspace, runs: Mapping[str, RunConfig]
+) -> Sequence[int]:
+    """After how many blocks, but for all, a head is tried on frozen features: six at most, evenly.
+
+    Each is trained with the run's own privacy. The choice among them is the researcher's, by
+    validation rows: where rows may not be seen it would have to be paid for.
+    """
+    model = workspace.task.model
+    judged = len(workspace.rows(POOLED, "validation"))
+    if "head_private" not in runs or not judged or not model.reads_features:
+        return ()
+    depth, most = len(model.blocks), min(len(model.blocks), _MOST_LAYERS)
+    return sorted({round(n * depth / most) for n in range(1, most)})
+
+
+def heads_by_layer(table: Mapping[str, Figures]) -> dict[int, dict[str, float]]:
+    """Of a head on each frozen layer the main metric on all sites' ``validation`` and ``test``
+    rows, by the number of blocks below it; none where they were not compared."""
+    start, end = _of_layer(""), "/validation"
+    return {
+        int(name.removeprefix(start).removesuffix(end)): {
+            "validation": row[POOLED],
+            "test": table[name.removesuffix(end)][POOLED],
+        }
+        for name, row in table.items()
+        if name.startswith(start) and name.endswith(end)
+    }
 
 
 def _kept(path: Path, names: Set[str]) -> dict[str, dict[str, float]]:
@@ -90,7 +153,8 @@ def _kept(path: Path, names: Set[str]) -> dict[str, dict[str, float]]:
     remedy = "remove it and go on with --resume: what is compared is then trained again"
     done = read_json(path, remedy=remedy)
     for name, row in done.items():
-        whole = isinstance(row, dict) and cast("dict[str, object]", row).keys() == names
+        keys = cast("dict[str, object]", row).keys() if isinstance(row, dict) else set[str]()
+        whole = keys == names or (name.endswith("/validation") and POOLED in keys <= names)
         if not whole or not all(isinstance(value, float) for value in row.values()):
             raise CheckpointError(
                 f"the file {path} is damaged",
@@ -101,9 +165,11 @@ def _kept(path: Path, names: Set[str]) -> dict[str, dict[str, float]]:
     return done
 
 
-def main_figures(workspace: Workspace, config: RunConfig, state: AdapterState) -> Figures:
-    """The main metric of one adapter on every site's test rows and on all of them together."""
-    figures = site_metrics(workspace, config, state, "test")
+def main_figures(
+    workspace: Workspace, config: RunConfig, state: AdapterState, *, part: str = "test"
+) -> Figures:
+    """The main metric of one adapter on every site's rows and on all of them together."""
+    figures = site_metrics(workspace, config, state, part)
     return {name: row[config.task.main_metric] for name, row in figures.items()}
 
 

@@ -79,6 +79,9 @@ def simulate(
         bool, typer.Option("--overwrite", help="replace the run in --out and its own ledgers")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would happen")] = False,
+    folds: Annotated[
+        str | None, typer.Option(metavar="K|sites", help="cross-validate, a run a fold")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a federation of simulated sites and compare it with what each site could do alone."""
@@ -90,7 +93,7 @@ def simulate(
             remedy=f"--out runs/{preset or 'first'}",
         )
     if resume and out is not None and preset is None and config is None:
-        config = out / "config.toml"
+        config = out / ("config.toml" if folds is None else "folds.toml")
         if not config.is_file():
             raise CheckpointError(
                 "there is no run to resume",
@@ -98,6 +101,12 @@ def simulate(
                 remedy="leave --resume out and say what to run: --preset demo, or --config FILE",
             )
     settings = _settings(preset, config, set_)
+    if folds is not None:
+        from hushtune.simulations.cli_folds import simulate_folds
+
+        how: dict[str, bool] = {"resume": resume, "overwrite": overwrite, "dry_run": dry_run}
+        _print_json(simulate_folds(console, settings, out, folds, **how), as_json)
+        return
     from hushtune.simulations.weak import show_weak
 
     if dry_run:
@@ -124,8 +133,7 @@ def simulate(
     from hushtune.simulations.show_progress import ProgressView
     from hushtune.simulations.study import run
 
-    turns = settings.privacy.client_turns is not None
-    with ProgressView(console, turns=turns, metric=settings.task.main_metric) as view:
+    with ProgressView.of_run(console, settings) as view:
         summary = run(settings, out, resume=resume, overwrite=overwrite, observer=view)
     show_summary(console, summary)
     show_weak(console, summary["sites"], unit=summary["unit"])

@@ -55,7 +55,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     adapted = train.rounds - train.warmup_rounds
     sent = round_bytes(config, state)
     in_a_round = per_round * (sent.adapter if adapted else sent.warmup)
-    total = per_round * (train.warmup_rounds * sent.warmup + adapted * sent.adapter)
+    total = per_round * sent.total
     trained = trainable_keys(rule, state.spec, turn=0 if adapted else None)
     batch = share * sum(local_batch(config, site, plan) for site, plan in plans.items())
     steps = adapted * train.local_steps
@@ -95,6 +95,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
         "rounds": train.rounds,
         "warmup_rounds": train.warmup_rounds,
         "trains_a_head": bool(state.spec.head),
+        "unfreeze": train.unfreeze,
         "sites": {
             site: {
                 "public_size": config.data.public_sizes[site],

@@ -11,6 +11,7 @@ from hushtune.common.encoding import encode
 from hushtune.common.lora_rules import RULES, sent_keys, trainable_keys
 from hushtune.common.planning import cohort_of
 from hushtune.common.privacy.plan import Trust
+from hushtune.common.run_steps import trainable_of
 from hushtune.common.secagg.cohort import Cohort
 from hushtune.server.steps import steps_of_round
 
@@ -30,11 +31,16 @@ _SIGNATURE = 136
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundBytes:
-    """Of a round with one site: bytes in both directions, and messages that it is sent."""
+    """Of a round with one site: bytes in both directions, and messages that it is sent.
+
+    ``adapter``: of the last round after the warm-up, whose adapters are as many as of any;
+    ``total``: of all rounds.
+    """
 
     warmup: int
     adapter: int
     exchanges: int
+    total: int
 
 
 def round_bytes(config: RunConfig, state: AdapterState) -> RoundBytes:
@@ -43,30 +49,46 @@ def round_bytes(config: RunConfig, state: AdapterState) -> RoundBytes:
     ``state``: the complete adapter. A little more than is sent: texts are taken at their longest.
     Figures that sites tell of the model are not counted.
     """
-    rule, steps = RULES[config.aggregation.rule], steps_of_round(config)
+    rule, train = RULES[config.aggregation.rule], config.train
     # A language model has no head to send alone, and so no warm-up.
     alone = trainable_keys(rule, state.spec, turn=None) if state.spec.head else ()
-    trained = trainable_keys(rule, state.spec, turn=0)
-    head, full = (state.select(sent_keys(rule, state.spec, keys)) for keys in (alone, trained))
+    head = _bytes_of(config, state, alone)
+    adapted = range(train.warmup_rounds + 1, train.rounds + 1)
+    if train.unfreeze == "gradual":
+        trained = [trainable_of(config, state.spec, round=number) for number in adapted]
+        each = {keys: _bytes_of(config, state, keys) for keys in set(trained)}
+        full, total = max(each.values()), sum(each[keys] for keys in trained)
+    else:
+        full = _bytes_of(config, state, trainable_keys(rule, state.spec, turn=0))
+        total = len(adapted) * full
+    return RoundBytes(
+        warmup=head,
+        adapter=full,
+        exchanges=_exchanges(config),
+        total=train.warmup_rounds * head + total,
+    )
+
+
+def _exchanges(config: RunConfig) -> int:
+    """Messages of a round that one site is sent."""
+    steps = steps_of_round(config)
+    if config.privacy.trust != Trust.DISTRIBUTED:
+        return steps
+    per_step = 3 if cohort_of(config).needs_agreement else 2
+    return 3 + per_step * steps
+
+
+def _bytes_of(config: RunConfig, state: AdapterState, trained: tuple[str, ...]) -> int:
+    """Of a round that trains some tensors, both ways."""
+    rule, steps = RULES[config.aggregation.rule], steps_of_round(config)
+    sent = state.select(sent_keys(rule, state.spec, trained))
     if config.privacy.trust != Trust.DISTRIBUTED:
         down = len(state.to_bytes()) + _TEXT_OF_ORDER
-        both = [
-            steps * (down + len(encode(sent, config.aggregation.encoding)) + _TEXT_OF_ORDER)
-            for sent in (head, full)
-        ]
-        return RoundBytes(warmup=both[0], adapter=both[1], exchanges=steps)
+        return steps * (down + len(encode(sent, config.aggregation.encoding)) + _TEXT_OF_ORDER)
     cohort, down = cohort_of(config), 4 * state.num_values() + _HEADER
     session, agreed = _session(cohort, steps), _agreement(cohort)
-    both = [
-        session
-        + _sealed(cohort, steps)
-        + agreed
-        + steps * (down + 8 * sent.num_values() + _CHARGE + _opening(cohort) + agreed)
-        for sent in (head, full)
-    ]
-    per_step = 3 if cohort.needs_agreement else 2
-    exchanges = 3 + per_step * steps
-    return RoundBytes(warmup=both[0], adapter=both[1], exchanges=exchanges)
+    of_steps = steps * (down + 8 * sent.num_values() + _CHARGE + _opening(cohort) + agreed)
+    return session + _sealed(cohort, steps) + agreed + of_steps
 
 
 def _agreement(cohort: Cohort) -> int:

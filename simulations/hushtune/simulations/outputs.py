@@ -23,6 +23,7 @@ from hushtune.common.privacy.plan import Trust
 from hushtune.common.privacy.report_files import write_statement
 from hushtune.common.privacy.statement_secure import provided
 from hushtune.common.run_context import RunContext
+from hushtune.common.stopping import best_round, chosen_by, is_judged
 from hushtune.common.tasks import partition
 from hushtune.common.tasks.base import Metrics
 from hushtune.common.tasks.workspace import Workspace
@@ -30,7 +31,10 @@ from hushtune.server.app import checkpoint_folder
 from hushtune.server.checkpoint import Checkpoint, exists, load
 from hushtune.server.strategy import FederationResult
 from hushtune.simulations.attacks import attack_of
+from hushtune.simulations.baselines import heads_by_layer
 from hushtune.simulations.card import model_card
+from hushtune.simulations.forgetting import forgetting
+from hushtune.simulations.overfit import fit_of
 from hushtune.simulations.privacy_report import privacy_of
 from hushtune.simulations.samples import FILE, Sample, as_page, has_samples
 
@@ -40,18 +44,18 @@ ADAPTER = f"adapter/{DESCRIPTION}"
 SUMMARY_KEYS = frozenset(
     (
         *("task", "metric", "higher_is_better", "value", "metrics", "macro_f1"),
-        *("sites", "baselines", "table"),
+        *("sites", "baselines", "head_by_layer", "table"),
         *("personal", "worst_site", "spread", "aggregation_bias", "largest_bias", "saved_rank"),
         *("rounds", "trust", "refusals", "rejected", "seconds", "seed", "config_hash"),
         *("adapter_digest", "out", "data_notes", "unit", "group", "seen_by", "attack"),
-        *("rests_on", "samples"),
+        *("rests_on", "fit", "stopped", "forgetting", "samples"),
     )
 )
 """What every summary has; ``missing`` comes with them where no picture could be drawn."""
 _RESEARCHER_S = (
-    *("value", "metrics", "macro_f1", "alone_private", "baselines", "table"),
+    *("value", "metrics", "macro_f1", "alone_private", "baselines", "head_by_layer", "table"),
     *("personal", "worst_site", "spread"),
-    *("train_rows", "validation_rows", "test_rows", "data_notes", "samples"),
+    *("train_rows", "validation_rows", "test_rows", "data_notes", "fit", "samples"),
 )
 _MOST_CHANGED = 8
 
@@ -118,7 +122,7 @@ def finished(context: RunContext) -> dict[str, Any] | None:
     lines = (context.out / METRICS).read_bytes()
     if lines != "".join(map(metrics_line, checkpoint.history)).encode():
         return None
-    if summary is None or checkpoint.shown.digest() != summary["adapter_digest"]:
+    if summary is None or checkpoint.final.digest() != summary["adapter_digest"]:
         return None
     return {**summary, "out": str(context.out)}  # the folder may have been moved
 
@@ -186,7 +190,8 @@ def summarise(run: FinishedRun, privacy: Mapping[str, Any]) -> dict[str, Any]:
             for name, row in own.items()
         },
         "baselines": baselines,
-        "table": {name: dict(row) for name, row in table.items()},
+        "head_by_layer": {str(n): row for n, row in sorted(heads_by_layer(table).items())},
+        "table": {name: dict(row) for name, row in table.items() if "head_layer/" not in name},
         "rounds": len(result.history),
         "trust": privacy["trust"],
         "rests_on": _rests_on(context),
@@ -196,6 +201,11 @@ def summarise(run: FinishedRun, privacy: Mapping[str, Any]) -> dict[str, Any]:
         "refusals": {site: [dict(r) for r in rows] for site, rows in result.refusals.items()},
         "rejected": _rejected(result),
         "attack": attack_of(context.config),
+        "fit": fit_of(result.history),
+        "forgetting": forgetting(workspace, result.state)
+        if context.config.simulation.forgetting
+        else None,
+        "stopped": _stopped(context.config, result),
         "seconds": dict(run.seconds),
         "seed": context.config.seed,
         "config_hash": config_hash(context.config),
@@ -219,6 +229,21 @@ def _rests_on(context: RunContext) -> str | None:
             f"{shlex.quote(str(context.out))}"
         )
     return None
+
+
+def _stopped(config: RunConfig, result: FederationResult) -> dict[str, Any] | None:
+    """After which round a run stopped, and whose model it is; None where nothing was judged."""
+    if not is_judged(config):
+        return None
+    done, best = len(result.history), best_round(result.history, config)
+    return {
+        "after": done,
+        "planned": config.train.rounds,
+        "best_round": best,
+        "kept_round": best if config.train.keep == "best" and best is not None else done,
+        "by": chosen_by(config),
+        "watch": config.train.watch,
+    }
 
 
 def _bias(result: FederationResult) -> float | None:

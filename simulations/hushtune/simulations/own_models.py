@@ -121,7 +121,7 @@ def export_own(folder: Path, site: str, to: Path, *, merged: bool) -> Path:
         )
     last = load(checkpoint_folder(folder))
     workspace = open_workspace(config)
-    state = site_states(context, last.shown, run=last.run)[site]
+    state = site_states(context, last.final, run=last.run)[site]
     card = (saved.adapter_folder(folder) / "README.md").read_text(encoding="utf-8")
     note = (
         f"\n> The model of site {site} alone, as its run left it there. The figures below are of "

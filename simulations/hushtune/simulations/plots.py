@@ -33,14 +33,18 @@ def plot_run(history: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], p
 def draw_run(history: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> Figure:
     """The figure of ``plot_run``; without privacy it has no panel for it, and says so on top."""
     private = summary["trust"] != "off"
-    widths = (1.1, 0.9, 1.3) if private else (1.1, 1.3)
-    figure = Figure(figsize=(15 if private else 11, 4.4), layout="constrained")
+    losses = [row for row in history if "train" in row and "loss" in row]
+    widths = (1.1, *((0.9,) if losses else ()), *((0.9,) if private else ()), 1.3)
+    inches = (11, 15, 19)[len(widths) - 2]
+    figure = Figure(figsize=(inches, 4.4), layout="constrained")
     panels: list[Axes] = list(figure.subplots(1, len(widths), width_ratios=widths))
     names = legible(summary["sites"])
     rows = [row for row in history if summary["metric"] in row]
     _curve(panels[0], rows, summary, names)
+    if losses:
+        _losses(panels[1], losses)
     if private:
-        _spent(panels[1], history, names)
+        _spent(panels[-2], history, names)
     else:
         figure.suptitle("NO PRIVACY: this run added no noise", color=ORANGE, weight="bold")
     _bars(panels[-1], summary)
@@ -108,6 +112,19 @@ def _curve(
     axes.set_title("Learning", pad=16)
     if rows:
         axes.legend(frameon=False, fontsize=8)
+
+
+def _losses(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Loss on held-out rows, and on a sample of those that were trained on."""
+    numbers = [row["round"] for row in rows]
+    held_out = f"{rows[0].get('evaluated_on', 'held-out')} rows"
+    shared: dict[str, Any] = {"linewidth": 2, "marker": "o", "markersize": 4}
+    axes.plot(numbers, [row["loss"] for row in rows], color=BLACK, label=held_out, **shared)
+    trained = [row["train"]["loss"] for row in rows]
+    axes.plot(numbers, trained, color=BLUE, linestyle="--", label="training rows", **shared)
+    axes.set(xlabel=f"round\n({SEEN_BY})", ylabel="loss, all sites")
+    axes.set_title("Fit", pad=16)
+    axes.legend(frameon=False, fontsize=8)
 
 
 def _spent(axes: Axes, history: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> None:

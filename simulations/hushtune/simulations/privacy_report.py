@@ -57,7 +57,9 @@ def privacy_of(context: RunContext, result: FederationResult) -> dict[str, Any]:
         )
         for site, plan in site_plans(config).items()
     }
-    return run_statement(config, sites, run=result.run, lost=lost_rounds(config, result.history))
+    history = result.history
+    lost = lost_rounds(config, history)
+    return run_statement(config, sites, run=result.run, lost=lost, history=history)
 
 
 def _books(context: RunContext, site: str, plan: PrivacyPlan, *, run: str) -> Books:

@@ -13,6 +13,7 @@ from rich.table import Table
 from hushtune.common.names import SEEN_BY, methods, metric_words
 from hushtune.common.privacy.figures import at_most, upwards
 from hushtune.simulations.attacks import show_attack
+from hushtune.simulations.overfit import fit_line, forgetting_line, stopped_line
 from hushtune.simulations.planner_clients import show_clients
 from hushtune.simulations.weak import show_warning
 
@@ -120,7 +121,13 @@ def _short(text: str) -> str:
 
 
 def _show_spread(console: Console, summary: Mapping[str, Any]) -> None:
-    """How unequal the sites are served, and what the rule of aggregation loses."""
+    """When it stopped, whether it overfits, how unequal the sites are served, and what the rule of
+    aggregation loses."""
+    told = {"dim": stopped_line(summary.get("stopped")), "yellow": fit_line(summary.get("fit"))}
+    told["not bold"] = forgetting_line(summary.get("forgetting"))
+    for style, line in told.items():
+        if line is not None:
+            console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
     worst = summary["worst_site"]
     if len(summary["sites"]) > 1:
         line = f"worst site: {worst['site']}, {worst['value']:.3f}; "
@@ -226,9 +233,10 @@ def show_estimate(console: Console, figures: Mapping[str, Any]) -> None:
     warmup, adapted = figures["warmup_rounds"], figures["rounds"] - figures["warmup_rounds"]
     # What is sent up differs between the two kinds of rounds, so that their sums are the total.
     all_of_it = "head and adapter" if figures["trains_a_head"] else "the adapter"
+    fewer = ", of fewer blocks at first" if figures.get("unfreeze") == "gradual" else ""
     rounds = {
         "bytes_per_warmup_round": f"  in each of {warmup}: the sites send the head alone",
-        "bytes_per_round": f"  in each of {adapted}: the sites send {all_of_it}",
+        "bytes_per_round": f"  in each of {adapted}: the sites send {all_of_it}{fewer}",
     }
     told = ["rounds", *(key for key, many in zip(rounds, (warmup, adapted), strict=True) if many)]
     if figures["trust"] == "distributed":

@@ -9,6 +9,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from hushtune.common.config import RunConfig
 from hushtune.common.names import METHODS, metric_words
 from hushtune.common.privacy.figures import upwards
 from hushtune.server.central import SERVER
@@ -24,6 +25,12 @@ class ProgressView:
 
     ``turns``: whether clients take turns, so that the first round's charge is the whole run's.
     """
+
+    @classmethod
+    def of_run(cls, console: Console, config: RunConfig) -> ProgressView:
+        """For a run with these settings."""
+        turns = config.privacy.client_turns is not None
+        return cls(console, turns=turns, metric=config.task.main_metric)
 
     def __init__(self, console: Console, *, turns: bool = False, metric: str = "accuracy") -> None:
         self._console = console

@@ -17,24 +17,29 @@ from hushtune.client.site import close_sites
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import CONFIG, dump_toml, loads_config, replace, stored_config
-from hushtune.common.errors import CheckpointError, ConfigError, HushtuneError, OutputExistsError
+from hushtune.common.errors import (
+    CheckpointError,
+    ConfigError,
+    HushtuneError,
+    OutputExistsError,
+)
 from hushtune.common.files import check_writable, read_json, read_text, write_errors, write_text
-from hushtune.common.names import seen_by
-from hushtune.common.planning import POOLED, least_sites, site_plans
+from hushtune.common.planning import least_sites, site_plans
 from hushtune.common.privacy.plan import PrivacyPlan
 from hushtune.common.run_context import RunContext, run_config
 from hushtune.common.tasks.workspace import Workspace, check_sizes, open_workspace, resolve
 from hushtune.server.aggregation.guards import unguarded
 from hushtune.server.app import checkpoint_folder, federate
 from hushtune.server.federation import check_sites
-from hushtune.server.strategy import FederationResult, RoundResult
+from hushtune.server.strategy import FederationResult
 from hushtune.simulations import attacks, engine, outputs
 from hushtune.simulations.agreement import check_quorum, check_sites_open, refusals
 from hushtune.simulations.baselines import compare, trained_baselines
+from hushtune.simulations.judge import Judge, check_judged
 from hushtune.simulations.ledgers import own_charges
 from hushtune.simulations.observer import Observer, Silent
 from hushtune.simulations.outputs import METRICS
-from hushtune.simulations.own_models import final_figures, global_metrics
+from hushtune.simulations.own_models import final_figures
 from hushtune.simulations.privacy_report import tell_so_far
 from hushtune.simulations.samples import samples
 
@@ -103,7 +108,7 @@ def run(
     workspace.warm()
     prepared = time.perf_counter()
 
-    judge = _Judge(context, workspace, observer)
+    judge = Judge(context, workspace, observer)
     try:
         result = run_federation(context, workspace, judge=judge, resume=resume)
     except HushtuneError as error:  # such as a spent budget: what was released until then is told
@@ -170,7 +175,7 @@ def run_federation(
     context: RunContext,
     workspace: Workspace,
     *,
-    judge: _Judge | None = None,
+    judge: Judge | None = None,
     resume: bool = False,
 ) -> FederationResult:
     """The federation of a run, on the engine that its configuration names."""
@@ -196,58 +201,6 @@ def run_federation(
         run_config=run_config(context.config, context.out),
     )
     return results[0]
-
-
-class _Judge:
-    """Evaluates the global model after each round and keeps metrics.jsonl.
-
-    These figures are the researcher's, who holds all sites' rows in a simulation. That no site
-    sends them is said of those that no site told without noise. They are taken on validation rows,
-    or on test rows where there are none, and nothing is chosen by them.
-    """
-
-    def __init__(self, context: RunContext, workspace: Workspace, observer: Observer) -> None:
-        self._context = context
-        self._workspace = workspace
-        self._observer = observer
-        self._part = "validation" if len(workspace.rows(POOLED, "validation")) else "test"
-        self.seconds = 0.0
-        self.already = 0
-
-    def begin(self, resume: bool) -> None:
-        """Before the first round: keep the lines of the rounds that the checkpoint has."""
-        rows = outputs.checkpointed_rows(self._context) if resume else ()
-        lines = [outputs.metrics_line(row) for row in rows]
-        write_text(self._context.out / METRICS, "".join(lines))
-        self.already = len(lines)
-        self._observer.started(self._context.config.train.rounds, self.already)
-
-    def __call__(self, outcome: RoundResult) -> Mapping[str, Any]:
-        extra: dict[str, Any] = {}
-        rounds, every = self._context.config.train.rounds, self._context.config.simulation
-        if outcome.round % every.evaluate_every == 0 or outcome.round == rounds:
-            began = time.perf_counter()
-            extra = self._evaluate(outcome)
-            self.seconds += time.perf_counter() - began
-        row = {**outcome.row, **extra}
-        path = self._context.out / METRICS
-        with write_errors(path), path.open("a", encoding="utf-8") as file:
-            file.write(outputs.metrics_line(row))
-        self._observer.round_done(row)
-        return extra
-
-    def _evaluate(self, outcome: RoundResult) -> dict[str, Any]:
-        figures = dict(
-            global_metrics(
-                self._context, self._workspace, outcome.state, self._part, run=outcome.run
-            )
-        )
-        found = {
-            **figures.pop(POOLED),
-            "sites": {name: dict(row) for name, row in figures.items()},
-            "evaluated_on": self._part,
-        }
-        return {**found, "seen_by": seen_by(found, outcome.row.get("released"))}
 
 
 def _as_before(config: RunConfig, folder: Path) -> RunConfig:
@@ -305,7 +258,8 @@ def _check_folder(context: RunContext, *, resume: bool, overwrite: bool) -> None
 
 
 def _check_data(context: RunContext, workspace: Workspace, *, resume: bool) -> None:
-    """A run goes on with the rows that it began with, or not at all."""
+    """A run goes on with the rows that it began with, or not at all; some need validation rows."""
+    check_judged(context.config, workspace)
     path = checkpoint_folder(context.out) / DATA
     if not resume or not path.is_file():
         return

@@ -116,8 +116,8 @@ def own_statement(
         books,
         size_source=SIZE,
     )
-    lost = record.lost_rounds
-    return run_statement(config, {record.site: site}, run=record.run, lost=lost)
+    lost, rows = record.lost_rounds, record.rows
+    return run_statement(config, {record.site: site}, run=record.run, lost=lost, history=rows)
 
 
 def receipt_of(

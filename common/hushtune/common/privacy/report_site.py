@@ -23,6 +23,7 @@ from hushtune.common.privacy.ledger_entry import LedgerEntry
 from hushtune.common.privacy.noise import INSECURE, NoiseSource
 from hushtune.common.privacy.plan import PrivacyPlan, Trust, Unit
 from hushtune.common.privacy.statement import SiteMetrics, SiteStatement, Transfer, statement
+from hushtune.common.privacy.statement_choice import not_run, selection
 from hushtune.common.privacy.statement_secure import of_whole_numbers, provided, towards
 from hushtune.common.run_steps import round_of_number, steps_of_round, trainable_of
 from hushtune.common.secagg.cohort import Cohort
@@ -140,6 +141,7 @@ def site_statement(
     asked = answered | _rounds(rows, site, "refused", "failed", "no answer")
     released = answered | {entry.round for entry in figures}
     noise = _noise(rows, site, config)
+    left = not_run(config, plan, done=len(rows))
     return SiteStatement(
         plan=plan,
         spent=[entry.event for entry in (*mine, *personal)],
@@ -160,6 +162,8 @@ def site_statement(
         provided="" if cohort is None else provided(cohort),
         towards=towards(cohort),
         extra_epsilon=0.0 if cohort is None else _extra(cohort, mine, state),
+        unspent=left.training if mine else (),
+        untold=left.figures if mine else (),
         limit_epsilon=books.limit_epsilon,
         limit_delta=books.limit_delta,
         released=_released(config, state, answered),
@@ -169,11 +173,23 @@ def site_statement(
 
 
 def run_statement(
-    config: RunConfig, sites: Mapping[str, SiteStatement], *, run: str, lost: Sequence[int]
+    config: RunConfig,
+    sites: Mapping[str, SiteStatement],
+    *,
+    run: str,
+    lost: Sequence[int],
+    history: Sequence[Row],
 ) -> dict[str, Any]:
-    """The statement of a run, of all its sites or of one alone."""
+    """The statement of a run, of all its sites or of one alone; ``history``: whole, or a site's."""
     cohort = cohort_of(config) if config.privacy.trust == Trust.DISTRIBUTED else None
-    return statement(sites=sites, run=run, group=config.data.group, cohort=cohort, lost_rounds=lost)
+    return statement(
+        sites=sites,
+        run=run,
+        group=config.data.group,
+        cohort=cohort,
+        lost_rounds=lost,
+        selection=selection(config, history),
+    )
 
 
 def _extra(cohort: Cohort, entries: Sequence[LedgerEntry], state: AdapterState) -> float:

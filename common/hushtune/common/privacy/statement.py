@@ -110,12 +110,13 @@ def statement(
     group: str | None = None,
     cohort: Cohort | None = None,
     lost_rounds: Sequence[int] = (),
+    selection: str = SELECTION,
 ) -> dict[str, Any]:
     """Everything about a run's privacy, JSON-ready; None stands for "no bound".
 
     `run`: what the run is called in its ledgers, "" where it has no name. `group`: the column whose
     equal values make one unit, where the unit is a group. `lost_rounds`: those of secure sums that
-    the server began and did not finish.
+    the server began and did not finish. `selection`: how the run's length and model were chosen.
     Raises PlanError where the sites do not share one trust model, unit and relation, or for none.
     """
     shared = {(site.plan.trust, site.plan.unit, site.plan.relation) for site in sites.values()}
@@ -140,7 +141,7 @@ def statement(
         if trust is not Trust.OFF
         else "none",
         "secure_sum": None if cohort is None else _secure(cohort, sites),
-        "selection": SELECTION,
+        "selection": selection,
         "ended_early": None,
         "lost_rounds": sorted(lost_rounds),
         "sentences": _sentences(sites, told),
@@ -155,7 +156,7 @@ def statement(
 
 def _site(name: str, site: SiteStatement) -> dict[str, Any]:
     plan = site.plan
-    spent = spent_by(site, site.events, plan.relation)
+    spent = spent_by(site, site.bounding, plan.relation)
     guarantee = plan.is_private and site.noise_secure and spent is not None
     # What was charged, which a ledger keeps the same throughout a run, and not what was planned.
     kind = site.spent[0] if site.spent else plan
@@ -209,8 +210,8 @@ def _secure(cohort: Cohort, sites: Mapping[str, SiteStatement]) -> dict[str, Any
     most = max(sites.values(), key=lambda site: sum(event.steps for event in site.spent))
     return statement_secure.section(
         cohort,
-        most.spent,
-        most.told,
+        [*most.spent, *most.unspent],
+        [*most.told, *most.untold],
         delta=most.plan.delta,
         relation=most.plan.relation,
         extra=most.extra_epsilon,

@@ -26,11 +26,12 @@ def accounts(site: SiteStatement) -> dict[str, Any]:
     The Renyi bound and that of several records are of adding or removing, whatever is promised.
     """
     delta, relation = site.plan.delta, site.plan.relation
-    lifetime = site.lifetime or site.events
+    events = site.bounding
+    lifetime = [*(site.lifetime or site.events), *site.unspent, *site.untold]
     limit_delta = delta if site.limit_delta is None else site.limit_delta
     return {
-        "epsilon_by_relation": {str(kind): spent_by(site, site.events, kind) for kind in Relation},
-        "epsilon_rdp": _bound(site, accountant.epsilon_rdp(site.events, delta=delta)),
+        "epsilon_by_relation": {str(kind): spent_by(site, events, kind) for kind in Relation},
+        "epsilon_rdp": _bound(site, accountant.epsilon_rdp(events, delta=delta)),
         "epsilon_rdp_relation": str(Relation.ADD_OR_REMOVE_ONE),
         "epsilon_lifetime": spent_by(site, lifetime, relation),
         "lifetime": {
@@ -41,23 +42,21 @@ def accounts(site: SiteStatement) -> dict[str, Any]:
             "delta": limit_delta,
             "limit_epsilon": site.limit_epsilon,
             "limit_delta": site.limit_delta,
-            "events": events_told(lifetime),
+            "events": events_told(site.lifetime or site.events),
             "own_ledger": site.own_ledger,
         },
         "curve": [
             {
                 "delta": other,
-                "epsilon": _bound(
-                    site, accountant.epsilon(site.events, delta=other, relation=relation)
-                ),
+                "epsilon": _bound(site, accountant.epsilon(events, delta=other, relation=relation)),
             }
             for other in sorted({*CURVE_DELTAS, delta}, reverse=True)
         ],
         "epsilon_by_records": {
             # Of one record the finer figure is there already.
-            str(count): spent_by(site, site.events, Relation.ADD_OR_REMOVE_ONE)
+            str(count): spent_by(site, events, Relation.ADD_OR_REMOVE_ONE)
             if count == 1
-            else _bound(site, accountant.epsilon_group(site.events, delta=delta, records=count))
+            else _bound(site, accountant.epsilon_group(events, delta=delta, records=count))
             for count in GROUP_SIZES
         },
         "epsilon_by_records_relation": str(Relation.ADD_OR_REMOVE_ONE),

@@ -100,6 +100,8 @@ class SiteStatement:
     `towards`: to whom the promise is made; `provided`: what else it rests on, with a blank before
     and a comma after it.
     `extra_epsilon`: what is to be added to each epsilon of the site, beyond its events.
+    `unspent`, `untold`: events of training and of figures that the plan has beyond those charged,
+    where the run chose its own length by what it released: every epsilon counts them too.
     `released`, `received`: what left and entered the site. `metrics`: what it told of its rows.
     """
 
@@ -126,9 +128,16 @@ class SiteStatement:
     told: Sequence[DpSgdEvent] = ()
     provided: str = ""
     extra_epsilon: float = 0.0
+    unspent: Sequence[DpSgdEvent] = ()
+    untold: Sequence[DpSgdEvent] = ()
     towards: str = "the server, its peers and the public"
 
     @property
     def events(self) -> list[DpSgdEvent]:
         """All that was charged in this run."""
         return [*self.spent, *self.told]
+
+    @property
+    def bounding(self) -> list[DpSgdEvent]:
+        """The events whose epsilon bounds what was released in this run."""
+        return [*self.events, *self.unspent, *self.untold]

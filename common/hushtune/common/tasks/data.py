@@ -5,20 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from hushtune.common.config import DataConfig, TaskConfig
-from hushtune.common.errors import EmptyDataError, LabelError
+from hushtune.common.errors import ConfigError, EmptyDataError, LabelError
 from hushtune.common.kinds import Kind
 from hushtune.common.seeds import rng
+from hushtune.common.tasks.few_shot import few_shot
+from hushtune.common.tasks.folds import fold_units
 from hushtune.common.tasks.guess import text_remedy
 from hushtune.common.tasks.labels import check_sample, check_targets, label_names, stratified
 from hushtune.common.tasks.missing import complete_rows
 from hushtune.common.tasks.partition import partition
 from hushtune.common.tasks.readers import RawRow, read_dataset, read_file
-from hushtune.common.tasks.report import DataReport
+from hushtune.common.tasks.report import DataReport, rows_text
 from hushtune.common.tasks.rows import columns_of
 from hushtune.common.tasks.sources import read_named
 from hushtune.common.tasks.splits import Split, split_units, subsample
@@ -37,7 +40,8 @@ class LabelledRows:
     ``groups (n,)``: the patient or user of each row, numbered over all sites; None where each row
     stands for itself. ``fingerprints``: what a ledger knows each site's data by, the sha256 of all
     texts and labels as they were read. No other seed, subsample or unit begins with a new budget;
-    where one data set is dealt to the sites it stands for each of them, as any row may come to any.
+    where one data set is dealt to the sites it stands for each of them, as any row may come to
+    any. ``left_out``: rows of a site that takes no part in training.
     """
 
     texts: tuple[str, ...]
@@ -49,6 +53,7 @@ class LabelledRows:
     groups: Rows | None = None
     answers: tuple[str, ...] = ()
     strata: tuple[str, ...] = ()
+    left_out: Rows = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     def used(self, site: str) -> str:
         """sha256 of the rows of a site that a run uses, by group, however they are split."""
@@ -120,27 +125,63 @@ def load_data(
         }
         by = " and ".join(name for name, limit in limits.items() if limit is not None)
         check_sample(used, names, config, task, by=by)
+    fingerprints = _fingerprints(complete, sites, natural=config.partition == "natural")
+    left_out = _left_out(sites, config, report)
+    splits = {
+        site: _split(found, labels, config, seed, site) for site, found in sorted(sites.items())
+    }
+    if config.shots is not None:
+        drawn: dict[str, Any] = {"shots": config.shots, "names": names, "seed": seed}
+        splits = {
+            site: few_shot(split, units(split.train), labels, **drawn, site=site)
+            for site, split in splits.items()
+        }
+        each = "example" if groups is None else "group"
+        report.notes.append(
+            f"few-shot: {config.shots} training {each}{'s' * (config.shots != 1)} of each of "
+            f"{len(names)} labels at each site, drawn with the seed; validation and test are whole"
+        )
     return LabelledRows(
         texts=tuple(str(row.text) for row in rows),
         labels=labels,
         label_names=names,
-        sites={
-            site: split_units(
-                found,
-                labels,
-                validation=config.validation_fraction,
-                test=config.test_fraction,
-                random=rng(seed, "split", site),
-                site=site,
-            )
-            for site, found in sorted(sites.items())
-        },
+        sites=splits,
         report=report,
-        fingerprints=_fingerprints(complete, sites, natural=config.partition == "natural"),
+        fingerprints=fingerprints,
         groups=groups,
         answers=tuple(str(row.label) for row in rows),
         strata=strata,
+        left_out=left_out,
     )
+
+
+def _left_out(sites: dict[str, Units], config: DataConfig, report: DataReport) -> Rows:
+    """The rows of the site that takes no part in training, which is taken out of ``sites``."""
+    if config.left_out is None:
+        return np.empty(0, dtype=np.int64)
+    if config.left_out not in sites or len(sites) == 1:
+        raise ConfigError(
+            "data.left_out names no site of the data, or the only one",
+            given=config.left_out,
+            expected=f"one of several sites: {', '.join(sorted(sites))}",
+        )
+    rows = np.sort(sites.pop(config.left_out).rows)
+    report.notes.append(
+        f"site {config.left_out} takes no part in training: its {rows_text(len(rows))} are "
+        "tested on"
+    )
+    return rows
+
+
+def _split(units: Units, labels: Rows, config: DataConfig, seed: int, site: str) -> Split:
+    shares: dict[str, Any] = {"validation": config.validation_fraction, "site": site}
+    if config.folds is not None and config.fold is not None:
+        random = rng(seed, "folds", config.folds, site)
+        return fold_units(
+            units, labels, fold=config.fold, folds=config.folds, random=random, **shares
+        )
+    random = rng(seed, "split", site)
+    return split_units(units, labels, test=config.test_fraction, random=random, **shares)
 
 
 def _fingerprints(

@@ -54,12 +54,14 @@ class Classification:
     """Cross-entropy over classes, each weighted by a public number.
 
     Of two classes ``positive`` is the one that is to be detected, and ``precision_floor`` the
-    precision at which its recall is taken.
+    precision at which its recall is taken. ``smoothing``: the part of each label that is spread
+    evenly over all (1512.00567), in training.
     """
 
     weights: Tensor  # (classes,)
     positive: int = 1
     precision_floor: float = 0.5
+    smoothing: float = 0.0
 
     @property
     def num_outputs(self) -> int:
@@ -68,7 +70,9 @@ class Classification:
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy times the weight of the example's class."""
-        losses = nn.functional.cross_entropy(outputs, targets, reduction="none")
+        losses = nn.functional.cross_entropy(
+            outputs, targets, reduction="none", label_smoothing=self.smoothing
+        )
         return losses * self.weights.to(losses.device)[targets]
 
     def figures(self, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -50,6 +50,8 @@ class Supervised:
         self._in_use = everything if rows_in_use is None else rows_in_use
         self._on_fill = on_fill
         self._kept: Activations | None = None
+        self._layer: int | None = None
+        self._of_layers: dict[int, Tensor] = {}  # of the rows in use, (n, d) each
 
     @property
     def model(self) -> AdaptedModel:
@@ -93,6 +95,20 @@ class Supervised:
             yield
         finally:
             self._targets = kept
+
+    @contextmanager
+    def reading(self, layer: int) -> Generator[None]:
+        """The head reads the output of the first ``layer`` blocks while the block runs.
+
+        For adapters without effect alone: what is above those blocks is not computed.
+        """
+        if not self._model.reads_features:
+            raise ValueError("only a mean-pooled head reads the output of a block")
+        self._layer = layer
+        try:
+            yield
+        finally:
+            self._layer = None
 
     def microbatches(self, units: Units, size: int) -> list[Piece]:
         """See ``Task.microbatches``."""
@@ -169,12 +185,33 @@ class Supervised:
         return next(self._model.parameters()).device
 
     def _features(self, rows: Rows) -> Tensor:
+        if self._layer is not None:
+            found = self._features_of_layers()[self._layer]
+            return found[torch.from_numpy(np.searchsorted(self._in_use, rows))]
         kept = self._activations()
         if kept.features is None:
             kept = self._computed(np.unique(rows), hidden=False, features=True)
         if kept.features is None:
             raise ValueError("a model with its family's own head has no features")
         return kept.features[torch.from_numpy(np.searchsorted(kept.rows, rows))]
+
+    @torch.no_grad()
+    def _features_of_layers(self) -> Mapping[int, Tensor]:
+        """The features of every block but the last, from one pass over the rows in use."""
+        layers = range(1, len(self._model.blocks))
+        if self._of_layers:
+            return self._of_layers
+        shape = len(self._in_use), self._model.hidden_size
+        found = {layer: torch.full(shape, torch.nan) for layer in layers}
+        lora.install(self._model, self._without_effect)
+        self._model.frozen_mode()
+        for piece in self.microbatches(Units.single(self._in_use), self._evaluation_batch):
+            places = torch.from_numpy(np.searchsorted(self._in_use, piece.units.rows))
+            batch = self.batch(piece.rows, Level.TOKENS)
+            for layer, pooled in self._model.layer_features(batch.inputs, layers).items():
+                found[layer][places] = pooled[: len(places)].cpu()
+        self._of_layers = found
+        return found
 
     def _padded_hidden(self, rows: Rows) -> Tensor:
         kept = self._activations()

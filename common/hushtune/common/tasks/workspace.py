@@ -22,6 +22,7 @@ from hushtune.common.planning import POOLED, global_rank
 from hushtune.common.tasks.assets import public_name, resolve_model
 from hushtune.common.tasks.base_model import adapted_model
 from hushtune.common.tasks.data import LabelledRows, load_data
+from hushtune.common.tasks.few_shot import check_shots
 from hushtune.common.tasks.kinds.registry import head_for, prepare
 from hushtune.common.tasks.kinds.texts import padding_id
 from hushtune.common.tasks.supervised import Supervised
@@ -62,7 +63,10 @@ class Workspace:
             evaluation_batch=prepared.evaluation_batch,
             cache_megabytes=config.train.cache_megabytes,
             rows_in_use=np.unique(
-                np.concatenate([self.rows(POOLED, p) for p in ("train", "validation", "test")])
+                np.concatenate(
+                    [self.rows(POOLED, p) for p in ("train", "validation", "test")]
+                    + [data.left_out]
+                )
             ),
             on_fill=None if progress is None else lambda i, n: progress("frozen features", i, n),
         )
@@ -108,6 +112,8 @@ def check_sizes(config: RunConfig) -> None:
     """Refuse declared sizes that are not those of all sites of the data, and no others."""
     sizes = set(config.data.public_sizes)
     sites = sizes if config.data.source == "sites" else set(_data(config).sites)
+    if config.data.source != "sites":
+        check_shots(config.data.shots, config.data.public_sizes, len(_data(config).label_names))
     if POOLED in sites:
         raise DataError(
             f"a site cannot be called {POOLED!r}: the pooled baseline is", remedy="rename the site"
@@ -198,4 +204,5 @@ def _key(config: RunConfig) -> str:
         privacy=_unit_alone(config),
     )
     inner = "R" if RULES[config.aggregation.rule].inner else ""
-    return f"{config_hash(kept)}{inner}-{cache}-{os.getpid()}{_stamps(config)}"
+    smoothing = config.train.label_smoothing
+    return f"{config_hash(kept)}{inner}-{smoothing}-{cache}-{os.getpid()}{_stamps(config)}"

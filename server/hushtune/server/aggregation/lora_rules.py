@@ -37,7 +37,12 @@ from hushtune.common.low_rank import (
 )
 from hushtune.common.messages import ClientUpdate
 from hushtune.server.aggregation.estimates import Gram, euclidean_gram
-from hushtune.server.aggregation.trained import Trained, scaled_product, weight_shape
+from hushtune.server.aggregation.trained import (
+    Trained,
+    modules_of,
+    scaled_product,
+    weight_shape,
+)
 
 Updates = Sequence[ClientUpdate]
 Factors = Mapping[str, Tensor]
@@ -146,7 +151,7 @@ def padded(state: AdapterState, update: ClientUpdate) -> ClientUpdate:
     lacking = state.spec.rank - site.spec.rank
     ratio = site.spec.scale / state.spec.scale
     tensors = dict(of_head(state, update).delta.tensors)
-    for module in state.spec.targets:
+    for module in modules_of(update.delta):
         (a, b), (global_a, global_b) = site.factors(module), state.factors(module)
         tensors[a_key(module)] = pad(a, (0, 0, 0, lacking)) - global_a
         tensors[b_key(module)] = pad(b * ratio, (0, lacking)) - global_b
@@ -187,7 +192,7 @@ def residual(state: AdapterState, sites: Trained, round: int, seed: int) -> Fact
     """
     del round, seed
     found = dict[str, Tensor]()
-    for module in state.spec.targets:
+    for module in sites.modules():
         pairs = sites.factors(module)
         mean_a = sum_of([(p, a) for p, (a, _) in zip(sites.shares, pairs, strict=True)])
         mean_b = sum_of([(p, b) for p, (_, b) in zip(sites.shares, pairs, strict=True)])
@@ -205,7 +210,7 @@ def residual(state: AdapterState, sites: Trained, round: int, seed: int) -> Fact
 def stacked(state: AdapterState, sites: Trained, round: int, seed: int) -> Factors:
     """FLoRA: ``W0 <- W0 + dW*`` by stacking the factors; A begins anew at random, B at zero."""
     found = dict[str, Tensor]()
-    for module in state.spec.targets:
+    for module in sites.modules():
         a, b = state.factors(module)
         found |= _changed_base(state, module, sites.products(module), rank=sites.rank())
         found[a_key(module)] = orthonormal(tuple(a.shape), seed, a_key(module), round)
@@ -217,7 +222,7 @@ def decomposed(state: AdapterState, sites: Trained, round: int, seed: int) -> Fa
     """FlexLoRA: the best A and B of the global rank for ``dW*``, by its singular values."""
     del round, seed
     found = dict[str, Tensor]()
-    for module in state.spec.targets:
+    for module in sites.modules():
         u, values, v = leading(sites.mean_product(module), state.spec.rank)
         if not values.any():
             continue

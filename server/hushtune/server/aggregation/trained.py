@@ -27,6 +27,11 @@ class Trained:
     deltas: tuple[AdapterState, ...]
     shares: tuple[float, ...]
 
+    def modules(self) -> tuple[str, ...]:
+        """The modules of which the sites trained a factor: all, or those that are not frozen yet.
+        The rules' work on the others would write down, at a cost, that nothing changed."""
+        return modules_of(self.deltas[0]) if self.deltas else ()
+
     def factors(self, module: str) -> list[tuple[Tensor, Tensor]]:
         """Each site's A and B, or A and ``B R``, as ``AdapterState.factors`` has them."""
         return [_moved(s, d, module) for s, d in zip(self.starts, self.deltas, strict=True)]
@@ -54,6 +59,14 @@ def _moved(start: AdapterState, delta: AdapterState, module: str) -> tuple[Tenso
 
     a, b = moved(a_key(module)), moved(b_key(module))
     return (a, b @ moved(r_key(module))) if start.spec.inner else (a, b)
+
+
+def modules_of(delta: AdapterState) -> tuple[str, ...]:
+    """The modules of which a change holds a factor, in the order of the targets."""
+    kinds = (a_key, b_key, r_key)
+    return tuple(
+        name for name in delta.spec.targets if any(key(name) in delta.tensors for key in kinds)
+    )
 
 
 def weight_shape(state: AdapterState, module: str) -> tuple[int, int]:

@@ -59,6 +59,7 @@ def objective(config: RunConfig, names: Sequence[str]) -> Classification:
         class_weights(weights_of(names, config.data.class_weights), len(names)),
         positive=1 if task.positive is None else names.index(task.positive),
         precision_floor=task.precision_floor,
+        smoothing=config.train.label_smoothing,
     )
 
 
@@ -80,8 +81,9 @@ def text_classification(
     labels: Rows,
     *,
     weights: Sequence[float] | None = None,
+    smoothing: float = 0.0,
     **others: Any,
 ) -> Supervised:
     """A task over tokens and classes that are there already; ``others`` go to ``Supervised``."""
-    over = Classification(class_weights(weights, model.num_outputs))
+    over = Classification(class_weights(weights, model.num_outputs), smoothing=smoothing)
     return Supervised(model, tokens, DenseTargets(torch.from_numpy(labels)), over, **others)

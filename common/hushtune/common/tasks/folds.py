@@ -1,0 +1,54 @@
+"""Cross-validation: one of K parts of each site's rows is tested on, and the rest trained on."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hushtune.common.errors import TooFewRowsError
+from hushtune.common.tasks.splits import Split
+from hushtune.common.tasks.units import Rows, Units
+
+
+def fold_units(
+    units: Units,
+    labels: Rows,
+    *,
+    fold: int,
+    folds: int,
+    validation: float,
+    random: np.random.Generator,
+    site: str = "",
+) -> Split:
+    """The split of one fold, counted from 1; with equal ``random`` the folds belong together.
+
+    Label by label the shuffled units are dealt to the folds in turn, so that each fold has the
+    labels in about the same shares and each unit is tested on in exactly one fold, as a whole. A
+    unit counts as its most frequent label. ``validation``: share of the site's units that is taken
+    from what is left. Raises TooFewRowsError where nothing is left to train on or to test.
+    """
+    of_units, dealt = units.majority(labels), 0
+    parts: dict[str, list[Rows]] = {"train": [], "validation": [], "test": []}
+    owed = 0.0
+    for label in np.unique(of_units):
+        mine = random.permutation(np.flatnonzero(of_units == label))
+        tested = (dealt + np.arange(len(mine))) % folds == fold - 1
+        dealt += len(mine)
+        rest = mine[~tested]
+        owed += validation * len(mine)
+        for_validation = max(0, min(round(owed), len(rest) - 1))
+        owed -= for_validation
+        parts["test"].append(mine[tested])
+        parts["validation"].append(rest[:for_validation])
+        parts["train"].append(rest[for_validation:])
+    joined = {
+        part: np.sort(units.take(np.concatenate(places)).rows) for part, places in parts.items()
+    }
+    for part in ("train", "test"):
+        if not len(joined[part]):
+            raise TooFewRowsError(
+                f"site {site!r} has too few rows for so many folds",
+                given=f"{len(units)} to deal to {folds} folds; none to {part} on in fold {fold}",
+                expected="as many as folds, or more",
+                remedy="fewer folds, or join the site with another",
+            )
+    return Split(**joined)
