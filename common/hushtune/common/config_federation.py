@@ -218,6 +218,11 @@ class SimulationConfig(Section):
     )
     baselines: bool = Field(default=True, description="also train what the result is compared with")
     evaluate_every: Count = Field(default=1, description="evaluate after every so many rounds")
+    samples: Annotated[int, Field(ge=0, le=50)] = Field(
+        default=3,
+        description="of language models: test rows that are answered before and after training, "
+        "for the researcher; 0 = none",
+    )
     train_sample: CountOrNone = Field(
         default=256,
         description="training rows, drawn with the seed, on which loss and accuracy are shown "

@@ -81,8 +81,13 @@ def check_source(data: DataConfig, task: TaskConfig) -> None:
         )
 
 
+_ROWS_AT_ONCE = 4
+"""Of a language model: logits over a vocabulary are large, and few rows are of the same sizes."""
+
+
 def without_warmup(tree: Any) -> Any:
-    """A configuration as it was read, without a warm-up of the head where the kind has none."""
+    """A configuration as it was read, without a warm-up of the head where the kind has none, and
+    with fewer rows at once; what it says itself stays as it is."""
     if not isinstance(tree, Mapping):
         return tree
     given = cast("Mapping[str, Any]", tree)
@@ -90,9 +95,9 @@ def without_warmup(tree: Any) -> Any:
     if isinstance(task, TaskConfig):
         task = {"kind": task.kind}
     kind = KINDS.get(task.get("kind", "")) if isinstance(task, Mapping) else None
-    if kind is None or kind.has_head or not isinstance(train, Mapping) or "warmup_rounds" in train:
+    if kind is None or kind.has_head or not isinstance(train, Mapping):
         return given
-    return {**given, "train": {**train, "warmup_rounds": 0}}
+    return {**given, "train": {"warmup_rounds": 0, "microbatch": _ROWS_AT_ONCE, **train}}
 
 
 def check_task(

@@ -103,7 +103,9 @@ class TrainConfig(Section):
         description="control variates against client drift (1910.06378); without privacy only",
     )
     microbatch: Count = Field(
-        default=32, description="rows computed at once; cannot change results"
+        default=32,
+        description="rows computed at once; cannot change results; left out = 4 for language "
+        "models",
     )
     cache_megabytes: CountOrNone = Field(
         default=2048, description="memory for cached outputs of the frozen layers; 0 = no cache"

@@ -89,7 +89,7 @@ def attach(
         places = [place_in(name_of(base, blocks), name) for name in targets]
         hidden_size = int(base.config.hidden_size)
     lora = LoraConfig(
-        task_type=TaskType.SEQ_CLS if own and _is_text(base) else None,
+        task_type=_peft_task(base, head),
         r=adapter.rank,
         lora_alpha=cast(int, adapter.alpha),
         lora_dropout=adapter.dropout,
@@ -124,8 +124,12 @@ def attach(
     return adapted
 
 
-def _is_text(base: PreTrainedModel) -> bool:
-    return base.main_input_name == "input_ids"
+def _peft_task(base: PreTrainedModel, head: Head) -> TaskType | None:
+    """What peft calls a model that its own classes load whole; None for a base without its head."""
+    if head is Head.WORDS:
+        return TaskType.SEQ_2_SEQ_LM if base.config.is_encoder_decoder else TaskType.CAUSAL_LM
+    text = base.main_input_name == "input_ids"
+    return TaskType.SEQ_CLS if head is Head.OWN and text else None
 
 
 def _layer(model: AdaptedModel, module: str) -> LoraLayer:

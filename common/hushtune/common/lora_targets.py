@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
@@ -33,11 +34,34 @@ FAMILY_TARGETS: Mapping[str, tuple[str, ...]] = {
     "vit": ("attention.v_proj", "attention.o_proj"),
     "dinov2": ("attention.v_proj", "attention.o_proj"),
     **{family: found.targets for family, found in CONVOLUTIONAL.items()},
+    "t5": ("SelfAttention.v", "SelfAttention.o", "EncDecAttention.v", "EncDecAttention.o"),
+    "bart": (
+        *("self_attn.v_proj", "self_attn.out_proj"),
+        *("encoder_attn.v_proj", "encoder_attn.out_proj"),
+    ),
 }
 
 
+def stacks(base: PreTrainedModel) -> tuple[nn.ModuleList, ...]:
+    """Every list of the base's blocks: of an encoder and a decoder, or the one that there is."""
+    if not base.config.is_encoder_decoder:
+        return (transformer_blocks(base),)
+    parts = cast(nn.Module, base.get_encoder()), cast(nn.Module, base.get_decoder())
+    found = [next((m for m in p.modules() if isinstance(m, nn.ModuleList)), None) for p in parts]
+    if None in found:
+        raise UnsupportedModelError(
+            "no stacks of transformer blocks were found in encoder and decoder",
+            given=type(base).__name__,
+            expected="a model of the T5 or BART kind",
+        )
+    return tuple(blocks for blocks in found if blocks is not None)
+
+
 def transformer_blocks(base: PreTrainedModel) -> nn.ModuleList:
-    """The list of the base's blocks: the one ModuleList as long as the model is deep."""
+    """The list of the base's blocks: the one ModuleList as long as the model is deep; of an encoder
+    and a decoder the decoder's."""
+    if base.config.is_encoder_decoder:
+        return stacks(base)[-1]
     depth = getattr(base.config, "num_hidden_layers", None)
     lists = [m for m in base.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
     if not lists:
@@ -53,6 +77,13 @@ def transformer_blocks(base: PreTrainedModel) -> nn.ModuleList:
 
 def keep_first_blocks(base: PreTrainedModel, layer: int | None) -> None:
     """Drop the blocks above ``layer``, so that the head reads that layer's output."""
+    if layer is not None and base.config.is_encoder_decoder:
+        raise UnsupportedModelError(
+            "a model with an encoder and a decoder cannot be cut to its first blocks",
+            given=f"model.layer = {layer}",
+            expected="no model.layer",
+            remedy="leave model.layer out",
+        )
     if is_convolutional(base):
         if layer is not None:
             raise UnsupportedModelError(
@@ -102,7 +133,8 @@ def refuse_unfit(base: PreTrainedModel, own: Sequence[str] = ()) -> None:
 
 
 def find_targets(base: PreTrainedModel, config: AdapterConfig) -> tuple[str, ...]:
-    """Full names of the modules to adapt: the config's, or the family's, in the top blocks.
+    """Full names of the modules to adapt: the config's, or the family's, in the top blocks; of an
+    encoder and a decoder in the top blocks of each.
 
     The embedding of tokens, which lies below all blocks, is one where the config names it.
     """
@@ -123,7 +155,7 @@ def find_targets(base: PreTrainedModel, config: AdapterConfig) -> tuple[str, ...
             expected=f"1 to {depth}, or 0 for all",
             remedy="set adapter.layers = 0",
         )
-    lowest = depth - config.layers if config.layers else 0
+    lowest = depth - config.layers if config.layers else -math.inf
     found: list[str] = []
     for target in wanted:
         tokens = _embedding(base, target)
@@ -157,17 +189,22 @@ def find_targets(base: PreTrainedModel, config: AdapterConfig) -> tuple[str, ...
 
 def _places(base: PreTrainedModel) -> tuple[list[tuple[str, int, str]], int]:
     """Names of all modules that can be adapted, each with its block and its name in there; and how
-    many blocks there are."""
+    many blocks there are.
+
+    Of an encoder and a decoder the fewer of the two, and the top block of each is the last."""
     if is_convolutional(base):
         return pointwise_places(base)
-    blocks = transformer_blocks(base)
-    prefix = name_of(base, blocks)
-    linear = [
-        (name, place, ".".join(name[len(prefix) + 1 :].split(".")[1:]))
-        for name, module in base.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and (place := place_in(prefix, name)) is not None
-    ]
-    return linear, len(blocks)
+    parts = stacks(base)
+    depth = min(len(blocks) for blocks in parts)
+    linear: list[tuple[str, int, str]] = []
+    for blocks in parts:
+        prefix = name_of(base, blocks)
+        for name, module in base.named_modules():
+            place = place_in(prefix, name)
+            if isinstance(module, nn.Linear | Conv1D) and place is not None:
+                within = name.removeprefix(f"{prefix}.{place}.")
+                linear.append((name, place - len(blocks) + depth, within))
+    return linear, depth
 
 
 def _is_called(name: str, target: str) -> bool:

@@ -10,17 +10,22 @@ hidden states change with it and are not kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from hushtune.common.errors import UnsupportedModelError
 
 Inputs = Mapping[str, Tensor]
+
+ANSWER_AT, ANSWERS = "answer_at", "answers"
+"""Inputs of language models that no base takes: the places ``(b, k)`` whose outputs are wanted; and
+the tokens ``(b, k)`` of an answer, which a model of two parts is given shifted by one."""
 
 
 class Level(StrEnum):
@@ -37,7 +42,7 @@ class Head(StrEnum):
     MEAN = "mean"  # mean of the states, scaled to a norm, then a linear layer
     OWN = "own"  # the family's own classification head, a part of the base
     TOKENS = "tokens"  # a linear layer on the state of each token
-    WORDS = "words"  # a language model's own, frozen
+    WORDS = "words"  # a language model's own, frozen, at the places that carry loss
 
 
 class _SeenEnoughError(Exception):
@@ -54,10 +59,11 @@ class _PassThrough(nn.Module):
 class AdaptedModel(nn.Module):
     """Base + LoRA + head; ``forward(inputs) -> outputs``, one row an example.
 
-    Outputs are ``(b, num_outputs)``, with a head for tokens or words ``(b, t, num_outputs)``.
+    Outputs are ``(b, num_outputs)``, with a head for tokens ``(b, t, num_outputs)``, with one for
+    words ``(b, k, num_outputs)`` at the ``k`` places of the answer.
     ``inputs`` holds what the base's own forward takes (``input_ids`` and ``attention_mask``, or
     ``pixel_values``), and may hold ``hidden (b, t, d)``, the states that enter the first adapted
-    block, or ``features (b, d)``, what the mean-pooled head reads.
+    block, or ``features (b, d)``, what the mean-pooled head reads. For words see ``ANSWER_AT``.
     """
 
     def __init__(
@@ -88,6 +94,9 @@ class AdaptedModel(nn.Module):
         self.feature_scale = feature_scale
         self.precision = precision
         self.fingerprint = fingerprint
+        inner = cast(PreTrainedModel, base.get_base_model())
+        self.reads_and_writes = bool(inner.config.is_encoder_decoder)
+        self._inner = [inner]
         self.base_change: dict[str, tuple[Tensor, Tensor]] = {}  # by module: (n, d_in), (d_out, n)
         self._blocks = (
             [] if blocks is None else [blocks]
@@ -105,8 +114,11 @@ class AdaptedModel(nn.Module):
 
     @property
     def keeps_hidden(self) -> bool:
-        """Whether the states that enter the first adapted block never change, and can be kept."""
-        return bool(self._blocks) and not self.adapts_tokens
+        """Whether the states that enter the first adapted block never change, and can be kept.
+
+        Of a model with an encoder and a decoder, both adapted, those of the decoder do.
+        """
+        return bool(self._blocks) and not self.adapts_tokens and not self.reads_and_writes
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Outputs of a batch."""
@@ -118,8 +130,8 @@ class AdaptedModel(nn.Module):
             return self._logits(inputs)
         if not self.keeps_hidden:
             raise UnsupportedModelError(
-                "hidden states were given to a convolutional model, or one whose embedding of "
-                "tokens is adapted",
+                "hidden states were given to a convolutional model, or to one in which what is "
+                "below them is adapted",
                 expected="tokens, or features while the adapter has no effect",
             )
         rest = {key: value for key, value in inputs.items() if key != "hidden"}
@@ -136,9 +148,29 @@ class AdaptedModel(nn.Module):
 
     def _run_base(self, inputs: Inputs) -> Any:
         """The base's own forward; its products in bfloat16 if that is the precision."""
+        given: dict[str, Any] = dict(inputs)
         device = next(iter(inputs.values())).device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            return self.base(**inputs)
+        places, answers = given.pop(ANSWER_AT, None), given.pop(ANSWERS, None)
+        if self.head_kind is Head.WORDS:
+            given["use_cache"] = False  # of keys and values, which only generating text needs
+        if answers is not None:  # by the family's own rule
+            shift = cast(Any, self._inner[0]).prepare_decoder_input_ids_from_labels
+            given["decoder_input_ids"] = shift(labels=answers)
+        told_at = nullcontext() if places is None else self._told_at(places)
+        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16"), told_at:
+            return self.base(**given)
+
+    @contextmanager
+    def _told_at(self, places: Tensor) -> Generator[None]:
+        """Compute a language model's logits at some places of each row alone, ``(b, k)``."""
+        words = cast(nn.Module, self._inner[0].get_output_embeddings())
+        hook = words.register_forward_pre_hook(
+            lambda _module, args: (torch.take_along_dim(args[0], places.unsqueeze(-1), 1),)
+        )
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def _pool(self, states: Tensor, mask: Tensor | None) -> Tensor:
         states = states.float()

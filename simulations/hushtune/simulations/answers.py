@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hushtune.common.kinds import Targets
-from hushtune.common.tasks.kinds.causal_lm import prompt
 from hushtune.common.tasks.kinds.token_classification import tokens_of_words
 from hushtune.common.tasks.objectives import Regression
+from hushtune.common.tasks.writing import write
 
 if TYPE_CHECKING:
     from hushtune.simulations.saved import Predictor
-
-MOST_NEW_TOKENS = 64
 
 
 def answers_of(trained: Predictor, texts: Sequence[str]) -> list[Any]:
@@ -31,7 +28,12 @@ def answers_of(trained: Predictor, texts: Sequence[str]) -> list[Any]:
         case Targets.TAGS:
             return [_tags(trained, text) for text in texts]
         case _:
-            return [generate(trained, text) for text in texts]
+            return [_written(trained, text) for text in texts]
+
+
+def _written(trained: Predictor, text: str) -> str:
+    size = trained.settings.max_tokens
+    return write(trained.model, trained.tokenizer, text, kind=trained.task.of, max_tokens=size)
 
 
 @torch.no_grad()
@@ -45,18 +47,3 @@ def _tags(trained: Predictor, text: str) -> list[tuple[str, str]]:
         for place, word in enumerate(places[0])
         if word is not None
     ]
-
-
-@torch.no_grad()
-def generate(trained: Predictor, text: str, *, most: int = MOST_NEW_TOKENS) -> str:
-    """The most likely answer to a prompt, token by token: the canonical messages, or a question."""
-    messages = json.loads(text) if text.startswith("[") else [{"role": "user", "content": text}]
-    ids = torch.tensor([prompt(trained.tokenizer, messages)])
-    found = cast(Any, trained.model.base).generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=most,
-        pad_token_id=trained.tokenizer.pad_token_id,
-    )
-    return str(trained.tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True)).strip()

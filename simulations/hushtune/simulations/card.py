@@ -10,6 +10,7 @@ from typing import Any
 from hushtune.common.config import RunConfig
 from hushtune.common.kinds import Inputs
 from hushtune.common.lora_rules import RULES
+from hushtune.common.model import Head
 from hushtune.common.names import SEEN_BY, methods, metric_words
 from hushtune.common.planning import POOLED, global_rank
 from hushtune.common.privacy.figures import at_most, upwards
@@ -18,6 +19,7 @@ from hushtune.common.privacy.statement_sentence import unit_word
 from hushtune.common.tasks.workspace import Workspace
 from hushtune.simulations import card_images
 from hushtune.simulations.attacks import told as told_attack
+from hushtune.simulations.card_words import load_words
 
 _LOAD_MEAN = """\
 ```python
@@ -124,6 +126,8 @@ def model_card(
             labels=workspace.data.label_names,
         )
         if images
+        else load_words(apart=workspace.task.model.reads_and_writes)
+        if workspace.task.model.head_kind is Head.WORDS
         else _LOAD_MEAN.format(scale=config.model.feature_scale)
         if config.model.head == "mean"
         else _LOAD_OWN.format(

@@ -96,6 +96,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
         ),
         "rounds": train.rounds,
         "warmup_rounds": train.warmup_rounds,
+        "trains_a_head": bool(state.spec.head),
         "unfreeze": train.unfreeze,
         "sites": {
             site: {
@@ -136,7 +137,8 @@ def _seconds_a_row(workspace: Workspace, full_keys: tuple[str, ...]) -> tuple[fl
     def frozen_pass() -> None:
         task.model.frozen_mode()
         for piece in task.microbatches(Units.single(rows), EVALUATION_BATCH):
-            task.model.frozen_activations(task.batch(piece.rows, Level.TOKENS).inputs)
+            inputs = task.batch(piece.rows, Level.TOKENS).inputs
+            task.model.frozen_activations(inputs, pooled=task.model.reads_features)
 
     def private_pass() -> None:
         trained = lora.set_trainable(task.model, full_keys)
@@ -153,9 +155,11 @@ def _seconds_a_row(workspace: Workspace, full_keys: tuple[str, ...]) -> tuple[fl
         task.model.requires_grad_(False)
 
     frozen, whole = _seconds(frozen_pass) / len(rows), _seconds(private_pass) / len(rows)
-    # What the cache saves is the forward pass of the blocks under the first adapted one.
+    # What the cache saves is the forward pass of the blocks under the first adapted one, where the
+    # pass without pooling ends.
     kept = task.model.keeps_hidden and not task.augments
-    saved = frozen * task.model.first_adapted / len(task.model.blocks) if kept else 0.0
+    below = task.model.first_adapted / len(task.model.blocks) if task.model.reads_features else 1.0
+    saved = frozen * below if kept else 0.0
     return frozen, max(whole - saved, 0.1 * whole)
 
 

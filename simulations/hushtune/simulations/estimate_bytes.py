@@ -50,7 +50,9 @@ def round_bytes(config: RunConfig, state: AdapterState) -> RoundBytes:
     Figures that sites tell of the model are not counted.
     """
     rule, train = RULES[config.aggregation.rule], config.train
-    head = _bytes_of(config, state, trainable_keys(rule, state.spec, turn=None))
+    # A language model has no head to send alone, and so no warm-up.
+    alone = trainable_keys(rule, state.spec, turn=None) if state.spec.head else ()
+    head = _bytes_of(config, state, alone)
     adapted = range(train.warmup_rounds + 1, train.rounds + 1)
     if train.unfreeze == "gradual":
         trained = [trainable_of(config, state.spec, round=number) for number in adapted]

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import safetensors.torch
 
 from hushtune.common.lora_files import HEAD_FILE, merged
+from hushtune.common.model import Head
 from hushtune.common.tasks.image_processor import ImageProcessor
-from hushtune.simulations.card import merged_card
+from hushtune.simulations.card import merged_card, with_use
+from hushtune.simulations.card_words import use_words
 
 if TYPE_CHECKING:
     from hushtune.simulations.saved import Predictor
@@ -20,19 +22,13 @@ def write_merged(trained: Predictor, card: str, folder: Path) -> None:
     """Merge a trained model into its base; ``card``: that of the adapter."""
     base = merged(trained.model)
     names = dict(enumerate(trained.labels))
-    base.config.id2label = names
-    base.config.label2id = {name: index for index, name in names.items()}
+    if names:
+        base.config.id2label = names
+        base.config.label2id = {name: index for index, name in names.items()}
     base.save_pretrained(str(folder), safe_serialization=True)
     trained.encoder.save_pretrained(str(folder))
     images = isinstance(trained.encoder, ImageProcessor)
-    card = merged_card(
-        card,
-        labels=trained.labels,
-        head=trained.settings.head,
-        max_tokens=trained.settings.max_tokens,
-        images=images,
-    )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / "README.md").write_text(_card(trained, card), encoding="utf-8")
     if trained.model.head is None:
         return
     if images:
@@ -89,6 +85,20 @@ def write_merged(trained: Predictor, card: str, folder: Path) -> None:
     _write_json(
         folder / "config_sentence_transformers.json",
         {"similarity_fn_name": "cosine", "labels": list(trained.labels)},
+    )
+
+
+def _card(trained: Predictor, card: str) -> str:
+    if trained.model.head_kind is Head.WORDS:
+        chat = trained.tokenizer.chat_template is not None
+        use = use_words(apart=trained.model.reads_and_writes, chat=chat)
+        return with_use(card, use, library="transformers")
+    return merged_card(
+        card,
+        labels=trained.labels,
+        head=trained.settings.head,
+        max_tokens=trained.settings.max_tokens,
+        images=isinstance(trained.encoder, ImageProcessor),
     )
 
 

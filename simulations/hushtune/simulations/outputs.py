@@ -36,6 +36,7 @@ from hushtune.simulations.card import model_card
 from hushtune.simulations.forgetting import forgetting
 from hushtune.simulations.overfit import fit_of
 from hushtune.simulations.privacy_report import privacy_of
+from hushtune.simulations.samples import FILE, Sample, as_page, has_samples
 
 Table = Mapping[str, Mapping[str, float]]
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
@@ -47,14 +48,14 @@ SUMMARY_KEYS = frozenset(
         *("personal", "worst_site", "spread", "aggregation_bias", "largest_bias", "saved_rank"),
         *("rounds", "trust", "refusals", "rejected", "seconds", "seed", "config_hash"),
         *("adapter_digest", "out", "data_notes", "unit", "group", "seen_by", "attack"),
-        *("rests_on", "fit", "stopped", "forgetting"),
+        *("rests_on", "fit", "stopped", "forgetting", "samples"),
     )
 )
 """What every summary has; ``missing`` comes with them where no picture could be drawn."""
 _RESEARCHER_S = (
     *("value", "metrics", "macro_f1", "alone_private", "baselines", "head_by_layer", "table"),
     *("personal", "worst_site", "spread"),
-    *("train_rows", "validation_rows", "test_rows", "data_notes", "fit"),
+    *("train_rows", "validation_rows", "test_rows", "data_notes", "fit", "samples"),
 )
 _MOST_CHANGED = 8
 
@@ -65,7 +66,7 @@ class FinishedRun:
 
     ``table``: the main metric of each compared model on each site's test rows and on all;
     ``final``: all metrics of the federated model on each site's test rows and on all; ``seconds``:
-    where the time went.
+    where the time went; ``samples``: answers of a language model before and after.
     """
 
     context: RunContext
@@ -74,6 +75,7 @@ class FinishedRun:
     table: Table
     final: Mapping[str, Metrics]
     seconds: Mapping[str, float]
+    samples: Sequence[Sample] = ()
 
 
 def write_all(run: FinishedRun) -> dict[str, Any]:
@@ -98,6 +100,8 @@ def write_all(run: FinishedRun) -> dict[str, Any]:
         partition.plot(workspace.data, context.out / "sites.png")
     else:
         summary["missing"] = "curve.png and sites.png: pip install 'hushtune[plots]'"
+    if summary["samples"]:
+        write_text(context.out / FILE, as_page(summary))
     write_text(context.out / SUMMARY, json_text(summary, indent=2) + "\n")
     return summary
 
@@ -108,7 +112,9 @@ def finished(context: RunContext) -> dict[str, Any] | None:
     Raises CheckpointError for a checkpoint that is damaged.
     """
     pictures = ("curve.png", "sites.png") if find_spec("matplotlib") is not None else ()
-    wanted = (SUMMARY, METRICS, "privacy.json", "privacy.md", "privacy.html", ADAPTER, *pictures)
+    pages = (FILE,) if has_samples(context.config) else ()
+    wanted = ("privacy.json", "privacy.md", "privacy.html", ADAPTER, *pictures, *pages)
+    wanted = (SUMMARY, METRICS, *wanted)
     checkpoint = _checkpoint(context)
     if checkpoint is None or not all((context.out / name).exists() for name in wanted):
         return None
@@ -207,6 +213,7 @@ def summarise(run: FinishedRun, privacy: Mapping[str, Any]) -> dict[str, Any]:
         "saved_rank": plain_adapter(result.state).spec.rank,
         "out": str(context.out),
         "data_notes": workspace.data.report.lines(),
+        "samples": [dict(sample) for sample in run.samples],
     }
 
 

@@ -18,12 +18,18 @@ from hushtune.simulations.planner_clients import show_clients
 from hushtune.simulations.weak import show_warning
 
 _MOST_LABELS = 8
+_MOST_LETTERS = 200
 _MOST_SITES, _OF_MANY = 6, 4
 _WRITTEN = {
     **{"adapter/": "adapter", "privacy.md": "statement", "privacy.html": "as a page"},
     **{"privacy.json": "as data", "metrics.jsonl": "metrics", "summary.json": "summary"},
     **{"curve.png": "plot", "sites.png": "who has what", "config.toml": "settings"},
-    **{"ledger/": "ledgers", "checkpoint/": "checkpoint", "own/": "sites' own"},
+    **{
+        "samples.md": "answers",
+        "ledger/": "ledgers",
+        "checkpoint/": "checkpoint",
+        "own/": "sites' own",
+    },
 }
 """All that a run may leave in its folder, and what it is called in the closing list."""
 _MUCH_BIAS = 0.1
@@ -87,6 +93,7 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
     if len(worst) < len(rejected):
         more = len(rejected) - len(worst)
         console.print(f"[yellow]nor did {more} more sites in some rounds[/] (summary.json)")
+    _show_samples(console, summary["samples"])
     _show_notes(console, summary["data_notes"])
     for path, what in _WRITTEN.items():
         if (Path(summary["out"]) / path).exists():  # ledgers may lie beside policies instead
@@ -94,6 +101,23 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
     if "missing" in summary:
         console.print(f"[yellow]not drawn:[/] {_plain(summary['missing'])}", highlight=False)
     console.print(f"{'took':>12}  {summary['seconds']['total']:.0f} s", highlight=False)
+
+
+def _show_samples(console: Console, samples: Sequence[Mapping[str, str]]) -> None:
+    """Answers of a language model before and after training."""
+    if not samples:
+        return
+    table = Table(title=f"Answers to test rows ({SEEN_BY})", title_justify="left", show_lines=True)
+    names = ("site", "prompt", "reference", "untrained", "trained")
+    for name in names:
+        table.add_column(name, overflow="fold")
+    for sample in samples:
+        table.add_row(*(_plain(_short(sample[name])) for name in names))
+    console.print(table)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}..."
 
 
 def _show_spread(console: Console, summary: Mapping[str, Any]) -> None:
@@ -208,10 +232,11 @@ def show_estimate(console: Console, figures: Mapping[str, Any]) -> None:
         show_clients(console, figures["clients"])
     warmup, adapted = figures["warmup_rounds"], figures["rounds"] - figures["warmup_rounds"]
     # What is sent up differs between the two kinds of rounds, so that their sums are the total.
+    all_of_it = "head and adapter" if figures["trains_a_head"] else "the adapter"
     fewer = ", of fewer blocks at first" if figures.get("unfreeze") == "gradual" else ""
     rounds = {
         "bytes_per_warmup_round": f"  in each of {warmup}: the sites send the head alone",
-        "bytes_per_round": f"  in each of {adapted}: the sites send head and adapter{fewer}",
+        "bytes_per_round": f"  in each of {adapted}: the sites send {all_of_it}{fewer}",
     }
     told = ["rounds", *(key for key, many in zip(rounds, (warmup, adapted), strict=True) if many)]
     if figures["trust"] == "distributed":

@@ -41,11 +41,12 @@ from hushtune.simulations.observer import Observer, Silent
 from hushtune.simulations.outputs import METRICS
 from hushtune.simulations.own_models import final_figures
 from hushtune.simulations.privacy_report import tell_so_far
+from hushtune.simulations.samples import samples
 
 DATA = "data.json"
 OWN = frozenset(
     f"{CONFIG} {METRICS} summary.json privacy.json privacy.md privacy.html curve.png sites.png "
-    "adapter checkpoint ledger own".split()
+    "adapter checkpoint ledger own samples.md".split()
 )
 """All that a run writes into its folder; a folder with anything else is never replaced."""
 _BEGIN_ANEW = "put the file back from a backup, or begin a new run in another folder"
@@ -123,7 +124,7 @@ def run(
     )
     final, ours = final_figures(context, workspace, result)
     table |= ours
-    ended = time.perf_counter()
+    answers, ended = samples(context, workspace, result), time.perf_counter()
     of_rounds = [row["seconds"]["training"] for row in result.history]
     before, training = sum(of_rounds[: judge.already]), sum(of_rounds[judge.already :])
     seconds = {
@@ -144,6 +145,7 @@ def run(
             table=table,
             final=final,
             seconds={key: spent + earlier.get(key, 0.0) for key, spent in seconds.items()},
+            samples=answers,
         )
     )
 

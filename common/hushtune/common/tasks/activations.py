@@ -30,12 +30,18 @@ class InputRows(Protocol):
 
     @property
     def widths(self) -> Rows:
-        """Positions that each row is padded to, ``(n,)``, from its own length alone."""
+        """Positions that each row is padded to, ``(n,)``, from its own length alone; ``(n, s)``
+        where its tensors have other sizes beside, which follow."""
         ...
 
     def inputs(self, rows: Rows) -> Mapping[str, Tensor]:
         """What the base's own forward takes, each ``(b, ...)``."""
         ...
+
+
+def shapes_of(inputs: InputRows) -> Rows:
+    """What the tensors of each row are padded to, ``(n, s)``; positions come first."""
+    return inputs.widths.reshape(len(inputs.lengths), -1)
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ class Activations:
         """``(b, t, d)``, zero where a row has ended."""
         if self.hidden is None:
             raise ValueError("hidden states were not kept")
-        width = int(self.inputs.widths[rows].max())
+        width = int(shapes_of(self.inputs)[rows, 0].max())
         out = self.hidden.new_zeros(len(rows), width, self.hidden.shape[1])
         for place, at in enumerate(np.searchsorted(self.rows, rows)):
             start, end = self.starts[at], self.starts[at + 1]
@@ -101,16 +107,16 @@ class Activations:
 def in_pieces(inputs: InputRows, units: Units, size: int) -> list[Piece]:
     """Units in pieces of about ``size`` rows, widest first, so that memory peaks early.
 
-    All units of a piece have as many rows as one another, and are padded to the same width. How
-    many rows are computed at once follows from those two and ``size``, and not from how many units
+    All units of a piece have as many rows as one another, and are padded to the same sizes. How
+    many rows are computed at once follows from those and ``size``, and not from how many units
     there are: the last piece is filled up. So the shapes in which a unit is computed follow from
     the unit alone, and what is computed for it does not change with who else is there.
     """
     if not len(units):
         return []
-    widths = np.maximum.reduceat(inputs.widths[units.rows], units.starts[:-1])
-    order = np.lexsort((units.sizes, -widths))
-    kinds = np.stack([widths[order], units.sizes[order]])
+    shapes = np.maximum.reduceat(shapes_of(inputs)[units.rows], units.starts[:-1])  # (units, s)
+    order = np.lexsort((units.sizes, *(-shapes.T[::-1])))
+    kinds = np.stack([*shapes[order].T, units.sizes[order]])
     changes = np.flatnonzero(np.diff(kinds).any(0)) + 1
     pieces: list[Piece] = []
     for alike in np.split(order, changes):

@@ -13,6 +13,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     PreTrainedModel,
 )
@@ -78,12 +79,25 @@ def _check_length(base: PreTrainedModel, max_tokens: int) -> None:
         )
 
 
+def reads_and_writes(name: str) -> bool:
+    """Whether a model has an encoder that reads and a decoder that writes; else one part does both.
+
+    Raises MissingWeightsError where there is no such model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _not_loaded(name, error) from error
+    return bool(config.is_encoder_decoder)
+
+
 def set_padding(base: PreTrainedModel, pad_id: int | None) -> None:
     """Tell a base which token rows are padded with: heads that read the last token skip it.
 
-    Families that count positions from it keep theirs: loaded anew they would count otherwise.
+    Families that count positions from it keep theirs: loaded anew they would count otherwise. So do
+    models with a decoder, which may begin with it.
     """
-    if base.config.model_type not in _COUNT_FROM_PADDING:
+    if base.config.model_type not in _COUNT_FROM_PADDING and not base.config.is_encoder_decoder:
         base.config.pad_token_id = pad_id
 
 
@@ -110,14 +124,18 @@ def load_base(
             )
             base, report = _from_pretrained(name, head, labels, own, options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise MissingWeightsError(
-            "the model cannot be loaded",
-            given=name,
-            expected="a folder with config.json and *.safetensors, or an id of the model hub",
-            remedy=str(error).strip().splitlines()[0][:300],
-        ) from error
+        raise _not_loaded(name, error) from error
     _check_loaded(base, name, head, report)
     return base
+
+
+def _not_loaded(name: str, error: Exception) -> MissingWeightsError:
+    return MissingWeightsError(
+        "the model cannot be loaded",
+        given=name,
+        expected="a folder with config.json and *.safetensors, or an id of the model hub",
+        remedy=str(error).strip().splitlines()[0][:300],
+    )
 
 
 def _check_loaded(
@@ -147,7 +165,9 @@ def _from_pretrained(
     """The model, and which weights the checkpoint lacks or has in another shape."""
     options = {**options, "output_loading_info": True}
     if head is not Head.OWN:
-        auto: Any = AutoModelForCausalLM if head is Head.WORDS else AutoModel
+        auto: Any = AutoModel
+        if head is Head.WORDS:
+            auto = AutoModelForSeq2SeqLM if reads_and_writes(name) else AutoModelForCausalLM
         return auto.from_pretrained(name, **options)
     config = AutoConfig.from_pretrained(
         name,

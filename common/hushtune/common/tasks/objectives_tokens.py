@@ -86,7 +86,10 @@ class TokenTags:
 
 @dataclass(frozen=True)
 class NextToken:
-    """The next token at each place of an answer; figures: loss, tokens, and right ones."""
+    """The next token at each place of an answer; figures: loss, tokens, and right ones.
+
+    Outputs ``(b, k, vocabulary)`` are at those places alone.
+    """
 
     num_outputs: int
 

@@ -17,6 +17,7 @@ from hushtune.common.tasks.kinds import (
     image_classification,
     multi_label,
     regression,
+    seq2seq,
     token_classification,
 )
 from hushtune.common.tasks.kinds.prepared import Prepare, Prepared
@@ -31,6 +32,7 @@ PREPARE: Mapping[str, Prepare] = MappingProxyType(
         "token-classification": token_classification.prepare,
         "causal-lm": causal_lm.prepare,
         "image-classification": image_classification.prepare,
+        "seq2seq": seq2seq.prepare,
         "tabular-classification": classification.prepare,
         "tabular-regression": regression.prepare,
         "recommendation": regression.prepare,
