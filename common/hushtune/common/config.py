@@ -24,6 +24,7 @@ from hushtune.common.config_base import (
     Probability,
     Section,
     refuse,
+    refuse_balanced,
 )
 from hushtune.common.config_data import DataConfig
 from hushtune.common.config_federation import (
@@ -108,6 +109,7 @@ class TrainConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _warmup_follows_rounds(cls, data: Any) -> Any:
+        refuse_balanced(data)
         # A user who only shortens the run should not have to know about the warm-up.
         if not isinstance(data, Mapping) or "warmup_rounds" in data:
             return data

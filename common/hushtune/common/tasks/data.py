@@ -20,8 +20,10 @@ from hushtune.common.tasks.partition import partition
 from hushtune.common.tasks.readers import RawRow, read_dataset, read_demo, read_file
 from hushtune.common.tasks.report import DataReport
 from hushtune.common.tasks.rows import columns_of
-from hushtune.common.tasks.splits import Split, split_units, subsample
+from hushtune.common.tasks.splits import Split, split_sites, subsample
 from hushtune.common.tasks.units import Rows, Units
+
+_LONG = 100
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,10 @@ def load_data(
     """
     report, task = DataReport(), task or TaskConfig()
     # By site, so that a text of two sites stays at the first by name, however the file is ordered.
-    read = complete_rows(_read(config, report), config, report)
-    complete = sorted(read, key=lambda row: row.site or "")
+    complete = sorted(
+        complete_rows(_read(config, task, report), config, report, kind=task.of),
+        key=lambda row: row.site or "",
+    )
     check_targets(complete, task, column=config.label)
     rows = (
         complete if task.of.repeats else _distinct(complete, config.inconsistent, task.of, report)
@@ -101,14 +105,16 @@ def load_data(
     names = label_names(rows, config, task)
     strata, labels = stratified(rows, names, task)
     groups = _groups(rows, config)
+    blocks = groups if config.split_by is None else _blocks(rows)
 
     def units(indices: Rows) -> Units:
-        return Units.single(indices) if groups is None else Units.by_code(indices, groups)
+        return Units.single(indices) if blocks is None else Units.by_code(indices, blocks)
 
     sites: dict[str, Units] = {}
     for site, indices in _deal(units(np.arange(len(rows))), rows, labels, config, seed).items():
         whole = units(subsample(indices, config.max_rows_per_site, seed, site))
-        sites[site] = whole.at_most(records_per_group or len(rows), rng(seed, "group", site))
+        limit = records_per_group if groups is not None else None
+        sites[site] = whole.at_most(limit or len(rows), rng(seed, "group", site))
         for row in sorted(set(whole.rows.tolist()) - set(sites[site].rows.tolist())):
             report.drop("more than privacy.records_per_group of one group", rows[row].place)
     used = [rows[row] for found in sites.values() for row in found.rows]
@@ -123,17 +129,14 @@ def load_data(
         texts=tuple(str(row.text) for row in rows),
         labels=labels,
         label_names=names,
-        sites={
-            site: split_units(
-                found,
-                labels,
-                validation=config.validation_fraction,
-                test=config.test_fraction,
-                random=rng(seed, "split", site),
-                site=site,
-            )
-            for site, found in sorted(sites.items())
-        },
+        sites=split_sites(
+            sites,
+            labels,
+            validation=config.validation_fraction,
+            test=config.test_fraction,
+            seed=seed,
+            blocks=None if config.split_by is None else blocks,
+        ),
         report=report,
         fingerprints=_fingerprints(complete, sites, natural=config.partition == "natural"),
         groups=groups,
@@ -154,8 +157,12 @@ def _fingerprints(
 
 
 def _digest(rows: Iterable[tuple[str | int, ...]]) -> str:
-    """sha256 of rows in any order."""
-    return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()
+    """sha256 of rows in any order: of their sorted list as JSON, which is never whole in memory."""
+    found = hashlib.sha256(b"[")
+    for place, row in enumerate(sorted(rows)):
+        found.update(((", " if place else "") + json.dumps(row)).encode())
+    found.update(b"]")
+    return found.hexdigest()
 
 
 def _groups(rows: Sequence[RawRow], config: DataConfig) -> Rows | None:
@@ -169,19 +176,27 @@ def _groups(rows: Sequence[RawRow], config: DataConfig) -> Rows | None:
     return np.array(found, dtype=np.int64)
 
 
+def _blocks(rows: Sequence[RawRow]) -> Rows:
+    """A number for each row's block, of all sites alike: what no split may part."""
+    numbers: dict[str, int] = {}
+    found = (numbers.setdefault(str(row.block), len(numbers)) for row in rows)
+    return np.fromiter(found, dtype=np.int64, count=len(rows))
+
+
 def _where(config: DataConfig) -> str:
     named = config.file or config.dataset or config.source
     return str(named or ", ".join(str(path) for path in (config.files or {}).values()))
 
 
-def _read(config: DataConfig, report: DataReport) -> Iterator[RawRow]:
-    for row in _sources(config):
-        report.read += 1
+def _read(config: DataConfig, task: TaskConfig, report: DataReport) -> Iterator[RawRow]:
+    for row in read_rows(config, task):
+        report.hear(row)
         yield row
 
 
-def _sources(config: DataConfig) -> Iterator[RawRow]:
-    columns = columns_of(config)
+def read_rows(config: DataConfig, task: TaskConfig) -> Iterator[RawRow]:
+    """All rows that the settings name, as they are read, with their sites."""
+    columns = columns_of(config, task)
     if config.source is not None:
         yield from read_demo()
     elif config.files is not None:
@@ -202,10 +217,10 @@ def _distinct(
     Texts are equal if they differ in white space only. The first row stays; texts with different
     labels are dropped, kept (the first), or an error.
     """
-    kept: dict[str, RawRow] = {}
-    contradicted: set[str] = set()
+    kept: dict[str | bytes, RawRow] = {}
+    contradicted: set[str | bytes] = set()
     for row in rows:
-        text = kind.identity(str(row.text), str(row.label))
+        text = _key(kind, row)
         first = kept.setdefault(text, row)
         if first is row:
             continue
@@ -225,6 +240,15 @@ def _distinct(
     for text in contradicted:
         report.drop("the same text with another label", kept[text].place)
     return [row for text, row in kept.items() if text not in contradicted]
+
+
+def _key(kind: Kind, row: RawRow) -> str | bytes:
+    """What a row is equal by: of a long text a digest, else the row's own text where it can be, so
+    that no second copy of the texts is held."""
+    identity = kind.identity(str(row.text), str(row.label))
+    if len(identity) > _LONG:
+        return hashlib.blake2b(identity.encode(), digest_size=24).digest()
+    return str(row.text) if identity == row.text else identity
 
 
 def _check_sites(
