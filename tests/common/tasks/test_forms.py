@@ -47,7 +47,8 @@ def written(folder: Path, records: Sequence[Record], name: str = "data.jsonl") -
 
 
 def rows(path: Path, kind: str = "causal-lm", **columns: Any) -> list[tuple[Any, str | None]]:
-    wanted = Columns(**{"text": "text", "label": "label", "kind": kind, **columns})
+    text, label = columns.pop("text", "text"), columns.pop("label", "label")
+    wanted = Columns(text, label, kind=kind, **columns)
     found = [(row.text, row.label) for row in read_file(path, wanted)]
     return [(json.loads(t) if kind == "causal-lm" and t else t, label) for t, label in found]
 

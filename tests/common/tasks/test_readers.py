@@ -67,7 +67,7 @@ def test_the_header_shows_what_separates_cells(tmp_path: Path, name: str, mark: 
     path = written(tmp_path, "\ufeff\n" + "".join(mark.join(row) + "\r\n" for row in lines), name)
     (row,) = rows_of(path, site="ward")
     assert (row.text, row.label, row.site) == (f"a, b; c | d{mark}e", "x", "north")
-    (shown,) = preview(path, site="ward")
+    (shown,) = preview(path, columns=Columns("text", "label", "ward"))
     assert (shown.text, shown.label, shown.site, shown.note) == (row.text, "x", "north", None)
 
 
@@ -327,7 +327,7 @@ def test_preview_shows_rows_as_read_and_as_tokens(tmp_path: Path) -> None:
 
 def test_preview_says_what_a_run_would_refuse(tmp_path: Path) -> None:
     path = written(tmp_path, "text,label,ward\na,1,x\nb,nan,x\nc,2,\n,2,x\n")
-    shown = preview(path, site="ward")
+    shown = preview(path, columns=Columns("text", "label", "ward"))
     assert [row.note for row in shown] == [
         None,
         'NaN as label: an error, unless data.missing = "drop"',

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from hushtune.common.config import DataConfig
+from hushtune.common.config import DataConfig, TaskConfig
+from hushtune.common.kinds import Targets
 from hushtune.common.tasks.missing import (
+    ABSENT,
     NAN,
     columns_of_numbers,
     columns_read,
@@ -41,14 +43,14 @@ def preview(
     *,
     tokenize: Tokenize | None = None,
     rows: int = 5,
-    text: str = "text",
-    label: str = "label",
-    site: str | None = None,
+    columns: Columns | None = None,
+    task: TaskConfig | None = None,
 ) -> tuple[PreviewRow, ...]:
     """The first rows of a file, or of each source that the settings name.
 
     Args:
-        source: a data file, whose columns the last three arguments name, or the settings [data].
+        source: a data file, whose columns are named by ``columns``, or the settings [data], which
+            go with those of [task].
         tokenize: text to tokens, e.g. ``tokenizer.tokenize``; without it there are no tokens.
         rows: how many, from each file.
 
@@ -56,24 +58,33 @@ def preview(
         DataError: whatever is wrong up to the last row shown; what follows is not read.
     """
     if isinstance(source, DataConfig):
-        streams, roles = list(_streams(source)), set(columns_read(source)) - {"group"}
-        dropped = source.missing == "drop"
+        task = task or TaskConfig()
+        streams, roles = (
+            list(_streams(source, task)),
+            set(columns_read(source)) - {"group", "block"},
+        )
+        dropped, targets = source.missing == "drop", task.of.targets
     else:
-        streams = [(None, read_file(source, Columns(text, label, site)))]
-        roles, dropped = {"label"} if site is None else {"label", "site"}, False
+        columns = columns or Columns("text", "label")
+        streams = [(None, read_file(source, columns))]
+        roles = {"label", *(["site"] if columns.site is not None else [])}
+        dropped, targets = False, columns.of.targets
     shown: list[PreviewRow] = []
     for named, stream in streams:
         found = list(islice(stream, rows))
-        numbers = columns_of_numbers(found, roles)
+        names = roles - {"label"} if targets is Targets.ANSWER else roles
+        numbers = columns_of_numbers(found, names)
         for row in found:
-            lacks = lacking(row, numbers, sorted(roles))
+            lacks = lacking(row, numbers, sorted(names))
+            if row.label is None and targets is Targets.ANSWER:
+                lacks = {**lacks, "answer": ABSENT}
             shown.append(_shown(row, named, tokenize, _note(lacks, dropped=dropped)))
     return tuple(shown)
 
 
-def _streams(config: DataConfig) -> Iterator[tuple[str | None, Iterator[RawRow]]]:
+def _streams(config: DataConfig, task: TaskConfig) -> Iterator[tuple[str | None, Iterator[RawRow]]]:
     """Each source with the site that it is, where the settings say so."""
-    columns = replace(columns_of(config), site=config.site, group=None)
+    columns = replace(columns_of(config, task), site=config.site, group=None, block=None)
     if config.files is not None:
         for name, path in sorted(config.files.items()):
             yield name, read_file(path, replace(columns, site=None))

@@ -1,0 +1,82 @@
+"""The commands ``hushtune data``: rows as they are read, and what is wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from hushtune.common.errors import ConfigError
+from hushtune.simulations.cli_options import (
+    AsJson,
+    ConfigFile,
+    Overrides,
+    Preset,
+    print_json,
+    settings_of,
+)
+
+data_app = typer.Typer(help="Look at data before a run.", no_args_is_help=True)
+
+Text = Annotated[str, typer.Option(help="the column with the text")]
+Label = Annotated[str, typer.Option(help="the column with the label")]
+Site = Annotated[str | None, typer.Option(help="the column with the site")]
+KindName = Annotated[str, typer.Option(help="task.kind: what is learnt from what")]
+Form = Annotated[str, typer.Option(help="data.form, of instructions and answers")]
+Second = Annotated[str | None, typer.Option(help="of pairs: the column with the second text")]
+ColumnNames = Annotated[
+    str | None, typer.Option("--columns", metavar="A,B", help="of tables: the columns to read")
+]
+Range = Annotated[
+    str | None, typer.Option("--range", metavar="LOW,HIGH", help="of numbers: task.range")
+]
+_TEXT = "text-classification"
+
+
+@data_app.command("preview")
+def data_preview(
+    file: Annotated[Path | None, typer.Argument(metavar="FILE")] = None,
+    config: ConfigFile = None,
+    preset: Preset = None,
+    set_: Overrides = None,
+    text: Text = "text",
+    label: Label = "label",
+    site: Site = None,
+    kind: KindName = _TEXT,
+    form: Form = "auto",
+    second: Second = None,
+    columns: ColumnNames = None,
+    range_: Range = None,
+    model: Annotated[str | None, typer.Option(help="whose tokenizer; the demo's")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="how many")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Show rows as they will be read, as tokens, and which of these are learnt."""
+    from hushtune.simulations import data_options
+    from hushtune.simulations.show_data import show_preview
+    from hushtune.simulations.tokens import preview_file, preview_run
+
+    if file is None:
+        if config is None and preset is None:
+            raise _no_data("FILE")
+        found = preview_run(settings_of(preset, config, set_), model=model, rows=rows)
+    else:
+        read = data_options.columns(
+            text, label, site, kind=kind, form=form, second=second, columns=columns
+        )
+        found = preview_file(
+            file, read, bounds=data_options.bounds(range_), model=model or "demo", rows=rows
+        )
+    show_preview(Console(stderr=as_json), found)
+    print_json(found, as_json)
+
+
+def _no_data(argument: str) -> ConfigError:
+    return ConfigError(
+        "nothing says which data are meant",
+        given=f"neither {argument} nor --config",
+        expected="files, or a configuration whose [data] names them",
+        remedy="hushtune data --help lists what each command takes",
+    )
