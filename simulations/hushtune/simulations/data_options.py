@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -104,3 +105,26 @@ def site_names(paths: Sequence[Path]) -> list[str]:
     ]
     often = Counter(named)
     return [n if often[n] == 1 else f"{n} ({i})" for i, n in enumerate(named, start=1)]
+
+
+def shares(given: Sequence[str]) -> dict[str, float]:
+    """Public shares of classes; ConfigError for what is none.
+
+    >>> shares(["bad=0.1", "good=0.9"])
+    {'bad': 0.1, 'good': 0.9}
+    """
+    found: dict[str, float] = {}
+    for text in given:
+        name, _, number = text.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = 0.0
+        if not name or not 0 < value < math.inf:
+            raise ConfigError(
+                "--public-share is no share of a class",
+                given=text,
+                expected="LABEL=SHARE with a number above 0, such as bad=0.1",
+            )
+        found[name] = value
+    return found

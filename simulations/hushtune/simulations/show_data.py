@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 
@@ -44,3 +45,32 @@ def _tokens(tokens: Sequence[str], learnt: Sequence[int] | None) -> Text:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+_COLOURS = {"problem": "bold red", "warning": "bold yellow", "note": "dim"}
+
+
+def show_check(console: Console, report: Mapping[str, Any]) -> None:
+    """What a check found, the worst first."""
+    for name, site in report["sites"].items():
+        left = site["read"] - site["rows"]
+        more = f" ({left} more lack a value)" if left else ""
+        console.print(Text(f"{name}: {site['rows']} rows{more}"))
+    table = Table(title="what was found", title_justify="left", show_lines=True)
+    table.add_column("")
+    table.add_column("found, and what to do", overflow="fold", ratio=1)
+    table.add_column("such as", overflow="fold")
+    for finding in report["findings"]:
+        level = Text(finding["level"], style=_COLOURS[finding["level"]])
+        told = Text(f"{finding['what']}: ", style="bold")
+        told.append(finding["text"], style="not bold")
+        if finding["remedy"]:
+            told.append(f"\ndo: {finding['remedy']}", style="not bold dim")
+        table.add_row(level, told, Text("\n".join(finding["places"])))
+    console.print(table)
+    problems, warnings = report["problems"], report["warnings"]
+    console.print(
+        f"{problems} problem{'' if problems == 1 else 's'} that would stop a run, "
+        f"{warnings} warning{'' if warnings == 1 else 's'}",
+        highlight=False,
+    )

@@ -36,9 +36,10 @@ class LabelledRows:
     apart; none for numbers and answers.
 
     ``groups (n,)``: the patient or user of each row, numbered over all sites; None where each row
-    stands for itself. ``fingerprints``: what a ledger knows each site's data by, the sha256 of all
-    texts and labels as they were read. No other seed, subsample or unit begins with a new budget;
-    where one data set is dealt to the sites it stands for each of them, as any row may come to any.
+    stands for itself. ``blocks (n,)``: what no split parts, by `data.split_by`; else None.
+    ``fingerprints``: what a ledger knows each site's data by, the sha256 of all texts and labels as
+    they were read. No other seed, subsample or unit begins with a new budget; where one data set is
+    dealt to the sites it stands for each of them, as any row may come to any.
     """
 
     texts: tuple[str, ...]
@@ -48,6 +49,7 @@ class LabelledRows:
     report: DataReport
     fingerprints: Mapping[str, str]
     groups: Rows | None = None
+    blocks: Rows | None = None
     answers: tuple[str, ...] = ()
     strata: tuple[str, ...] = ()
 
@@ -140,6 +142,7 @@ def load_data(
         report=report,
         fingerprints=_fingerprints(complete, sites, natural=config.partition == "natural"),
         groups=groups,
+        blocks=None if config.split_by is None else blocks,
         answers=tuple(str(row.label) for row in rows),
         strata=strata,
     )
