@@ -92,8 +92,9 @@ def test_a_bad_byte_in_one_long_line_is_named_by_its_place(tmp_path: Path) -> No
     assert "byte 70006 of the file" in str(caught.value.given)
 
 
-@pytest.mark.parametrize("raw", [b"text,label\n", gzip.compress(b"text,label\n" * 99)[:-9]])
-def test_what_is_no_gzip_or_cut_off(tmp_path: Path, raw: bytes) -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_is_no_gzip_or_cut_off(tmp_path: Path, packed: bool) -> None:
+    raw = gzip.compress(b"text,label\n" * 99)[:-9] if packed else b"text,label\n"
     with pytest.raises(UnsupportedDataError, match="unpacked"):
         list(read_file(written(tmp_path, raw, "data.csv.gz"), COLUMNS))
 

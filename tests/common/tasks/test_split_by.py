@@ -100,8 +100,8 @@ def test_sites_that_share_their_documents_may_have_nothing_left_to_test(tmp_path
     north = [i // 5 for i in range(100)]
     config = DataConfig(file=written(tmp_path, {"north": north}), site="ward", split_by="document")
     data = load_data(config, seed=0)
-    one, two = sorted({north[i] for i in data.sites["north"].train})[:2]
-    written(tmp_path, {"north": north, "south": [one, two] * 10})
+    trained = sorted({north[i] for i in data.sites["north"].train})[:8]
+    written(tmp_path, {"north": north, "south": [trained[i // 4] for i in range(32)]})
     with pytest.raises(TooFewRowsError, match=r"south.*test part.*\n?.*data\.split_by"):
         load_data(config, seed=0)
 
