@@ -119,6 +119,43 @@ def test_a_row_that_names_no_document(tmp_path: Path) -> None:
         load_data(config.model_copy(update={"split_by": "documents"}), seed=0)
 
 
+def test_folds_test_each_document_in_one_fold_at_whatever_sites(tmp_path: Path) -> None:
+    documents = [i // 3 for i in range(120)]
+    path = written(tmp_path, {"north": documents, "south": [*documents, *range(50, 90)]})
+    tested: list[set[int]] = []
+    for fold in (1, 2, 3):
+        config = DataConfig(file=path, site="ward", split_by="document", folds=3, fold=fold)
+        found = documents_by_part(load_data(config, seed=0))
+        assert not found["train"] & found["test"]
+        assert not found["train"] & found["validation"]
+        assert not found["validation"] & found["test"]
+        tested.append(found["test"])
+    assert len(set.union(*tested)) == sum(map(len, tested)) == 80
+
+
+def test_a_site_that_is_left_out_shares_no_document(tmp_path: Path) -> None:
+    north, south = [i // 3 for i in range(60)], [30 + i // 3 for i in range(60)]
+    settings = {"site": "ward", "split_by": "document", "left_out": "south"}
+    path = written(tmp_path, {"north": north, "south": south})
+    data = load_data(DataConfig.model_validate({"file": path, **settings}), seed=0)
+    assert len(data.left_out) == 60
+    path = written(tmp_path, {"north": north, "south": [0, *south]})
+    with pytest.raises(ConfigError, match=r"data\.split_by[\s\S]*south: 1 of 21 values"):
+        load_data(DataConfig.model_validate({"file": path, **settings}), seed=0)
+
+
+def test_shots_are_rows_and_not_documents(tmp_path: Path) -> None:
+    path = written(tmp_path, {"north": [i // 4 for i in range(400)]})
+    config = DataConfig(file=path, site="ward", split_by="document", shots=5)
+    assert len(load_data(config, seed=0).sites["north"].train) == 10
+
+
+@pytest.mark.parametrize("where", ["source=demo", "source=movie-stars", "folder=images"])
+def test_what_has_no_columns_names_no_document(where: str) -> None:
+    with pytest.raises(ConfigError, match=r"has no columns"):
+        load_config(overrides=[f"data.{where}", "data.split_by=document"])
+
+
 def test_a_group_is_in_one_part_already() -> None:
     with pytest.raises(ConfigError, match=r"data\.split_by"):
         load_config(

@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 
 from hushtune.common.config import DataConfig, TaskConfig
-from hushtune.common.errors import ConfigError, EmptyDataError, LabelError
+from hushtune.common.errors import EmptyDataError, LabelError
 from hushtune.common.kinds import KINDS, Kind
 from hushtune.common.seeds import rng
 from hushtune.common.tasks.few_shot import few_shot
-from hushtune.common.tasks.folds import fold_units
+from hushtune.common.tasks.folds import fold_units, take_out
 from hushtune.common.tasks.guess import text_remedy
 from hushtune.common.tasks.image_folder import read_image_folder
 from hushtune.common.tasks.labels import check_sample, check_targets, label_names, stratified
 from hushtune.common.tasks.missing import complete_rows
 from hushtune.common.tasks.partition import partition
 from hushtune.common.tasks.readers import RawRow, read_dataset, read_file
-from hushtune.common.tasks.report import DataReport, rows_text
+from hushtune.common.tasks.report import DataReport
 from hushtune.common.tasks.rows import columns_of
 from hushtune.common.tasks.sources import read_named
 from hushtune.common.tasks.splits import Split, split_sites, split_units, subsample
@@ -132,7 +132,7 @@ def load_data(
         check_sample(used, names, config, task, by=by)
     fingerprints = _fingerprints(complete, sites, task.of, natural=config.partition == "natural")
     apart = None if config.split_by is None else blocks
-    left_out = _left_out(sites, apart, config, report)
+    left_out = take_out(sites, config.left_out, apart, report)
     splits = split_sites(
         sites, lambda site, found: _split(found, labels, config, seed, site), blocks=apart
     )
@@ -165,36 +165,6 @@ def load_data(
 
 def _units(rows: Rows, codes: Rows | None) -> Units:
     return Units.single(rows) if codes is None else Units.by_code(rows, codes)
-
-
-def _left_out(
-    sites: dict[str, Units], blocks: Rows | None, config: DataConfig, report: DataReport
-) -> Rows:
-    """The rows of the site that takes no part in training, which is taken out of ``sites``."""
-    if config.left_out is None:
-        return np.empty(0, dtype=np.int64)
-    if config.left_out not in sites or len(sites) == 1:
-        raise ConfigError(
-            "data.left_out names no site of the data, or the only one",
-            given=config.left_out,
-            expected=f"one of several sites: {', '.join(sorted(sites))}",
-        )
-    rows = np.sort(sites.pop(config.left_out).rows)
-    if blocks is not None:
-        others = np.concatenate([units.rows for units in sites.values()])
-        if shared := len(np.intersect1d(blocks[rows], blocks[others])):
-            raise ConfigError(
-                "the site that is left out shares values of data.split_by with others, so they "
-                "would be trained on and tested on",
-                given=f"{config.left_out}: {shared} of {len(np.unique(blocks[rows]))} values",
-                expected="values that no other site has",
-                remedy="leave data.split_by or data.left_out out",
-            )
-    report.notes.append(
-        f"site {config.left_out} takes no part in training: its {rows_text(len(rows))} are "
-        "tested on"
-    )
-    return rows
 
 
 def _split(units: Units, labels: Rows, config: DataConfig, seed: int, site: str) -> Split:
