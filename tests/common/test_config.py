@@ -501,7 +501,7 @@ def test_a_dump_is_complete() -> None:
     without_value |= {"privacy.client_turns", "aggregation.faulty_sites", "aggregation.norm_bound"}
     without_value |= {"personal.learning_rate", "aggregation.learning_rate"}
     without_value |= {"task.metric", "task.range", "task.positive", "data.second"}
-    without_value |= {"data.folder", "model.image_size"}
+    without_value |= {"data.folder", "model.image_size", "data.split_by"}
     for key in set(known_keys()) - without_value:
         section, _, name = key.rpartition(".")
         assert name in (written[section] if section else written), key

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -52,6 +53,28 @@ def refuse_idle(section: BaseModel, *keys: str, table: str, needed: str, expecte
                 expected=f"{expected}, or no such key",
                 remedy=f"leave {table}.{key} out, or set {expected}",
             )
+
+
+_BALANCED = frozenset(
+    {"balance", "balanced", "balanced_sampling", "class_sampling", "oversample", "oversampling"}
+    | {"sampler", "sampling", "undersample", "undersampling"}
+)
+
+
+def refuse_balanced(tree: Any) -> Any:
+    """Settings as they were read; refuses those by which other tools draw rare classes more."""
+    for key in sorted(_BALANCED.intersection(tree if isinstance(tree, Mapping) else ())):
+        refuse(
+            "each row is drawn at one public rate, whatever its class: the accounting of epsilon "
+            "rests on it, and rates by class would follow from how many rows of each there are, "
+            "which is private",
+            key=key,
+            given=json.dumps(tree[key], default=str),
+            expected="no such setting: rows are drawn by Poisson sampling alone",
+            remedy="weigh the classes instead, by public numbers: data.class_weights = "
+            "{rare = 5.0, common = 0.6}",
+        )
+    return tree
 
 
 def _path_from_text(value: object) -> object:

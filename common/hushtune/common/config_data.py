@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,7 @@ from hushtune.common.config_base import (
     Positive,
     Section,
     refuse,
+    refuse_balanced,
 )
 
 SOURCES = ("source", "file", "files", "folder", "dataset")
@@ -39,7 +40,8 @@ class DataConfig(Section):
     )
     file: FilePath | None = Field(
         default=None,
-        description="one file (CSV, TSV, JSONL, Parquet); relative to this file's folder; what "
+        description="one file (CSV, TSV, JSON, JSONL, Parquet; .txt with a text a line; .conll "
+        "with words and tags; all but Parquet also as .gz); relative to this file's folder; what "
         "separates the cells of a CSV (comma, semicolon, tab or bar) follows from its header",
         examples=["all.csv"],
     )
@@ -66,6 +68,12 @@ class DataConfig(Section):
         description="the column that names each row's patient or user, for privacy.unit = group",
         examples=["patient"],
     )
+    split_by: Name | None = Field(
+        default=None,
+        description="a column whose rows of one value are all for training, or for validation, or "
+        "for the test: a document's sentences, say; it changes no privacy",
+        examples=["document"],
+    )
     text: Name = Field(
         default="text",
         description="the column with the text, the first of two texts, or an image's path",
@@ -84,6 +92,17 @@ class DataConfig(Section):
         default="label",
         description="the column with the target: a class (text or number, each different value "
         "one), several joined by |, a number, a tag for each word, or an answer, as task.kind says",
+    )
+    form: Literal[
+        "auto", "columns", "messages", "sharegpt", "alpaca", "prompt", "question", "text"
+    ] = Field(
+        default="auto",
+        description="of instructions and answers: which columns hold them; auto = as their names "
+        "say, and data.text and data.label where either is set (docs/data-forms.md)",
+    )
+    unescape_html: bool = Field(
+        default=False,
+        description="whether HTML entities of all cells, such as &amp;, become characters",
     )
     validation_fraction: float = Field(
         default=0.1, ge=0, lt=1, description="share of each site's rows for validation"
@@ -151,6 +170,11 @@ class DataConfig(Section):
         "text or label is always left out and counted",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _not_balanced(cls, data: Any) -> Any:
+        return refuse_balanced(data)
+
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
         named = [key for key in SOURCES if getattr(self, key) is not None]
@@ -171,6 +195,7 @@ class DataConfig(Section):
                 expected="site = path, at least once",
             )
         self._check_labels()
+        self._check_split_by()
         if len(set(self.columns)) < len(self.columns) or self.label in self.columns:
             refuse(
                 "the columns that are read are each named once, and the target is none of them",
@@ -189,6 +214,21 @@ class DataConfig(Section):
                 expected="a sum below 1",
             )
         return self
+
+    def _check_split_by(self) -> None:
+        if self.split_by is None:
+            return
+        no_columns = self.folder is not None or self.source not in (None, "sites")
+        if no_columns or self.group is not None:
+            what = "data by name" if self.folder is None else "a folder of images"
+            refuse(
+                f"{what} has no columns"
+                if no_columns
+                else "rows of one group are in one part already",
+                key="split_by",
+                given=self.split_by,
+                expected="no data.split_by",
+            )
 
     @property
     def tested_fraction(self) -> float:

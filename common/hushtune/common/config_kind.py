@@ -147,6 +147,13 @@ def check_task(
                 given=str(given),
                 expected=f"no {key}, or a kind with one class an example",
             )
+    if data.form != "auto" and kind.targets is not Targets.ANSWER:
+        refuse(
+            f"data.form is for instructions and answers, not for {kind.name}",
+            key="data.form",
+            given=data.form,
+            expected="no data.form, or task.kind = causal-lm or seq2seq",
+        )
     if attack == "label_flip" and not kind.has_classes:
         refuse(
             f"labels can be flipped where each example has one, not in {kind.name}",

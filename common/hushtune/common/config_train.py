@@ -15,6 +15,7 @@ from hushtune.common.config_base import (
     Probability,
     Section,
     refuse,
+    refuse_balanced,
     refuse_idle,
 )
 
@@ -119,6 +120,7 @@ class TrainConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _warmup_follows_rounds(cls, data: Any) -> Any:
+        refuse_balanced(data)
         # A user who only shortens the run should not have to know about the warm-up.
         if not isinstance(data, Mapping) or "warmup_rounds" in data:
             return data

@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -22,9 +22,17 @@ from hushtune.common.errors import (
     HushtuneError,
     InterruptedRunError,
 )
-from hushtune.common.json_text import json_text
+from hushtune.simulations.cli_data import data_app
 from hushtune.simulations.cli_export import export
 from hushtune.simulations.cli_ledger import ledger_app
+from hushtune.simulations.cli_options import (
+    AsJson,
+    ConfigFile,
+    Overrides,
+    Preset,
+    print_json,
+    settings_of,
+)
 from hushtune.simulations.cli_server import server_app
 from hushtune.simulations.cli_site import site_app
 from hushtune.simulations.cli_verify import verify
@@ -47,7 +55,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-data_app = typer.Typer(help="Look at data before a run.", no_args_is_help=True)
 config_app = typer.Typer(help="Write and describe configurations.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 policy_app = typer.Typer(help="What a site agrees to, above any server.", no_args_is_help=True)
@@ -59,15 +66,6 @@ app.command()(export)
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(server_app, name="server")
 app.add_typer(site_app, name="site")
-
-Preset = Annotated[
-    str | None, typer.Option("--preset", help="a ready configuration: demo, tiny, clients")
-]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="a TOML file")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="change one setting")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="the last line printed is JSON")]
 
 
 @app.command()
@@ -102,12 +100,12 @@ def simulate(
                 given=str(out),
                 remedy="leave --resume out and say what to run: --preset demo, or --config FILE",
             )
-    settings = _settings(preset, config, set_)
+    settings = settings_of(preset, config, set_)
     if folds is not None:
         from hushtune.simulations.cli_folds import simulate_folds
 
         how: dict[str, bool] = {"resume": resume, "overwrite": overwrite, "dry_run": dry_run}
-        _print_json(simulate_folds(console, settings, out, folds, **how), as_json)
+        print_json(simulate_folds(console, settings, out, folds, **how), as_json)
         return
     from hushtune.simulations.weak import show_weak
 
@@ -127,7 +125,7 @@ def simulate(
             )
         show_weak(console, figures["sites"], unit=figures["unit"])
         show_refusals(console, figures)
-        _print_json(figures, as_json)
+        print_json(figures, as_json)
         check_quorum(figures)
         return
     assert out is not None  # checked above
@@ -139,7 +137,7 @@ def simulate(
         summary = run(settings, out, resume=resume, overwrite=overwrite, observer=view)
     show_summary(console, summary)
     show_weak(console, summary["sites"], unit=summary["unit"])
-    _print_json(summary, as_json)
+    print_json(summary, as_json)
 
 
 @app.command()
@@ -158,7 +156,7 @@ def predict(
     console = Console(stderr=as_json)
     answers = load(folder).predict(wanted)
     show_predictions(console, answers)
-    _print_json(answers, as_json)
+    print_json(answers, as_json)
 
 
 @app.command()
@@ -169,32 +167,9 @@ def doctor(as_json: AsJson = False) -> None:
 
     report = examine()
     show_doctor(Console(stderr=as_json), report)
-    _print_json(report, as_json)
+    print_json(report, as_json)
     if not report["ok"]:
         raise typer.Exit(BUG)
-
-
-@data_app.command("preview")
-def data_preview(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="or a folder of images")],
-    text: Annotated[str, typer.Option(help="the column with the text")] = "text",
-    label: Annotated[str, typer.Option(help="the column with the label")] = "label",
-    site: Annotated[str | None, typer.Option(help="the column with the site")] = None,
-    model: Annotated[str, typer.Option(help="whose tokenizer")] = "demo",
-    rows: Annotated[int, typer.Option(min=1, help="how many")] = 5,
-    images: Annotated[bool, typer.Option("--images", help="the texts are paths of images")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Show rows as they will be read, and as tokens; of images size and class."""
-    from hushtune.simulations.show import show_preview
-    from hushtune.simulations.tokens import preview_file, preview_images
-
-    if images or file.is_dir():
-        found = preview_images(file, text=text, label=label, site=site, rows=rows)
-    else:
-        found = preview_file(file, text=text, label=label, site=site, model=model, rows=rows)
-    show_preview(Console(stderr=as_json), found)
-    _print_json(found, as_json)
 
 
 @config_app.command("new")
@@ -218,7 +193,7 @@ def config_show(preset: Preset = None, config: ConfigFile = None, set_: Override
     """Print the complete configuration that a preset, a file and --set amount to."""
     from hushtune.common.config_io import dump_toml
 
-    typer.echo(dump_toml(_settings(preset, config, set_)), nl=False)
+    typer.echo(dump_toml(settings_of(preset, config, set_)), nl=False)
 
 
 @policy_app.command("new")
@@ -242,7 +217,7 @@ def policy_check(
     for key, value in terms.items():
         shown = ", ".join(value) if isinstance(value, list) else value
         console.print(f"{key:>28}  {'-' if shown in (None, '') else shown}", highlight=False)
-    _print_json(terms, as_json)
+    print_json(terms, as_json)
 
 
 def _texts(given: list[str]) -> list[str]:
@@ -263,24 +238,6 @@ def _texts(given: list[str]) -> list[str]:
         if not text.strip():
             raise EmptyDataError(f"text {place} is empty", given=repr(text), remedy=remedy)
     return texts
-
-
-def _settings(preset: str | None, config: Path | None, overrides: list[str] | None) -> Any:
-    from hushtune.common.config_io import load_config
-    from hushtune.common.presets import PRESETS
-
-    if preset is not None and config is not None:
-        raise ConfigError(
-            "a run has either a preset or a configuration file",
-            given=f"--preset {preset} --config {config}",
-            remedy=f"hushtune config show --preset {preset} > run.toml, and change that",
-        )
-    return load_config(config, preset=preset, presets=PRESETS, overrides=overrides or [])
-
-
-def _print_json(value: object, wanted: bool) -> None:
-    if wanted:
-        sys.stdout.write(json_text(value) + "\n")
 
 
 def main() -> None:

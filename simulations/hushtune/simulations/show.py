@@ -283,30 +283,6 @@ def show_predictions(console: Console, answers: Sequence[Mapping[str, Any]]) -> 
     console.print(table)
 
 
-def show_preview(console: Console, found: Mapping[str, Any]) -> None:
-    """Rows as they are read and as tokens."""
-    for row in found["rows"]:
-        site = f"  site {_plain(row['site'])}" if row.get("site") else ""
-        console.print(
-            f"[bold]{_plain(row['place'])}[/]  label [cyan]{_plain(row['label'] or '-')}[/]{site}"
-        )
-        if row["note"]:
-            console.print("  " + row["note"], style="yellow", markup=False, highlight=False)
-        text = str(row["text"] or "")
-        shown = text.partition(":")[2] if row.get("size") else text
-        console.print("  " + shown, markup=False, highlight=False)
-        if row.get("size"):
-            width, height = row["size"]
-            console.print(f"  {width} x {height} pixels", style="dim", highlight=False)
-            continue
-        console.print(
-            f"  {len(row['tokens'] or ())} tokens: " + " ".join(row["tokens"] or ()),
-            style="dim",
-            markup=False,
-            highlight=False,
-        )
-
-
 def show_doctor(console: Console, report: Mapping[str, Any]) -> None:
     """What is there, what is missing and how to mend it."""
     table = Table(title="hushtune doctor", title_justify="left")

@@ -68,7 +68,7 @@ def test_the_header_shows_what_separates_cells(tmp_path: Path, name: str, mark: 
     path = written(tmp_path, "\ufeff\n" + "".join(mark.join(row) + "\r\n" for row in lines), name)
     (row,) = rows_of(path, site="ward")
     assert (row.text, row.label, row.site) == (f"a, b; c | d{mark}e", "x", "north")
-    (shown,) = preview(path, site="ward")
+    (shown,) = preview(path, columns=Columns("text", "label", "ward"))
     assert (shown.text, shown.label, shown.site, shown.note) == (row.text, "x", "north", None)
 
 
@@ -172,7 +172,7 @@ def test_missing_column_proposes_the_nearest(tmp_path: Path) -> None:
 
 def test_column_named_twice(tmp_path: Path) -> None:
     error = refused(written(tmp_path, "text,label,text\na,b,c\n"), BadValueError)
-    assert (error.row, error.column) == (1, "text")
+    assert (error.row, error.column, error.given) == (1, "text", "columns 1 and 3")
     # A doubled name that nobody reads is no harm.
     assert len(rows_of(written(tmp_path, "text,label,x,x\na,b,c,d\n"))) == 1
 
@@ -198,9 +198,8 @@ def test_byte_that_is_not_utf8(tmp_path: Path) -> None:
     assert "iconv" in str(error)
 
 
-@pytest.mark.parametrize("codec", ["utf-16", "utf-16-le"])
-def test_utf16(tmp_path: Path, codec: str) -> None:
-    error = refused(written(tmp_path, "text,label\na,b\n".encode(codec)), EncodingError)
+def test_utf16_without_its_mark(tmp_path: Path) -> None:
+    error = refused(written(tmp_path, "text,label\na,b\n".encode("utf-16-le")), EncodingError)
     assert "UTF-16" in str(error)
 
 
@@ -217,7 +216,7 @@ def test_numbers_that_are_neither_text_nor_class(tmp_path: Path, cells: str) -> 
     assert error.column in ("text", "label")
 
 
-@pytest.mark.parametrize("name", ["data.xlsx", "data.json", "data", "data.csv.gz"])
+@pytest.mark.parametrize("name", ["data.xlsx", "data", "data.gz", "data.parquet.gz"])
 def test_unsupported_extension(tmp_path: Path, name: str) -> None:
     assert ".csv" in str(refused(written(tmp_path, "x", name), UnsupportedDataError))
     refused(tmp_path, UnsupportedDataError)  # a folder
@@ -329,7 +328,7 @@ def test_preview_shows_rows_as_read_and_as_tokens(tmp_path: Path) -> None:
 
 def test_preview_says_what_a_run_would_refuse(tmp_path: Path) -> None:
     path = written(tmp_path, "text,label,ward\na,1,x\nb,nan,x\nc,2,\n,2,x\n")
-    shown = preview(path, site="ward")
+    shown = preview(path, columns=Columns("text", "label", "ward"))
     assert [row.note for row in shown] == [
         None,
         'NaN as label: an error, unless data.missing = "drop"',

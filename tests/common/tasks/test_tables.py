@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from hushtune.common.tasks.readers import read_dataset
 from hushtune.common.tasks.rows import Columns
-from hushtune.common.tasks.tables import read_table
 
 
 def test_classes_are_called_by_their_names_in_every_column(tmp_path: Path) -> None:
@@ -23,6 +23,6 @@ def test_classes_are_called_by_their_names_in_every_column(tmp_path: Path) -> No
     made = datasets.Dataset.from_dict(values, features=datasets.Features(features))
     made.save_to_disk(str(tmp_path / "set"))
     columns = Columns(text="text", label="label", site="site", group="patient")
-    rows = list(read_table(str(tmp_path / "set"), columns))
+    rows = list(read_dataset(str(tmp_path / "set"), columns))
     found = [(row.text, row.label, row.site, row.group) for row in rows]
     assert found == [("fine", "good", "east", "bob"), ("dull", "bad", "north", "bob")]

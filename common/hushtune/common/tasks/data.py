@@ -11,22 +11,24 @@ from typing import Any
 import numpy as np
 
 from hushtune.common.config import DataConfig, TaskConfig
-from hushtune.common.errors import ConfigError, EmptyDataError, LabelError
+from hushtune.common.errors import EmptyDataError, LabelError
 from hushtune.common.kinds import KINDS, Kind
 from hushtune.common.seeds import rng
 from hushtune.common.tasks.few_shot import few_shot
-from hushtune.common.tasks.folds import fold_units
+from hushtune.common.tasks.folds import fold_units, take_out
 from hushtune.common.tasks.guess import text_remedy
 from hushtune.common.tasks.image_folder import read_image_folder
 from hushtune.common.tasks.labels import check_sample, check_targets, label_names, stratified
 from hushtune.common.tasks.missing import complete_rows
 from hushtune.common.tasks.partition import partition
 from hushtune.common.tasks.readers import RawRow, read_dataset, read_file
-from hushtune.common.tasks.report import DataReport, rows_text
+from hushtune.common.tasks.report import DataReport
 from hushtune.common.tasks.rows import columns_of
 from hushtune.common.tasks.sources import read_named
-from hushtune.common.tasks.splits import Split, split_units, subsample
+from hushtune.common.tasks.splits import Split, split_sites, split_units, subsample
 from hushtune.common.tasks.units import Rows, Units
+
+_LONG = 100
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,11 @@ class LabelledRows:
     apart; none for numbers and answers.
 
     ``groups (n,)``: the patient or user of each row, numbered over all sites; None where each row
-    stands for itself. ``fingerprints``: what a ledger knows each site's data by, the sha256 of all
-    texts and labels as they were read. No other seed, subsample or unit begins with a new budget;
-    where one data set is dealt to the sites it stands for each of them, as any row may come to
-    any. ``left_out``: rows of a site that takes no part in training.
+    stands for itself. ``blocks (n,)``: what no split parts, by `data.split_by`; else None.
+    ``fingerprints``: what a ledger knows each site's data by, the sha256 of all texts and labels as
+    they were read. No other seed, subsample or unit begins with a new budget; where one data set is
+    dealt to the sites it stands for each of them, as any row may come to any. ``left_out``: rows of
+    a site that takes no part in training.
     """
 
     texts: tuple[str, ...]
@@ -52,6 +55,7 @@ class LabelledRows:
     report: DataReport
     fingerprints: Mapping[str, str]
     groups: Rows | None = None
+    blocks: Rows | None = None
     answers: tuple[str, ...] = ()
     strata: tuple[str, ...] = ()
     left_out: Rows = field(default_factory=lambda: np.empty(0, dtype=np.int64))
@@ -67,7 +71,7 @@ class LabelledRows:
 
     def units(self, rows: Rows) -> Units:
         """Some rows, by the unit that a guarantee speaks of."""
-        return Units.single(rows) if self.groups is None else Units.by_code(rows, self.groups)
+        return _units(rows, self.groups)
 
 
 def load_data(
@@ -86,7 +90,7 @@ def load_data(
     """
     report, task = DataReport(), task or TaskConfig()
     # By site, so that a text of two sites stays at the first by name, however the file is ordered.
-    read = complete_rows(_read(config, task.of, report), config, report)
+    read = complete_rows(_read(config, task, report), config, report, kind=task.of)
     complete = sorted(read, key=lambda row: row.site or "")
     check_targets(complete, task, column=config.label)
     rows = (
@@ -109,14 +113,13 @@ def load_data(
     names = label_names(rows, config, task)
     strata, labels = stratified(rows, names, task)
     groups = _groups(rows, config)
-
-    def units(indices: Rows) -> Units:
-        return Units.single(indices) if groups is None else Units.by_code(indices, groups)
-
+    blocks = groups if config.split_by is None else _blocks(rows)
     sites: dict[str, Units] = {}
-    for site, indices in _deal(units(np.arange(len(rows))), rows, labels, config, seed).items():
-        whole = units(subsample(indices, config.max_rows_per_site, seed, site))
-        sites[site] = whole.at_most(records_per_group or len(rows), rng(seed, "group", site))
+    dealt = _deal(_units(np.arange(len(rows)), blocks), rows, labels, config, seed)
+    for site, indices in dealt.items():
+        whole = _units(subsample(indices, config.max_rows_per_site, seed, site), blocks)
+        limit = records_per_group if groups is not None else None
+        sites[site] = whole.at_most(limit or len(rows), rng(seed, "group", site))
         for row in sorted(set(whole.rows.tolist()) - set(sites[site].rows.tolist())):
             report.drop("more than privacy.records_per_group of one group", rows[row].place)
     used = [rows[row] for found in sites.values() for row in found.rows]
@@ -128,14 +131,15 @@ def load_data(
         by = " and ".join(name for name, limit in limits.items() if limit is not None)
         check_sample(used, names, config, task, by=by)
     fingerprints = _fingerprints(complete, sites, task.of, natural=config.partition == "natural")
-    left_out = _left_out(sites, config, report)
-    splits = {
-        site: _split(found, labels, config, seed, site) for site, found in sorted(sites.items())
-    }
+    apart = None if config.split_by is None else blocks
+    left_out = take_out(sites, config.left_out, apart, report)
+    splits = split_sites(
+        sites, lambda site, found: _split(found, labels, config, seed, site), blocks=apart
+    )
     if config.shots is not None:
         drawn: dict[str, Any] = {"shots": config.shots, "names": names, "seed": seed}
         splits = {
-            site: few_shot(split, units(split.train), labels, **drawn, site=site)
+            site: few_shot(split, _units(split.train, groups), labels, **drawn, site=site)
             for site, split in splits.items()
         }
         each = "example" if groups is None else "group"
@@ -151,6 +155,7 @@ def load_data(
         report=report,
         fingerprints=fingerprints,
         groups=groups,
+        blocks=apart,
         answers=tuple(str(row.label) for row in rows),
         strata=strata,
         left_out=left_out,
@@ -158,22 +163,8 @@ def load_data(
     )
 
 
-def _left_out(sites: dict[str, Units], config: DataConfig, report: DataReport) -> Rows:
-    """The rows of the site that takes no part in training, which is taken out of ``sites``."""
-    if config.left_out is None:
-        return np.empty(0, dtype=np.int64)
-    if config.left_out not in sites or len(sites) == 1:
-        raise ConfigError(
-            "data.left_out names no site of the data, or the only one",
-            given=config.left_out,
-            expected=f"one of several sites: {', '.join(sorted(sites))}",
-        )
-    rows = np.sort(sites.pop(config.left_out).rows)
-    report.notes.append(
-        f"site {config.left_out} takes no part in training: its {rows_text(len(rows))} are "
-        "tested on"
-    )
-    return rows
+def _units(rows: Rows, codes: Rows | None) -> Units:
+    return Units.single(rows) if codes is None else Units.by_code(rows, codes)
 
 
 def _split(units: Units, labels: Rows, config: DataConfig, seed: int, site: str) -> Split:
@@ -200,8 +191,12 @@ def _fingerprints(
 
 
 def _digest(rows: Iterable[tuple[str | int, ...]]) -> str:
-    """sha256 of rows in any order."""
-    return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()
+    """sha256 of rows in any order: of their sorted list as JSON, which is never whole in memory."""
+    found = hashlib.sha256(b"[")
+    for place, row in enumerate(sorted(rows)):
+        found.update(((", " if place else "") + json.dumps(row)).encode())
+    found.update(b"]")
+    return found.hexdigest()
 
 
 def _groups(rows: Sequence[RawRow], config: DataConfig) -> Rows | None:
@@ -215,19 +210,27 @@ def _groups(rows: Sequence[RawRow], config: DataConfig) -> Rows | None:
     return np.array(found, dtype=np.int64)
 
 
+def _blocks(rows: Sequence[RawRow]) -> Rows:
+    """A number for each row's block, of all sites alike: what no split may part."""
+    numbers: dict[str, int] = {}
+    found = (numbers.setdefault(str(row.block), len(numbers)) for row in rows)
+    return np.fromiter(found, dtype=np.int64, count=len(rows))
+
+
 def _where(config: DataConfig) -> str:
     named = config.file or config.folder or config.dataset or config.source
     return str(named or ", ".join(str(path) for path in (config.files or {}).values()))
 
 
-def _read(config: DataConfig, kind: Kind, report: DataReport) -> Iterator[RawRow]:
-    for row in _sources(config, kind):
-        report.read += 1
+def _read(config: DataConfig, task: TaskConfig, report: DataReport) -> Iterator[RawRow]:
+    for row in read_rows(config, task):
+        report.hear(row)
         yield row
 
 
-def _sources(config: DataConfig, kind: Kind) -> Iterator[RawRow]:
-    columns = columns_of(config, kind)
+def read_rows(config: DataConfig, task: TaskConfig) -> Iterator[RawRow]:
+    """All rows that the settings name, as they are read, with their sites."""
+    columns = columns_of(config, task)
     if config.source is not None:
         yield from read_named(config.source)
     elif config.folder is not None:
@@ -250,10 +253,10 @@ def _distinct(
     Texts are equal if they differ in white space only. The first row stays; texts with different
     labels are dropped, kept (the first), or an error.
     """
-    kept: dict[str, RawRow] = {}
-    contradicted: set[str] = set()
+    kept: dict[str | bytes, RawRow] = {}
+    contradicted: set[str | bytes] = set()
     for row in rows:
-        text = kind.identity(str(row.text), str(row.label))
+        text = _key(kind, row)
         first = kept.setdefault(text, row)
         if first is row:
             continue
@@ -273,6 +276,15 @@ def _distinct(
     for text in contradicted:
         report.drop("the same text with another label", kept[text].place)
     return [row for text, row in kept.items() if text not in contradicted]
+
+
+def _key(kind: Kind, row: RawRow) -> str | bytes:
+    """What a row is equal by: of a long text a digest, else the row's own text where it can be, so
+    that no second copy of the texts is held."""
+    identity = kind.identity(str(row.text), str(row.label))
+    if len(identity) > _LONG:
+        return hashlib.blake2b(identity.encode(), digest_size=24).digest()
+    return str(row.text) if identity == row.text else identity
 
 
 def _check_sites(

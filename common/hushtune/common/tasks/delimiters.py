@@ -6,7 +6,8 @@ import csv
 from collections.abc import Collection
 from pathlib import Path
 
-from hushtune.common.tasks.rows import decoded_lines
+from hushtune.common.tasks.formats import format_of
+from hushtune.common.tasks.lines import decoded_lines
 
 _OTHERS = (",", ";", "\t", "|")
 
@@ -18,7 +19,7 @@ def delimiter_of(path: Path, columns: Collection[str]) -> str:
     tab) unless another one finds more of ``columns``; or, where none finds any, unless the whole
     header would be one cell. Raises EncodingError.
     """
-    default = "\t" if path.suffix.lower() in (".tsv", ".tab") else ","
+    default = "\t" if format_of(path) in (".tsv", ".tab") else ","
     line = next((line for line in decoded_lines(path) if line.strip()), "")
     headers = {mark: _header(line, mark) for mark in (default, *_OTHERS)}
     found = {mark: len(set(columns).intersection(names)) for mark, names in headers.items()}

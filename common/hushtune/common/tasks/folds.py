@@ -1,10 +1,14 @@
-"""Cross-validation: one of K parts of each site's rows is tested on, and the rest trained on."""
+"""Cross-validation: one of K parts of each site's rows, or one site, is tested on, and the rest
+trained on."""
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
+
 import numpy as np
 
-from hushtune.common.errors import TooFewRowsError
+from hushtune.common.errors import ConfigError, TooFewRowsError
+from hushtune.common.tasks.report import DataReport, rows_text
 from hushtune.common.tasks.splits import Split
 from hushtune.common.tasks.units import Rows, Units
 
@@ -52,3 +56,36 @@ def fold_units(
                 remedy="fewer folds, or join the site with another",
             )
     return Split(**joined)
+
+
+def take_out(
+    sites: MutableMapping[str, Units], name: str | None, blocks: Rows | None, report: DataReport
+) -> Rows:
+    """The rows of the site that takes no part in training, which is taken out of ``sites``.
+
+    ``blocks (n,)``: what must not be parted, if anything. Raises ConfigError where there is no such
+    site or no other one, and where another one has a part of a block.
+    """
+    if name is None:
+        return np.empty(0, dtype=np.int64)
+    if name not in sites or len(sites) == 1:
+        raise ConfigError(
+            "data.left_out names no site of the data, or the only one",
+            given=name,
+            expected=f"one of several sites: {', '.join(sorted(sites))}",
+        )
+    rows = np.sort(sites.pop(name).rows)
+    if blocks is not None:
+        others = np.concatenate([units.rows for units in sites.values()])
+        if shared := len(np.intersect1d(blocks[rows], blocks[others])):
+            raise ConfigError(
+                "the site that is left out shares values of data.split_by with others, so they "
+                "would be trained on and tested on",
+                given=f"{name}: {shared} of {len(np.unique(blocks[rows]))} values",
+                expected="values that no other site has",
+                remedy="leave data.split_by or data.left_out out",
+            )
+    report.notes.append(
+        f"site {name} takes no part in training: its {rows_text(len(rows))} are tested on"
+    )
+    return rows

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
-from typing import cast
 
 from hushtune.common.config import DataConfig
-from hushtune.common.tasks.delimiters import delimiter_of
-from hushtune.common.tasks.formats import refuse_format
-from hushtune.common.tasks.rows import RawRow, check_file, decoded_lines
-from hushtune.common.tasks.tables import parquet_header
+from hushtune.common.errors import DataError, EmptyDataError
+from hushtune.common.tasks.formats import format_of
+from hushtune.common.tasks.readers import open_records
+from hushtune.common.tasks.rows import RawRow
 
 _FEW, _SHORT, _ROWS = 5, 3.0, 200
 _TEXTS = ("text", "sentence", "note", "report", "body", "content", "document", "message")
@@ -62,21 +59,14 @@ def propose_columns(path: Path) -> Proposal:
 
 
 def header(path: Path) -> tuple[str, ...]:
-    """The names of a file's columns, in their order; those of its first row where it is JSON lines.
+    """The names of a file's columns, in their order; those of its first row where it is JSON.
 
     Raises MissingFileError, EncodingError, and UnsupportedDataError for a format that is not read.
     """
-    check_file(path)
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        return parquet_header(path)
-    if suffix in (".csv", ".tsv", ".tab"):
-        delimiter = delimiter_of(path, ())
-        line = next((line for line in decoded_lines(path) if line.strip()), "")
-        return tuple(name.strip() for name in next(csv.reader([line], delimiter=delimiter), []))
-    if suffix in (".jsonl", ".ndjson"):
-        return tuple(next((tuple(record) for record in _records(path, ())), ()))
-    refuse_format(path)
+    try:
+        return open_records(path).names
+    except EmptyDataError:
+        return ()
 
 
 def _named(columns: Sequence[str], names: Sequence[str]) -> str | None:
@@ -124,18 +114,10 @@ def likely_text_column(config: DataConfig) -> str | None:
 
 def _records(path: Path, named: Collection[str]) -> list[Mapping[str, object]]:
     """The first rows with all of their columns; none of a file that cannot be read so."""
-    suffix = path.suffix.lower()
+    if format_of(path) == ".parquet":  # whose first rows may be large
+        return []
     try:
-        if suffix in (".jsonl", ".ndjson"):
-            lines = (line for line in decoded_lines(path) if line.strip())
-            values: list[object] = [json.loads(line) for line in islice(lines, _ROWS)]
-            return [cast("dict[str, object]", v) for v in values if isinstance(v, dict)]
-        if suffix in (".csv", ".tsv", ".tab"):
-            reader = csv.DictReader(decoded_lines(path), delimiter=delimiter_of(path, named))
-            return [
-                {name.strip(): value for name, value in row.items() if isinstance(name, str)}  # pyright: ignore[reportUnnecessaryIsInstance] (None holds cells too many)
-                for row in islice(reader, _ROWS)
-            ]
-    except (ValueError, RecursionError, csv.Error):
-        pass
-    return []
+        records = open_records(path, named)
+        return [cells for _, cells in islice(records.read(records.names), _ROWS)]
+    except DataError:
+        return []

@@ -104,9 +104,9 @@ def label_names(rows: Sequence[RawRow], config: DataConfig, task: TaskConfig) ->
         return ()
     if targets is Targets.CLASSES or targets is Targets.TAGS:
         parted = names_of if targets is Targets.CLASSES else str.split
-        each = [(name, row.place) for row in rows for name in parted(str(row.label))]
+        each = ((name, row.place) for row in rows for name in parted(str(row.label)))
     else:
-        each = [(str(row.label), row.place) for row in rows]
+        each = ((str(row.label), row.place) for row in rows)
     if config.labels is not None:
         return _declared(each, config.labels, column=config.label)
     if targets is Targets.CLASS:

@@ -11,31 +11,38 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from hushtune.common.config import DataConfig
 from hushtune.common.errors import BadValueError
+from hushtune.common.kinds import Kind, Targets
 from hushtune.common.tasks.report import DataReport, rows_text
 from hushtune.common.tasks.rows import RawRow
 
 NAN, ABSENT = "NaN", "no value"
+
+_KNOWN = 1000
+"""Different values that are remembered, so that a column of classes is judged once each."""
 
 # What programs write for a number that is missing; among names "NA" and "none" are names.
 _NOT_A_NUMBER = frozenset({"nan", "na", "n/a", "#n/a", "<na>", "null", "none"})
 
 
 def complete_rows(
-    rows: Iterable[RawRow], config: DataConfig, report: DataReport
+    rows: Iterable[RawRow], config: DataConfig, report: DataReport, *, kind: Kind | None = None
 ) -> Sequence[RawRow]:
     """The rows that have all that a run needs; the others are counted in ``report``.
 
     A row without a text or a label is left out. One with NaN in a column of numbers, or without the
     site or group that the settings ask for, is left out with `data.missing = "drop"`; else it
     raises BadValueError with file, row and column. Names that may have been meant as no value are
-    noted in ``report``.
+    noted in ``report``. What a model is to answer is no name and no number, whatever it says.
     """
     found = list(rows)
-    columns = columns_read(config)
+    answers = kind is not None and kind.targets is Targets.ANSWER
+    columns = {r: c for r, c in columns_read(config).items() if not (answers and r == "label")}
     numbers = columns_of_numbers(found, columns)
     kept: list[RawRow] = []
     for row in found:
         lacks = lacking(row, numbers, columns)
+        if answers and row.label is None:
+            lacks = {**lacks, "answer": ABSENT}
         for role, why in lacks.items():
             if config.missing == "error" and is_error(role, why):
                 raise _error(role, why, row, columns[role])
@@ -49,10 +56,10 @@ def complete_rows(
 
 
 def _note_names(rows: Sequence[RawRow], role: str, report: DataReport) -> None:
-    counts = Counter(str(getattr(row, role)) for row in rows)
+    names = (str(getattr(row, role)) for row in rows)
+    counts = Counter(name for name in names if name.casefold() in _NOT_A_NUMBER)
     for name, count in sorted(counts.items()):
-        if name.casefold() in _NOT_A_NUMBER:
-            report.notes.append(f"{name!r} ({rows_text(count)}) is taken as the name of a {role}")
+        report.notes.append(f"{name!r} ({rows_text(count)}) is taken as the name of a {role}")
 
 
 def columns_read(config: DataConfig) -> Mapping[str, str]:
@@ -63,20 +70,34 @@ def columns_read(config: DataConfig) -> Mapping[str, str]:
         columns["site"] = config.site
     if config.group is not None:
         columns["group"] = config.group
+    if config.split_by is not None:
+        columns["block"] = config.split_by
     return columns
 
 
 def columns_of_numbers(rows: Sequence[RawRow], roles: Iterable[str]) -> frozenset[str]:
     """Those of the roles whose values are all numbers, or words such as NaN and NA that stand for
     one that is missing; a column of NaN alone is one."""
-    found: set[str] = set()
-    for role in roles:
-        values = {str(value) for row in rows if (value := getattr(row, role)) is not None}
-        names = {value for value in values if value.casefold() not in _NOT_A_NUMBER}
-        has_nan = "nan" in map(str.casefold, values) or any(role in row.nan for row in rows)
-        if all(map(_is_number, names)) and (names or has_nan):
-            found.add(role)
-    return frozenset(found)
+    return frozenset(role for role in roles if _is_of_numbers(rows, role))
+
+
+def _is_of_numbers(rows: Sequence[RawRow], role: str) -> bool:
+    some = has_nan = False
+    known: set[str] = set()
+    for row in rows:
+        value: str | None = getattr(row, role)
+        if value is None:
+            has_nan = has_nan or role in row.nan
+        elif value not in known:
+            folded = value.casefold()
+            has_nan = has_nan or folded == "nan"
+            if folded not in _NOT_A_NUMBER:
+                if not _is_number(value):
+                    return False
+                some = True
+            if len(known) < _KNOWN:
+                known.add(value)
+    return some or has_nan
 
 
 def lacking(row: RawRow, numbers: frozenset[str], roles: Iterable[str]) -> Mapping[str, str]:
@@ -85,6 +106,8 @@ def lacking(row: RawRow, numbers: frozenset[str], roles: Iterable[str]) -> Mappi
     Among names the word NaN is a name like any other, but for labels: there it is no label.
     """
     values: dict[str, str | None] = {role: getattr(row, role) for role in ("text", *roles)}
+    if not numbers and None not in values.values() and (row.label or "").casefold() != "nan":
+        return {}
     nan = {
         role
         for role in numbers.intersection(values)
@@ -98,7 +121,7 @@ def lacking(row: RawRow, numbers: frozenset[str], roles: Iterable[str]) -> Mappi
 
 def is_error(role: str, why: str) -> bool:
     """Whether a row that lacks this is an error, unless `data.missing` says otherwise."""
-    return why == NAN or role in ("site", "group")
+    return why == NAN or role in ("site", "group", "block")
 
 
 def _error(role: str, why: str, row: RawRow, column: str) -> BadValueError:
@@ -107,8 +130,8 @@ def _error(role: str, why: str, row: RawRow, column: str) -> BadValueError:
     named = NAN if shown.casefold() == "nan" else repr(shown)
     return BadValueError(
         f"{named} stands among numbers" if why == NAN else f"a row names no {role}",
-        file=file,
-        row=int(number),
+        file=file if number.isdecimal() else row.place,
+        row=int(number) if number.isdecimal() else None,
         column=column,
         given=shown,
         expected="a number" if why == NAN else f"the name of a {role}",

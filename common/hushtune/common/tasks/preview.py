@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from hushtune.common.config import DataConfig
-from hushtune.common.kinds import Inputs, Kind
+from hushtune.common.config import DataConfig, TaskConfig
+from hushtune.common.kinds import Targets
 from hushtune.common.tasks.image_files import size_of
 from hushtune.common.tasks.image_folder import read_image_folder
 from hushtune.common.tasks.missing import (
+    ABSENT,
     NAN,
     columns_of_numbers,
     columns_read,
@@ -48,54 +49,57 @@ def preview(
     *,
     tokenize: Tokenize | None = None,
     rows: int = 5,
-    text: str = "text",
-    label: str = "label",
-    site: str | None = None,
-    kind: Kind | None = None,
+    columns: Columns | None = None,
+    task: TaskConfig | None = None,
 ) -> tuple[PreviewRow, ...]:
     """The first rows of a file, or of each source that the settings name.
 
     Args:
-        source: a data file, whose columns the next three arguments name, or a folder of images, or
-            the settings [data].
+        source: a data file, or a folder of images, whose columns are named by ``columns``, or the
+            settings [data], which go with those of [task].
         tokenize: text to tokens, e.g. ``tokenizer.tokenize``; without it there are no tokens.
         rows: how many, from each file.
-        kind: of the supervision; None for one of texts.
 
     Raises:
         DataError: whatever is wrong up to the last row shown; what follows is not read.
     """
     if isinstance(source, DataConfig):
-        streams, roles = list(_streams(source, kind)), set(columns_read(source)) - {"group"}
+        task = task or TaskConfig()
+        columns = columns_of(source, task)
+        streams = list(_streams(source, columns))
+        roles = set(columns_read(source)) - {"group", "block"}
         dropped = source.missing == "drop"
     else:
-        images = kind is not None and kind.inputs is Inputs.IMAGE
+        columns = columns or Columns("text", "label")
         stream = (
-            read_image_folder(source, sites=site is not None)
-            if images and source.is_dir()
-            else read_file(source, Columns(text, label, site, images=images))
+            read_image_folder(source, sites=columns.site is not None)
+            if columns.images and source.is_dir()
+            else read_file(source, columns)
         )
         streams = [(None, stream)]
-        roles, dropped = {"label"} if site is None else {"label", "site"}, False
+        roles = {"label", *(["site"] if columns.site is not None else [])}
+        dropped = False
+    targets = columns.of.targets
     shown: list[PreviewRow] = []
     for named, stream in streams:
         found = list(islice(stream, rows))
-        numbers = columns_of_numbers(found, roles)
+        names = roles - {"label"} if targets is Targets.ANSWER else roles
+        numbers = columns_of_numbers(found, names)
         for row in found:
-            lacks = lacking(row, numbers, sorted(roles))
+            lacks = lacking(row, numbers, sorted(names))
+            if row.label is None and targets is Targets.ANSWER:
+                lacks = {**lacks, "answer": ABSENT}
             shown.append(_shown(row, named, tokenize, _note(lacks, dropped=dropped)))
-    if kind is None or kind.inputs is not Inputs.IMAGE:
+    if not columns.images:
         return tuple(shown)
     return tuple(
         replace(row, size=None if row.text is None else size_of(row.text)) for row in shown
     )
 
 
-def _streams(
-    config: DataConfig, kind: Kind | None
-) -> Iterator[tuple[str | None, Iterator[RawRow]]]:
+def _streams(config: DataConfig, columns: Columns) -> Iterator[tuple[str | None, Iterator[RawRow]]]:
     """Each source with the site that it is, where the settings say so."""
-    columns = replace(columns_of(config, kind), site=config.site, group=None)
+    columns = replace(columns, site=config.site, group=None, block=None)
     if config.files is not None:
         for name, path in sorted(config.files.items()):
             yield name, read_file(path, replace(columns, site=None))

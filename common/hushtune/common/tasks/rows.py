@@ -8,27 +8,33 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
-import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 from hushtune.common.config_data import DataConfig
+from hushtune.common.config_task import TaskConfig
 from hushtune.common.errors import (
     BadValueError,
-    DataError,
     EmptyDataError,
-    EncodingError,
     MissingColumnError,
     MissingFileError,
     UnsupportedDataError,
 )
-from hushtune.common.kinds import Inputs, Kind
+from hushtune.common.kinds import KINDS, Inputs, Kind, Targets
+from hushtune.common.tasks.cells import (
+    cell_text,
+    is_nan,
+    target_text,
+    unescaped,
+    words_text,
+)
 from hushtune.common.tasks.image_files import canonical
+from hushtune.common.tasks.lines import decoded_lines as decoded_lines  # noqa: PLC0414
 
-_INTEGRAL: Final = re.compile(r"[+-]?\d+\.0*")
+_SHORT_NAME: Final = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +42,8 @@ class Columns:
     """Names of the columns to read; without ``site`` the rows' site is None, so with ``group``.
 
     ``second``: of the second text of a pair. ``columns``: of a table, read in place of the text.
-    ``images``: the text is the path of an image, from the folder of the table.
+    ``block``: of what must not be parted by a split. ``kind``, ``form`` and ``unescape_html``: what
+    is made of the cells; of images the text is a path, from the folder of the table.
     """
 
     text: str
@@ -45,7 +52,20 @@ class Columns:
     group: str | None = None
     second: str | None = None
     columns: tuple[str, ...] = ()
-    images: bool = False
+    block: str | None = None
+    kind: str = "text-classification"
+    form: str = "auto"
+    unescape_html: bool = False
+
+    @property
+    def of(self) -> Kind:
+        """What is public of the kind of supervision."""
+        return KINDS[self.kind]
+
+    @property
+    def images(self) -> bool:
+        """Whether the text is the path of an image."""
+        return self.of.inputs is Inputs.IMAGE
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -55,20 +75,26 @@ class Columns:
     @property
     def names(self) -> tuple[str, ...]:
         """The columns that a file must have."""
-        others = (name for name in (self.site, self.group) if name)
-        return tuple(dict.fromkeys((*self.inputs, self.label, *others)))
+        return tuple(dict.fromkeys((*self.inputs, self.label, *self.owners)))
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """The columns that say whose a row is."""
+        return tuple(name for name in (self.site, self.group, self.block) if name)
 
     def setting(self, name: str) -> str:
         """Which setting names a column."""
         if name in self.columns:
             return "data.columns"
+        if name == self.block:
+            return "data.split_by"
         return next(f"data.{key}" for key, column in asdict(self).items() if column == name)
 
 
-def columns_of(config: DataConfig, kind: Kind | None = None) -> Columns:
-    """The columns that the settings [data] name; the site's where one table holds all sites.
+def columns_of(config: DataConfig, task: TaskConfig | None = None) -> Columns:
+    """The columns that the settings name; the site's where one table holds all sites.
 
-    ``kind``: of the supervision; None for one of texts.
+    ``task``: text classification unless it says otherwise.
     """
     one_table = config.files is None and config.partition == "natural"
     return Columns(
@@ -78,7 +104,10 @@ def columns_of(config: DataConfig, kind: Kind | None = None) -> Columns:
         group=config.group,
         second=config.second,
         columns=config.columns,
-        images=kind is not None and kind.inputs is Inputs.IMAGE,
+        block=config.split_by,
+        kind=(task or TaskConfig()).kind,
+        form=config.form,
+        unescape_html=config.unescape_html,
     )
 
 
@@ -89,7 +118,8 @@ class RawRow:
     ``text`` and ``label`` are canonical: see ``hushtune.common.kinds``.
 
     ``nan``: which of label, site and group are None because the cell held the number NaN. The word
-    NaN is handed on as it stands: in a column of names it is one.
+    NaN is handed on as it stands: in a column of names it is one. ``remarks``: what was left out of
+    the row, if anything.
     """
 
     text: str | None
@@ -98,6 +128,8 @@ class RawRow:
     place: str
     group: str | None = None
     nan: tuple[str, ...] = ()
+    block: str | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def check_file(path: Path) -> None:
@@ -127,6 +159,8 @@ def check_columns(found: Sequence[str], columns: Columns, *, file: str) -> None:
                 file=file,
                 row=1,
                 column=name,
+                given="columns "
+                + " and ".join(str(i) for i, other in enumerate(found, 1) if other == name),
                 remedy="rename all but one of them",
             )
         if count == 0:
@@ -144,9 +178,11 @@ def check_columns(found: Sequence[str], columns: Columns, *, file: str) -> None:
 
 def to_row(cells: Mapping[str, object], columns: Columns, *, file: str, row: int) -> RawRow:
     """A row from raw cells; BadValueError for a cell that is no text, class or site name."""
+    if columns.unescape_html:
+        cells = {name: unescaped(cells.get(name)) for name in columns.names}
     for name in () if columns.columns else columns.inputs:
         text = cells.get(name)
-        if isinstance(text, int | float) and not _is_nan(text):
+        if isinstance(text, int | float) and not is_nan(text):
             raise BadValueError(
                 "the text is a number",
                 file=file,
@@ -156,30 +192,60 @@ def to_row(cells: Mapping[str, object], columns: Columns, *, file: str, row: int
                 expected="text",
                 remedy=f"set {columns.setting(name)} to the column with the sentences",
             )
+    targets = columns.of.targets
     read: dict[str, str | None] = {}
-    for name in columns.names:
-        try:
-            read[name] = _cell(cells.get(name))
-        except ValueError as error:
-            raise BadValueError(
-                str(error), file=file, row=row, column=name, given=repr(cells.get(name))[:80]
-            ) from None
-    label = read[columns.label]
-    if label is not None and _INTEGRAL.fullmatch(label):
-        label = str(
-            int(label.split(".")[0])
-        )  # "1.0": whole numbers, written out by a tool with NaNs
-    site = None if columns.site is None else read[columns.site]
-    group = None if columns.group is None else read[columns.group]
-    nan = tuple(
-        role
-        for role in ("label", "site", "group")
-        if (name := getattr(columns, role)) is not None and _is_nan(cells.get(name))
-    )
+    name = columns.label
+    try:
+        label = _shared(target_text(cells.get(name), targets))
+        for name in columns.inputs:
+            value = cells.get(name)
+            read[name] = words_text(value, "word") if targets is Targets.TAGS else cell_text(value)
+    except ValueError as error:
+        raise _bad_cell(error, cells, name, file=file, row=row) from None
     text = _input(read, columns)
     if columns.images and text is not None:
         text = canonical(Path(file).parent / text, file=file, row=row)
-    return RawRow(text, label, site, f"{file}:{row}", group, nan)
+    return owned_row(cells, columns, text=text, label=label, file=file, row=row)
+
+
+def owned_row(
+    cells: Mapping[str, object],
+    columns: Columns,
+    *,
+    text: str | None,
+    label: str | None,
+    file: str,
+    row: int,
+    remarks: tuple[str, ...] = (),
+) -> RawRow:
+    """A row of a text and a label, with site, group and block from the cells."""
+    owners: dict[str, str | None] = {}
+    name = ""
+    try:
+        for name in columns.owners:
+            owners[name] = _shared(cell_text(cells.get(name)))
+    except ValueError as error:
+        raise _bad_cell(error, cells, name, file=file, row=row) from None
+    site, group, block = (
+        None if name is None else owners[name]
+        for name in (columns.site, columns.group, columns.block)
+    )
+    roles = (("label", columns.label), ("site", columns.site), ("group", columns.group))
+    nan = tuple(role for role, name in roles if name is not None and is_nan(cells.get(name)))
+    return RawRow(text, label, site, f"{file}:{row}", group, nan, block, remarks)
+
+
+def _shared(name: str | None) -> str | None:
+    """A short name as one text for all rows that have it."""
+    return sys.intern(name) if name is not None and len(name) <= _SHORT_NAME else name
+
+
+def _bad_cell(
+    error: ValueError, cells: Mapping[str, object], name: str, *, file: str, row: int
+) -> BadValueError:
+    return BadValueError(
+        str(error), file=file, row=row, column=name, given=repr(cells.get(name))[:80]
+    )
 
 
 def _input(read: Mapping[str, str | None], columns: Columns) -> str | None:
@@ -208,69 +274,14 @@ def refuse_all_missing(rows: Iterator[RawRow], *, file: str, columns: Columns) -
         yield row
     if num_rows == 0:
         raise EmptyDataError("the file has no rows", file=file)
-    for name, count in ((", ".join(columns.inputs), num_texts), (columns.label, num_labels)):
+    answers = columns.of.targets is Targets.ANSWER  # from which columns, their form says
+    inputs, label = ", ".join(columns.inputs), columns.label
+    for role, name, count in (("input", inputs, num_texts), ("answer", label, num_labels)):
         if count == 0:
             raise BadValueError(
-                f"every one of the {num_rows} rows lacks a value (empty or NaN)",
+                f"every one of the {num_rows} rows lacks "
+                + (f"its {role}" if answers else "a value (empty or NaN)"),
                 file=file,
-                column=name,
+                column=None if answers else name,
                 remedy="name another column, or fill this one",
             )
-
-
-def decoded_lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file with their line ends, without a byte order mark.
-
-    Raises:
-        EncodingError: names the row and the byte (both from 1) of the first bad one.
-    """
-    with path.open("rb") as stream:
-        mark = stream.read(3)
-        if mark[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            raise _encoding_error(path, 1, "a UTF-16 byte order mark", "UTF-16")
-        stream.seek(3 if mark == b"\xef\xbb\xbf" else 0)
-        for number, raw in enumerate(stream, start=1):
-            if b"\x00" in raw:
-                what = f"a zero byte at byte {raw.index(0) + 1} of the row"
-                raise _encoding_error(path, number, what, "UTF-16")
-            try:
-                yield raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                what = f"byte 0x{raw[error.start]:02x} at byte {error.start + 1} of the row"
-                raise _encoding_error(path, number, what, "WINDOWS-1252") from None
-
-
-def _cell(value: object) -> str | None:
-    """A cell as text; None if it is missing; ValueError if it can be neither."""
-    if value is None or _is_nan(value):
-        return None
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, float):
-        if math.isinf(value):
-            raise ValueError("the value is infinite")
-        return str(int(value)) if value.is_integer() else repr(value)
-    if isinstance(value, str):
-        text = value.strip()
-        if any("\ud800" <= letter <= "\udfff" for letter in text):  # JSON can escape such halves
-            raise ValueError("the text holds half a character, which is not Unicode")
-        return text or None
-    raise ValueError(f"the value is a {type(value).__name__}, not text or a number")
-
-
-def _is_nan(value: object) -> bool:
-    return isinstance(value, float) and math.isnan(value)
-
-
-def _encoding_error(path: Path, row: int, what: str, guess: str) -> DataError:
-    return EncodingError(
-        "the file is not UTF-8 throughout",
-        file=path,
-        row=row,
-        given=what,
-        remedy=f"find out its encoding and convert it, e.g. "
-        f"iconv -f {guess} -t UTF-8 {path.name} > utf8-{path.name}; if only some rows differ, "
-        "mend those rows",
-    )

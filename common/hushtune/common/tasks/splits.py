@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,41 @@ def subsample(indices: Rows, limit: int | None, seed: int, site: str) -> Rows:
         return indices
     chosen = rng(seed, "subsample", site).permutation(indices)[:limit]
     return np.sort(chosen)
+
+
+def split_sites(
+    sites: Mapping[str, Units], split: Callable[[str, Units], Split], *, blocks: Rows | None = None
+) -> Mapping[str, Split]:
+    """The split of each site, by name; ``split`` makes it of the site's name and units.
+
+    ``blocks (n,)``: which rows must be in one part, at whatever sites they are. A block that
+    several sites have goes where the first of them by name puts it: also in cross-validation it
+    is tested in one fold alone.
+    """
+    placed: dict[int, str] = {}
+    found: dict[str, Split] = {}
+    for site, units in sorted(sites.items()):
+        own = split(site, units)
+        found[site] = own if blocks is None else _kept_together(own, blocks, placed, site)
+    return found
+
+
+def _kept_together(split: Split, blocks: Rows, placed: dict[int, str], site: str) -> Split:
+    """A split that follows where blocks were placed before, which hears where the others are."""
+    parts: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+    for own in parts:
+        for row in getattr(split, own).tolist():
+            parts[placed.setdefault(int(blocks[row]), own)].append(row)
+    moved = {part: np.array(sorted(rows), dtype=np.int64) for part, rows in parts.items()}
+    for part in ("train", "test"):
+        if not len(moved[part]):
+            raise TooFewRowsError(
+                f"site {site!r} has no rows for the {part} part: others have the same values of "
+                "data.split_by, and they are in other parts",
+                given=f"{sum(map(len, moved.values()))} rows after cleaning",
+                remedy="leave data.split_by out, or join the sites",
+            )
+    return Split(**moved)
 
 
 def split_units(

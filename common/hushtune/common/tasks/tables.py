@@ -1,4 +1,4 @@
-"""Labelled rows from columnar stores: Parquet files and data sets of the `datasets` library.
+"""Records of columnar stores: Parquet files and data sets of the `datasets` library.
 
 pyarrow and datasets are imported only when such data are read.
 """
@@ -6,57 +6,57 @@ pyarrow and datasets are imported only when such data are read.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 from hushtune.common.errors import AssetError, EmptyDataError, UnsupportedDataError
 from hushtune.common.tasks.hub import find_on_hub
-from hushtune.common.tasks.rows import Columns, RawRow, check_columns, to_row
+from hushtune.common.tasks.records import Cells, Records
 
 
-def read_parquet(path: Path, columns: Columns) -> Iterator[RawRow]:
-    """Rows of a Parquet file, a batch in memory at a time.
+def parquet_records(path: Path, wanted: Collection[str]) -> Records:
+    """Records of a Parquet file, a batch in memory at a time.
 
-    Raises:
-        UnsupportedDataError: pyarrow is not installed, or the file is not Parquet.
-        MissingColumnError, BadValueError: as in `readers.read_file`.
+    Raises UnsupportedDataError: pyarrow is not installed, or the file is not Parquet.
     """
-    parquet = _import("pyarrow.parquet", extra="data", file=str(path))
-    file = str(path)
-    arrow = _import("pyarrow", extra="data", file=file)
-    invalid = cast("type[Exception]", arrow.ArrowException)
     if path.stat().st_size == 0:
-        raise EmptyDataError("the file is empty", file=file)
-    try:
-        with parquet.ParquetFile(path) as table:
-            check_columns(list(table.schema_arrow.names), columns, file=file)
+        raise EmptyDataError("the file is empty", file=path)
+
+    def read(names: Collection[str]) -> Iterator[tuple[int, Cells]]:
+        with _parquet(path) as table:
             number = 0
-            for batch in table.iter_batches(batch_size=4096, columns=list(columns.names)):
+            columns = [name for name in table.schema_arrow.names if name in names]
+            for batch in table.iter_batches(batch_size=4096, columns=columns):
                 for cells in batch.to_pylist():
                     number += 1
-                    yield to_row(cells, columns, file=file, row=number)
-    except invalid as error:
-        raise UnsupportedDataError(
-            "the file cannot be read as Parquet", file=file, given=str(error)[:200]
-        ) from error
+                    yield number, cells
+
+    return Records(str(path), parquet_header(path), read)
 
 
-def parquet_header(path: Path) -> tuple[str, ...]:
-    """The names of a Parquet file's columns; raises what ``read_parquet`` does."""
+@contextmanager
+def _parquet(path: Path) -> Generator[Any]:
     parquet = _import("pyarrow.parquet", extra="data", file=str(path))
     arrow = _import("pyarrow", extra="data", file=str(path))
     try:
         with parquet.ParquetFile(path) as table:
-            return tuple(table.schema_arrow.names)
+            yield table
     except cast("type[Exception]", arrow.ArrowException) as error:
         raise UnsupportedDataError(
-            "the file cannot be read as Parquet", file=str(path), given=str(error)[:200]
+            "the file cannot be read as Parquet", file=path, given=str(error)[:200]
         ) from error
 
 
-def read_table(name: str, columns: Columns) -> Iterator[RawRow]:
-    """Rows of all splits of a data set: a hub id, or a folder that `datasets` reads.
+def parquet_header(path: Path) -> tuple[str, ...]:
+    """The names of a Parquet file's columns; raises what ``parquet_records`` does."""
+    with _parquet(path) as table:
+        return tuple(table.schema_arrow.names)
+
+
+def table_records(name: str) -> Iterator[Records]:
+    """Records of each split of a data set: a hub id, or a folder that `datasets` reads.
 
     The splits that came with it are joined, for hushtune makes its own at every site. Class
     indices are turned into their names; -1, the customary label of hidden test rows, is missing.
@@ -64,7 +64,6 @@ def read_table(name: str, columns: Columns) -> Iterator[RawRow]:
     Raises:
         UnsupportedDataError: datasets is not installed, or cannot load this.
         AssetError: no such data set is here, and the hub has none or cannot be reached.
-        MissingColumnError, BadValueError: as in `readers.read_file`.
     """
     if Path(name).expanduser().is_file():
         raise UnsupportedDataError(
@@ -86,22 +85,35 @@ def read_table(name: str, columns: Columns) -> Iterator[RawRow]:
         ) from error
     splits = cast("Mapping[str, Any]", loaded if isinstance(loaded, Mapping) else {"all": loaded})
     for split in splits:
-        file = f"{name}[{split}]"
-        yield from _split_rows(splits[split], columns, file=file)
+        yield _split_records(splits[split], file=f"{name}[{split}]")
 
 
-def _split_rows(table: Any, columns: Columns, *, file: str) -> Iterator[RawRow]:
-    check_columns(list(table.column_names), columns, file=file)
-    # A column of classes holds their numbers; what they are called lies beside it.
-    named = {name: getattr(table.features.get(name), "names", None) for name in columns.names}
-    classes = {name: cast("list[str]", names) for name, names in named.items() if names}
-    records = cast("Iterable[dict[str, object]]", table.select_columns(list(columns.names)))
-    for number, cells in enumerate(records, start=1):
-        cells |= {name: _class_name(cells[name], names) for name, names in classes.items()}
-        yield to_row(cells, columns, file=file, row=number)
+def _split_records(table: Any, *, file: str) -> Records:
+    def read(names: Collection[str]) -> Iterator[tuple[int, Cells]]:
+        chosen = [name for name in table.column_names if name in names]
+        # A column of classes holds their numbers; what they are called lies beside it.
+        found = {name: _class_names(table.features.get(name)) for name in chosen}
+        classes = {name: classes for name, classes in found.items() if classes}
+        records = cast("Iterable[dict[str, object]]", table.select_columns(chosen))
+        for number, cells in enumerate(records, start=1):
+            named = {name: _class_name(cells[name], names) for name, names in classes.items()}
+            yield number, cells | named
+
+    return Records(file, tuple(table.column_names), read)
 
 
-def _class_name(index: object, names: list[str]) -> str | None:
+def _class_names(feature: Any) -> list[str] | None:
+    """The names of a column of classes, or of lists of classes."""
+    inner = getattr(feature, "feature", None)
+    return cast("list[str] | None", getattr(feature, "names", getattr(inner, "names", None)))
+
+
+def _class_name(index: object, names: list[str]) -> str | list[str | None] | None:
+    if isinstance(index, list):
+        return [
+            names[item] if isinstance(item, int) and item >= 0 else None
+            for item in cast("list[object]", index)
+        ]
     return names[index] if isinstance(index, int) and index >= 0 else None
 
 
