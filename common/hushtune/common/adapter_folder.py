@@ -44,7 +44,7 @@ def write_adapter_folder(
     adapter: AdapterConfig,
     task: TaskConfig,
 ) -> None:
-    """Write an adapter in peft's format, its head, tokenizer, model card and description.
+    """Write an adapter in peft's format, its head, tokenizer or columns, card and description.
 
     What a rule changed of the frozen weights is in it: see ``lora_files.plain_adapter``.
 
@@ -62,7 +62,7 @@ def write_adapter_folder(
     text = json.dumps(asdict(description), indent=2, sort_keys=True)
     with whole_folder(folder, replace=True) as partial:
         save_adapter(workspace.task.model, plain, partial, base_name=workspace.base_name)
-        workspace.tokenizer.save_pretrained(str(partial))
+        workspace.encoder.save_pretrained(str(partial))
         (partial / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
         (partial / "README.md").write_text(card, encoding="utf-8")
 

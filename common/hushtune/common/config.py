@@ -25,6 +25,7 @@ from hushtune.common.config_base import (
     Section,
     refuse,
 )
+from hushtune.common.config_columns import check_columns, whole_rounds
 from hushtune.common.config_data import DataConfig
 from hushtune.common.config_federation import (
     AggregationConfig,
@@ -171,7 +172,7 @@ class RunConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _no_warmup_without_a_head(cls, data: Any) -> Any:
-        return without_warmup(with_source(data))
+        return whole_rounds(without_warmup(with_source(data)))
 
     @model_validator(mode="after")
     def _task_goes_with_the_rest(self) -> RunConfig:
@@ -182,6 +183,19 @@ class RunConfig(Section):
             head=self.model.head,
             warmup_rounds=self.train.warmup_rounds,
             attack=self.simulation.attack,
+        )
+        return self
+
+    @model_validator(mode="after")
+    def _columns_go_with_the_rest(self) -> RunConfig:
+        check_columns(
+            self.task,
+            self.data,
+            self.model,
+            self.adapter,
+            self.aggregation,
+            rounds=self.train.rounds,
+            warmup_rounds=self.train.warmup_rounds,
         )
         return self
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from hushtune.common.config_base import Section, refuse, tuple_from_list
+from hushtune.common.config_base import Range, Section, refuse
 from hushtune.common.config_data import DataConfig
 from hushtune.common.kinds import KINDS, Inputs, Kind, Targets
 
@@ -29,8 +29,6 @@ KindName = Literal[
     "tabular-regression",
     "recommendation",
 ]
-Number = Annotated[float, Field(ge=-1e12, le=1e12)]
-Range = Annotated[tuple[Number, Number], BeforeValidator(tuple_from_list)]
 
 
 class TaskConfig(Section):

@@ -38,6 +38,7 @@ class Head(StrEnum):
     OWN = "own"  # the family's own classification head, a part of the base
     TOKENS = "tokens"  # a linear layer on the state of each token
     WORDS = "words"  # a language model's own, frozen
+    COLUMNS = "columns"  # a small network on a table's columns, which is all there is
 
 
 class _SeenEnoughError(Exception):
@@ -64,7 +65,7 @@ class AdaptedModel(nn.Module):
         self,
         base: PeftModel,
         *,
-        blocks: nn.ModuleList,
+        blocks: nn.ModuleList | None,
         first_adapted: int,
         num_outputs: int,
         hidden_size: int,
@@ -73,14 +74,15 @@ class AdaptedModel(nn.Module):
         precision: str,
         fingerprint: str,
         adapts_tokens: bool = False,
+        head: nn.Module | None = None,
     ) -> None:
         """``adapts_tokens``: the embedding of tokens is adapted, so no states that enter a block
-        can be kept."""
+        can be kept. ``blocks``: None where there is no base. ``head``: in place of a linear one."""
         super().__init__()
         self.base = base
         self.head_kind = head_kind
         trained = head_kind in (Head.MEAN, Head.TOKENS)
-        self.head = nn.Linear(hidden_size, num_outputs) if trained else None
+        self.head = nn.Linear(hidden_size, num_outputs) if trained else head
         self.hidden_size = hidden_size
         self.first_adapted = first_adapted
         self.adapts_tokens = adapts_tokens
@@ -89,7 +91,8 @@ class AdaptedModel(nn.Module):
         self.precision = precision
         self.fingerprint = fingerprint
         self.base_change: dict[str, tuple[Tensor, Tensor]] = {}  # by module: (n, d_in), (d_out, n)
-        self._blocks = [blocks]  # in a list, so that it is not registered a second time
+        # In a list, so that it is not registered a second time.
+        self._blocks = [] if blocks is None else [blocks]
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -99,12 +102,12 @@ class AdaptedModel(nn.Module):
     @property
     def reads_features(self) -> bool:
         """Whether the head reads one pooled vector an example, which can be kept."""
-        return self.head_kind is Head.MEAN
+        return self.head_kind in (Head.MEAN, Head.COLUMNS)
 
     @property
     def keeps_hidden(self) -> bool:
-        """Whether the states that enter the first adapted block never change."""
-        return not self.adapts_tokens
+        """Whether the states that enter the first adapted block never change, and can be kept."""
+        return bool(self._blocks) and not self.adapts_tokens
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Outputs of a batch."""
@@ -156,6 +159,8 @@ class AdaptedModel(nn.Module):
         Pooled, the installed adapter must be without effect (every B zero); the caller sees to
         that. peft's own ``disable_adapter`` would be the way, but it sets ``requires_grad`` anew.
         """
+        if self.head_kind is Head.COLUMNS:
+            return inputs["features"].unsqueeze(1), inputs["features"]
         seen: list[Tensor] = []
 
         def see(_module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

@@ -10,18 +10,19 @@ from typing import cast
 
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import PersonalConfig, RunConfig, SimulationConfig
+from hushtune.common.config_columns import COLUMNS, columns_known
 from hushtune.common.errors import CheckpointError
 from hushtune.common.files import read_json, write_text
-from hushtune.common.planning import POOLED, alone, head_only, not_private, pooled
+from hushtune.common.planning import POOLED, alone, head_only, not_private, on_columns, pooled
 from hushtune.common.privacy.plan import Unit
 from hushtune.common.run_context import RunContext
 from hushtune.common.tasks.base import Metrics
-from hushtune.common.tasks.workspace import Workspace
+from hushtune.common.tasks.workspace import Workspace, open_workspace
 from hushtune.simulations.observer import Observer
 
 Figures = Mapping[str, float]
 """The run's main metric on each site's test rows, and on all of them under ``POOLED``."""
-Federate = Callable[[RunContext], AdapterState]
+Federate = Callable[[RunContext, Workspace], AdapterState]
 
 
 def trained_baselines(config: RunConfig) -> dict[str, RunConfig]:
@@ -34,17 +35,27 @@ def trained_baselines(config: RunConfig) -> dict[str, RunConfig]:
     config = config.model_copy(update={"simulation": own, "personal": PersonalConfig()})
     sites = sorted(config.data.public_sizes)
     head = {"head_private": head_only(config)} if config.task.of.has_head else {}
+    head, tables = ({}, {}) if config.model.name == COLUMNS else (head, _on_columns(config))
     if Unit(config.privacy.unit) is Unit.CLIENT:
         # Alone or pooled there is no client that could hide among others.
         if head_only(config) == config:
             head = {}
-        return {**head, "pooled": not_private(pooled(config))}
+        return {**head, "pooled": not_private(pooled(config)), **tables}
     return {
         **head,
         **{f"alone_private/{site}": alone(config, site) for site in sites},
         "pooled_private": pooled(config),
         "pooled": not_private(pooled(config)),
+        **tables,
     }
+
+
+def _on_columns(config: RunConfig) -> dict[str, RunConfig]:
+    """A small network on the columns themselves, where what is public of them is known."""
+    if not columns_known(config.task, config.data):
+        return {}
+    network = on_columns(config)
+    return {"columns_private": network, "columns": not_private(pooled(network))}
 
 
 def compare(
@@ -67,16 +78,18 @@ def compare(
         return table
     done = _kept(kept, {*config.data.public_sizes, POOLED})
     runs = trained_baselines(config)
-    for place, (name, baseline) in enumerate(runs.items()):
-        observer.comparing(name, place, len(runs))
+    for number, (name, baseline) in enumerate(runs.items()):
+        observer.comparing(name, number, len(runs))
         if name == "pooled" and baseline == runs.get("pooled_private"):  # where privacy is off
             table[name] = table["pooled_private"]
             continue
         if name not in done:
             # A baseline is its own study of the same rows: its ledger is not the run's.
             with tempfile.TemporaryDirectory(prefix="hushtune-") as folder:
-                state = federate(RunContext(baseline, Path(folder)))
-            done[name] = dict(main_figures(workspace, config, state))
+                same = baseline.model.name == config.model.name
+                place = workspace if same else open_workspace(baseline)
+                state = federate(RunContext(baseline, Path(folder)), place)
+            done[name] = dict(main_figures(place, config, state))
             write_text(kept, json.dumps(done, indent=1))
         table[name] = done[name]
     observer.comparing("", len(runs), len(runs))

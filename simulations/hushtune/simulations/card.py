@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hushtune.common.config import RunConfig
+from hushtune.common.config_columns import COLUMNS
 from hushtune.common.kinds import Inputs
 from hushtune.common.lora_rules import RULES
 from hushtune.common.names import SEEN_BY, methods, metric_words
@@ -16,6 +17,7 @@ from hushtune.common.privacy.figures import at_most, upwards
 from hushtune.common.privacy.statement_markdown import plain
 from hushtune.common.privacy.statement_sentence import unit_word
 from hushtune.common.tasks.workspace import Workspace
+from hushtune.simulations import card_columns
 from hushtune.simulations.attacks import told as told_attack
 
 _LOAD_MEAN = """\
@@ -110,13 +112,16 @@ def model_card(
     config: RunConfig, workspace: Workspace, summary: Mapping[str, Any], privacy: Mapping[str, Any]
 ) -> str:
     """Markdown with base model, data, figures and privacy; no data value and no path of data."""
+    alone, library = config.model.name == COLUMNS, "library_name: peft\n"
     options = f"num_labels={len(workspace.data.label_names)}"
     if config.model.layer is not None:
         options += f", num_hidden_layers={config.model.layer}"
     packaged = workspace.base_name != config.model.name
     imports, name = _FETCHED if packaged else _NAMED
     load = (
-        _LOAD_MEAN.format(scale=config.model.feature_scale)
+        card_columns.use(workspace.data.label_names, config.task.range)
+        if alone
+        else _LOAD_MEAN.format(scale=config.model.feature_scale)
         if config.model.head == "mean"
         else _LOAD_OWN.format(
             labels=json.dumps(list(workspace.data.label_names), ensure_ascii=False),
@@ -158,7 +163,7 @@ def model_card(
         "The full statement is `privacy.md` in the run's own folder."
     )
     metric = metric_words(summary["metric"])
-    tags = ["lora", "federated-learning"]
+    tags = ["federated-learning"] if alone else ["lora", "federated-learning"]
     tags += ["differential-privacy"] if privacy["guarantee"] else []
     first = "" if privacy["guarantee"] else f"> {promise}\n\n"
     if summary["attack"] is not None:
@@ -166,17 +171,13 @@ def model_card(
     if RULES[config.aggregation.rule].kept:
         first += _PARTED
     return f"""---
-library_name: peft
-pipeline_tag: {_PIPELINES.get(config.task.kind, config.task.kind)}
+{"" if alone else library}pipeline_tag: {_PIPELINES.get(config.task.kind, config.task.kind)}
 tags: [{", ".join(tags)}]
 ---
 
-# A federated adapter for {config.task.kind.replace("-", " ")}
+# A federated {"model" if alone else "adapter"} for {config.task.kind.replace("-", " ")}
 
-{first}- Base model: {base}{depth}, frozen (sha256 of its weights \
-{workspace.task.model.fingerprint[:16]}...)
-- Adapter: LoRA of rank {_rank(config, summary)}, rule `{config.aggregation.rule}`, \
-{_rounds(config, summary["rounds"])}
+{first}{_model(config, workspace, summary, base=base + depth)}
 - Data: {_what(config)} of {len(summary["sites"])} sites with \
 {_size(summary)}{_told(config, workspace)}
 
@@ -206,6 +207,24 @@ sites together: {train} training, {validation} validation and {test} test rows.
 |---|---|---|---|
 {told}
 """
+
+
+def _model(
+    config: RunConfig, workspace: Workspace, summary: Mapping[str, Any], *, base: str
+) -> str:
+    """What was trained, and on what."""
+    sha256, rounds = workspace.task.model.fingerprint[:16], summary["rounds"]
+    if config.model.name == COLUMNS:
+        return (
+            f"- Model: one hidden layer of {config.model.width} units on "
+            f"{workspace.task.model.hidden_size} inputs, trained whole in {rounds} rounds (sha256 "
+            f"of what is public of its columns {sha256}...)"
+        )
+    return (
+        f"- Base model: {base}, frozen (sha256 of its weights {sha256}...)\n- Adapter: LoRA of "
+        f"rank {_rank(config, summary)}, rule `{config.aggregation.rule}`, "
+        f"{_rounds(config, rounds)}"
+    )
 
 
 def _what(config: RunConfig) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import safetensors.torch
+from torch import nn
 
 from hushtune.common.lora_files import merged
 from hushtune.simulations.card import merged_card
@@ -32,7 +33,8 @@ def write_merged(trained: Predictor, card: str, folder: Path) -> None:
     (folder / "README.md").write_text(card, encoding="utf-8")
     if trained.model.head is None:
         return
-    width, scale = trained.model.head.in_features, trained.settings.feature_scale
+    head = cast(nn.Linear, trained.model.head)
+    width, scale = head.in_features, trained.settings.feature_scale
     _write_json(
         folder / "sentence_bert_config.json",
         {"max_seq_length": trained.settings.max_tokens, "do_lower_case": False},
@@ -52,8 +54,8 @@ def write_merged(trained: Predictor, card: str, folder: Path) -> None:
         },
     )
     dense = {
-        "linear.weight": (trained.model.head.weight.detach() * scale).contiguous(),
-        "linear.bias": trained.model.head.bias.detach().clone(),
+        "linear.weight": (head.weight.detach() * scale).contiguous(),
+        "linear.bias": head.bias.detach().clone(),
     }
     safetensors.torch.save_file(dense, folder / "3_Dense" / "model.safetensors")
     kinds = [

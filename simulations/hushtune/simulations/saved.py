@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState, head_key
 from hushtune.common.adapter_folder import DESCRIPTION, whole_folder
+from hushtune.common.columns_model import columns_model
 from hushtune.common.config import AdapterConfig, ModelConfig, TaskConfig
 from hushtune.common.errors import (
     CheckpointError,
@@ -31,9 +32,12 @@ from hushtune.common.lora_files import (
     HEAD_FILE,
     peft_names,
 )
-from hushtune.common.model import AdaptedModel
+from hushtune.common.model import AdaptedModel, Head
+from hushtune.common.tasks.activations import InputRows
 from hushtune.common.tasks.assets import resolve_model
 from hushtune.common.tasks.base_model import load_base, set_padding
+from hushtune.common.tasks.column_rows import ColumnEncoder, load_columns
+from hushtune.common.tasks.encoder import Encoder
 from hushtune.common.tasks.kinds.registry import head_for, num_outputs
 from hushtune.common.tasks.kinds.texts import tokenize
 from hushtune.common.tasks.supervised import EVALUATION_BATCH
@@ -53,20 +57,29 @@ class Predictor:
     """A trained model that is ready to answer."""
 
     model: AdaptedModel
-    tokenizer: PreTrainedTokenizerBase
+    encoder: Encoder
     labels: tuple[str, ...]
     settings: ModelConfig
     task: TaskConfig
 
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Of a model that reads texts."""
+        if isinstance(self.encoder, ColumnEncoder):
+            raise TypeError("a network on columns has no tokenizer")
+        return self.encoder
+
+    def inputs(self, texts: Sequence[str]) -> InputRows:
+        """What the model reads of canonical inputs."""
+        if isinstance(self.encoder, ColumnEncoder):
+            return self.encoder.rows(texts)[0]
+        size, inputs = self.settings.max_tokens, self.task.of.inputs
+        return tokenize(self.encoder, texts, max_tokens=size, inputs=inputs)
+
     @torch.no_grad()
     def logits(self, texts: Sequence[str]) -> Tensor:
         """What the model puts out for canonical inputs, ``(len(texts), num_outputs)``."""
-        rows = tokenize(
-            self.tokenizer,
-            texts,
-            max_tokens=self.settings.max_tokens,
-            inputs=self.task.of.inputs,
-        )
+        rows = self.inputs(texts)
         pieces: list[Tensor] = []
         for start in range(0, len(texts), EVALUATION_BATCH):
             chosen = torch.arange(start, min(start + EVALUATION_BATCH, len(texts))).numpy()
@@ -126,6 +139,8 @@ def load(folder: Path | str) -> Predictor:
     folder = adapter_folder(Path(folder))
     labels, settings, adapter, task, fingerprint = _description(folder / DESCRIPTION)
     head = head_for(task, settings)
+    if head is Head.COLUMNS:
+        return _on_columns(folder, labels, settings, adapter, task, fingerprint)
     base = load_base(str(resolve_model(settings.name)), head, labels)
     model = lora.attach(
         base,
@@ -136,6 +151,35 @@ def load(folder: Path | str) -> Predictor:
         seed=0,
         head=head,
     )
+    _check_base(model, settings, fingerprint)
+    lora.install(model, _read_state(model, folder, rank=adapter.rank))
+    model.frozen_mode()
+    tokenizer = load_tokenizer(str(folder))
+    set_padding(base, cast("int | None", tokenizer.pad_token_id))
+    return Predictor(model, tokenizer, labels, settings, task)
+
+
+def _on_columns(
+    folder: Path,
+    labels: tuple[str, ...],
+    settings: ModelConfig,
+    adapter: AdapterConfig,
+    task: TaskConfig,
+    fingerprint: str,
+) -> Predictor:
+    """A network that reads columns, which has no base to be loaded."""
+    encoder = load_columns(folder, remedy=_MEND)
+    outputs = num_outputs(task, labels)
+    model = columns_model(
+        encoder.columns, model=settings, adapter=adapter, num_outputs=outputs, seed=0
+    )
+    _check_base(model, settings, fingerprint)
+    lora.install(model, _read_state(model, folder, rank=adapter.rank))
+    model.frozen_mode()
+    return Predictor(model, encoder, labels, settings, task)
+
+
+def _check_base(model: AdaptedModel, settings: ModelConfig, fingerprint: str) -> None:
     if model.fingerprint != fingerprint:
         raise CheckpointError(
             "the base model is not the one that the adapter was trained on",
@@ -143,11 +187,6 @@ def load(folder: Path | str) -> Predictor:
             expected=fingerprint,
             remedy=f"get the weights of {settings.name} that were used in training",
         )
-    lora.install(model, _read_state(model, folder, rank=adapter.rank))
-    model.frozen_mode()
-    tokenizer = load_tokenizer(str(folder))
-    set_padding(base, cast("int | None", tokenizer.pad_token_id))
-    return Predictor(model, tokenizer, labels, settings, task)
 
 
 def _description(
@@ -207,8 +246,9 @@ def export(folder: Path, to: Path, *, merged: bool) -> Path:
     """Copy an adapter to a folder of its own, or merge it into its base.
 
     A merged model with the family's own head is a plain transformers folder; one with the
-    mean-pooled head is a sentence-transformers folder whose ``encode`` gives the logits. Written
-    to a temporary folder and moved into place whole.
+    mean-pooled head is a sentence-transformers folder whose ``encode`` gives the logits. A network
+    on columns has no base and is copied as it is. Written to a temporary folder and moved into
+    place whole.
     """
     source = adapter_folder(folder)
     with write_errors(to):
@@ -228,8 +268,9 @@ def export(folder: Path, to: Path, *, merged: bool) -> Path:
                 remedy="name another folder",
             )
     with whole_folder(to) as partial:
-        if merged:
-            write_merged(load(source), read_text(source / "README.md", remedy=_MEND), partial)
+        trained = load(source) if merged else None
+        if trained is not None and trained.model.head_kind is not Head.COLUMNS:
+            write_merged(trained, read_text(source / "README.md", remedy=_MEND), partial)
         else:
             for file in source.glob("*.safetensors"):
                 _tensors(file)  # what is damaged is found here, and not where it is carried to

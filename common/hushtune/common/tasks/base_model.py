@@ -18,7 +18,9 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from hushtune.common import lora
+from hushtune.common.columns_model import columns_model
 from hushtune.common.config import RunConfig
+from hushtune.common.config_columns import public_columns
 from hushtune.common.errors import MissingWeightsError, UnsupportedModelError
 from hushtune.common.lora_rules import RULES
 from hushtune.common.lora_targets import head_modules
@@ -41,7 +43,16 @@ def adapted_model(
     num_outputs: int,
     pad_id: int | None,
 ) -> AdaptedModel:
-    """The base model of a folder or a hub's id, with the run's adapters and head, on the device."""
+    """The base model of a folder or a hub's id, with the run's adapters and head, on the device;
+    or a network on columns, which has none."""
+    if head is Head.COLUMNS:
+        return columns_model(
+            public_columns(config.data),
+            model=config.model,
+            adapter=config.adapter.model_copy(update={"rank": global_rank(config)}),
+            num_outputs=num_outputs,
+            seed=config.seed,
+        )
     base = load_base(source, head, labels)
     _check_length(base, config.model.max_tokens)
     set_padding(base, pad_id)

@@ -12,6 +12,7 @@ import numpy as np
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import PrivacyConfig, RunConfig, TaskConfig
+from hushtune.common.config_columns import COLUMNS
 from hushtune.common.config_io import config_hash
 from hushtune.common.errors import (
     ConfigError,
@@ -21,11 +22,12 @@ from hushtune.common.lora_rules import RULES
 from hushtune.common.planning import POOLED, global_rank
 from hushtune.common.tasks.assets import public_name, resolve_model
 from hushtune.common.tasks.base_model import adapted_model
+from hushtune.common.tasks.column_rows import ColumnEncoder
 from hushtune.common.tasks.data import LabelledRows, load_data
+from hushtune.common.tasks.encoder import load_encoder
 from hushtune.common.tasks.kinds.registry import head_for, prepare
 from hushtune.common.tasks.kinds.texts import padding_id
 from hushtune.common.tasks.supervised import Supervised
-from hushtune.common.tasks.tokenizer import load_tokenizer
 from hushtune.common.tasks.units import Rows, Units
 from hushtune.common.tuning import keep_freed_memory, measured_precision
 
@@ -43,15 +45,16 @@ class Workspace:
         self.data = data
         self.base_name = public_name(config.model.name)  # what is written beside an adapter
         source = str(resolve_model(config.model.name))
-        self.tokenizer = load_tokenizer(source)
-        prepared = prepare(config, data, self.tokenizer)
+        self.encoder = load_encoder(source, config.model, config.data)
+        prepared = prepare(config, data, self.encoder)
+        self.notes = prepared.notes
         model = adapted_model(
             config,
             source,
             data.label_names,
             head=head_for(config.task, config.model),
             num_outputs=prepared.objective.num_outputs,
-            pad_id=padding_id(self.tokenizer),
+            pad_id=None if isinstance(self.encoder, ColumnEncoder) else padding_id(self.encoder),
         )
         self.initial_state: AdapterState = lora.initial_state(model, seed=config.seed)
         self.task = Supervised(
@@ -66,6 +69,10 @@ class Workspace:
             ),
             on_fill=None if progress is None else lambda i, n: progress("frozen features", i, n),
         )
+
+    def data_notes(self) -> list[str]:
+        """What was left out of the data, and what is odd of them: one readable line each."""
+        return [*self.data.report.lines(), *self.notes]
 
     def warm(self) -> None:
         """Fill the activations now, so that no round pays for them."""
@@ -137,8 +144,9 @@ def open_workspace(config: RunConfig, progress: Progress | None = None) -> Works
     key = _key(config)
     if key not in _workspaces:
         keep_freed_memory()
-        _workspaces.clear()  # one model in memory at a time
-        gc.collect()
+        if config.model.name != COLUMNS:  # one pretrained model in memory at a time
+            _workspaces.clear()
+            gc.collect()
         _workspaces[key] = Workspace(config, data, progress)
     return _workspaces[key]
 
@@ -165,7 +173,8 @@ def _stamps(config: RunConfig) -> str:
 
 def _stripped(config: RunConfig) -> RunConfig:
     """A configuration reduced to what the table of rows depends on."""
-    data = config.data.model_copy(update={"public_sizes": {}, "class_weights": {}})
+    left_out = ("public_sizes", "class_weights", "column_ranges", "column_values")
+    data = config.data.model_copy(update={key: {} for key in left_out})
     return RunConfig(
         task=_task_alone(config), data=data, seed=config.seed, privacy=_unit_alone(config)
     )

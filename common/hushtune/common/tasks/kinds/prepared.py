@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-
-from transformers import PreTrainedTokenizerBase
+from typing import Any
 
 from hushtune.common.config import RunConfig
 from hushtune.common.tasks.activations import InputRows
@@ -17,12 +16,17 @@ from hushtune.common.tasks.targets import TargetRows
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that a task needs beside its model; ``evaluation_batch``: rows judged at once."""
+    """All that a task needs beside its model.
+
+    ``evaluation_batch``: rows judged at once. ``notes``: what is odd of the rows, a sentence each.
+    """
 
     inputs: InputRows
     targets: TargetRows
     objective: Objective
     evaluation_batch: int = EVALUATION_BATCH
+    notes: tuple[str, ...] = ()
 
 
-Prepare = Callable[[RunConfig, LabelledRows, PreTrainedTokenizerBase], Prepared]
+Prepare = Callable[[RunConfig, LabelledRows, Any], Prepared]
+"""Makes rows ready, with what encodes the inputs of their kind."""
