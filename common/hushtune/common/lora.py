@@ -229,7 +229,7 @@ def initial_state(model: AdaptedModel, *, seed: int) -> AdapterState:
             tensors[key] = torch.randn(shape, generator=random) * 0.02
         elif key == HIDDEN_KEY and model.head_kind is Head.COLUMNS:
             random = generator(seed, "initial adapter", key)
-            tensors[key] = torch.randn(shape, generator=random) * shape[-1] ** -0.5
+            tensors[key] = torch.randn(shape, generator=random) * parameter.shape[-1] ** -0.5
         else:
             tensors[key] = torch.zeros(shape)
     return AdapterState(mine, tensors)

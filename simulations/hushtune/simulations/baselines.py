@@ -54,8 +54,10 @@ def _on_columns(config: RunConfig) -> dict[str, RunConfig]:
     """A small network on the columns themselves, where what is public of them is known."""
     if not columns_known(config.task, config.data):
         return {}
-    network = on_columns(config)
-    return {"columns_private": network, "columns": not_private(pooled(network))}
+    return {
+        "columns_private": on_columns(config),
+        "columns": on_columns(not_private(pooled(config))),
+    }
 
 
 def compare(
