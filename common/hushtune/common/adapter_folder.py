@@ -44,8 +44,8 @@ def write_adapter_folder(
     adapter: AdapterConfig,
     task: TaskConfig,
 ) -> None:
-    """Write an adapter in peft's format, its head, tokenizer or image processor, model card and
-    description.
+    """Write an adapter in peft's format, its head, what encodes its inputs (tokenizer, image
+    processor or columns), model card and description.
 
     What a rule changed of the frozen weights is in it: see ``lora_files.plain_adapter``.
 

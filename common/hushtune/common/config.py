@@ -21,6 +21,7 @@ from hushtune.common.config_base import (
     refuse,
 )
 from hushtune.common.config_choice import check_choice
+from hushtune.common.config_columns import check_columns, whole_rounds
 from hushtune.common.config_data import DataConfig
 from hushtune.common.config_federation import (
     AggregationConfig,
@@ -75,7 +76,7 @@ class RunConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _no_warmup_without_a_head(cls, data: Any) -> Any:
-        return without_warmup(with_source(data))
+        return whole_rounds(without_warmup(with_source(data)))
 
     @model_validator(mode="after")
     def _task_goes_with_the_rest(self) -> RunConfig:
@@ -90,6 +91,19 @@ class RunConfig(Section):
             image_size=self.model.image_size,
         )
         check_augment(self.augment, self.task.of)
+        return self
+
+    @model_validator(mode="after")
+    def _columns_go_with_the_rest(self) -> RunConfig:
+        check_columns(
+            self.task,
+            self.data,
+            self.model,
+            self.adapter,
+            self.aggregation,
+            rounds=self.train.rounds,
+            warmup_rounds=self.train.warmup_rounds,
+        )
         return self
 
     @model_validator(mode="after")

@@ -111,6 +111,8 @@ CountOrNone = Annotated[int, Field(ge=0, le=10**9)]
 Positive = Annotated[float, Field(gt=0, le=1e6)]
 LearningRate = Annotated[float, Field(gt=0, le=100)]
 Delta = Annotated[float, Field(gt=0, lt=1), AfterValidator(_accountable)]
+Number = Annotated[float, Field(ge=-1e12, le=1e12)]
+Range = Annotated[tuple[Number, Number], BeforeValidator(tuple_from_list)]
 Probability = Annotated[float, Field(gt=0, le=1)]
 
 

@@ -13,6 +13,7 @@ from hushtune.common.config_base import (
     Name,
     Names,
     Positive,
+    Range,
     Section,
     refuse,
     refuse_balanced,
@@ -87,6 +88,19 @@ class DataConfig(Section):
         default=(),
         description="for tables: the columns that are read, in place of text",
         examples=[["age", "income"]],
+    )
+    column_ranges: Mapping[Name, Range] = Field(
+        default_factory=dict[str, tuple[float, float]],
+        description="for tables and model.name = columns: least and largest value of each column "
+        "of numbers, from public knowledge and never from the rows; what is outside is moved to "
+        "the end and counted",
+        examples=[{"age": [0.0, 120.0]}],
+    )
+    column_values: Mapping[Name, Names] = Field(
+        default_factory=dict[str, tuple[str, ...]],
+        description="the same: all values of each column of categories; another value is none of "
+        "them",
+        examples=[{"job": ["nurse", "clerk"]}],
     )
     label: Name = Field(
         default="label",
@@ -204,6 +218,7 @@ class DataConfig(Section):
                 expected=f"different columns without {self.label!r} (data.label)",
             )
         self._check_folds()
+        self._check_column_lists()
         if self.source == "sites":
             self._check_own_rows()
         if self.validation_fraction + self.tested_fraction >= 1:
@@ -270,6 +285,32 @@ class DataConfig(Section):
                 key="labels",
                 given=", ".join(labels),
                 expected='such as labels = ["negative", "positive"]',
+            )
+
+    def _check_column_lists(self) -> None:
+        for name, (low, high) in self.column_ranges.items():
+            if not low < high:
+                refuse(
+                    f"the range of column {name!r} begins with the smaller number",
+                    key="column_ranges",
+                    given=[low, high],
+                    expected="least, then largest possible value",
+                )
+        for name, values in self.column_values.items():
+            if not values or len(set(values)) < len(values):
+                refuse(
+                    f"the values of column {name!r} are one at least, each named once",
+                    key="column_values",
+                    given=", ".join(values),
+                    expected='such as column_values = {job = ["nurse", "clerk"]}',
+                )
+        both = sorted(set(self.column_ranges) & set(self.column_values))
+        if both:
+            refuse(
+                f"column {both[0]!r} is either of numbers or of categories",
+                key="column_values",
+                given="a range and a list",
+                expected="one of the two",
             )
 
     def _check_own_rows(self) -> None:

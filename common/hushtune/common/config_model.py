@@ -22,7 +22,9 @@ class ModelConfig(Section):
     """The frozen base model and how its output becomes features for the head."""
 
     name: Name = Field(
-        default="demo", description="an asset's name, a folder, or an id of the model hub"
+        default="demo",
+        description="an asset's name, a folder, or an id of the model hub; columns = no pretrained "
+        "model but a small network on a table's columns, trained whole",
     )
     head: Literal["mean", "own"] = Field(
         default="mean",
@@ -30,6 +32,9 @@ class ModelConfig(Section):
     )
     layer: Count | None = Field(
         default=None, description="keep only this many of the model's first blocks", examples=[3]
+    )
+    width: Annotated[int, Field(ge=1, le=4096)] = Field(
+        default=32, description="of name = columns: hidden units"
     )
     max_tokens: Annotated[int, Field(ge=4, le=10**6)] = Field(
         default=128, description="longer texts are cut to this many tokens"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from hushtune.common.config_base import Section, refuse, tuple_from_list
+from hushtune.common.config_base import Range, Section, refuse
 from hushtune.common.kinds import KINDS, Kind, Targets
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ KindName = Literal[
     "tabular-regression",
     "recommendation",
 ]
-Number = Annotated[float, Field(ge=-1e12, le=1e12)]
-Range = Annotated[tuple[Number, Number], BeforeValidator(tuple_from_list)]
 
 
 class TaskConfig(Section):

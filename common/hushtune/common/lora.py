@@ -48,6 +48,8 @@ from hushtune.common.seeds import generator
 
 ADAPTER = "default"
 """What peft calls the one adapter of a model."""
+HIDDEN_KEY = head_key("hidden.weight")
+"""Of a network on columns: the layer that must not begin at zero, as it would stay there."""
 _SUFFIXES = (A_SUFFIX, B_SUFFIX, R_SUFFIX)
 
 
@@ -217,7 +219,8 @@ def spec(model: AdaptedModel) -> AdapterSpec:
 
 
 def initial_state(model: AdaptedModel, *, seed: int) -> AdapterState:
-    """A with orthonormal rows, B zero, a zero linear head; a deeper own head gets small weights.
+    """A with orthonormal rows, B zero, a zero linear head; a deeper own head gets small weights,
+    and so does the hidden layer of a network on columns, whose last one is zero.
 
     Everybody who knows the seed gets the same A, which FFA-LoRA needs (2403.12313). Where R stands
     between them, B has orthonormal columns and R is zero.
@@ -233,6 +236,9 @@ def initial_state(model: AdaptedModel, *, seed: int) -> AdapterState:
         elif key.startswith("head.") and len(shape) > 1 and model.head is None:
             random = generator(seed, "initial adapter", key)
             tensors[key] = torch.randn(shape, generator=random) * 0.02
+        elif key == HIDDEN_KEY and model.head_kind is Head.COLUMNS:
+            random = generator(seed, "initial adapter", key)
+            tensors[key] = torch.randn(shape, generator=random) * parameter.shape[-1] ** -0.5
         else:
             tensors[key] = torch.zeros(shape)
     return AdapterState(mine, tensors)

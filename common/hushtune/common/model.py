@@ -43,6 +43,7 @@ class Head(StrEnum):
     OWN = "own"  # the family's own classification head, a part of the base
     TOKENS = "tokens"  # a linear layer on the state of each token
     WORDS = "words"  # a language model's own, frozen, at the places that carry loss
+    COLUMNS = "columns"  # a small network on a table's columns, which is all there is
 
 
 class _SeenEnoughError(Exception):
@@ -79,14 +80,16 @@ class AdaptedModel(nn.Module):
         precision: str,
         fingerprint: str,
         adapts_tokens: bool = False,
+        head: nn.Module | None = None,
     ) -> None:
         """``adapts_tokens``: the embedding of tokens is adapted, so no states that enter a block
-        can be kept. ``blocks``: None for a convolutional base, of which none are kept either."""
+        can be kept. ``blocks``: None where there is no base, or a convolutional one, of which none
+        are kept either. ``head``: in place of a linear one."""
         super().__init__()
         self.base = base
         self.head_kind = head_kind
         trained = head_kind in (Head.MEAN, Head.TOKENS)
-        self.head = nn.Linear(hidden_size, num_outputs) if trained else None
+        self.head = nn.Linear(hidden_size, num_outputs) if trained else head
         self.hidden_size = hidden_size
         self.first_adapted = first_adapted
         self.adapts_tokens = adapts_tokens
@@ -94,13 +97,13 @@ class AdaptedModel(nn.Module):
         self.feature_scale = feature_scale
         self.precision = precision
         self.fingerprint = fingerprint
-        inner = cast(PreTrainedModel, base.get_base_model())
-        self.reads_and_writes = bool(inner.config.is_encoder_decoder)
-        self._inner = [inner]
+        self._inner: list[PreTrainedModel] = []  # a list, so that it is not registered again
+        if head_kind is not Head.COLUMNS:
+            self._inner = [cast(PreTrainedModel, base.get_base_model())]
+        self.reads_and_writes = any(inner.config.is_encoder_decoder for inner in self._inner)
         self.base_change: dict[str, tuple[Tensor, Tensor]] = {}  # by module: (n, d_in), (d_out, n)
-        self._blocks = (
-            [] if blocks is None else [blocks]
-        )  # in a list, so that it is not registered a second time
+        # In a list, so that it is not registered a second time.
+        self._blocks = [] if blocks is None else [blocks]
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -110,7 +113,7 @@ class AdaptedModel(nn.Module):
     @property
     def reads_features(self) -> bool:
         """Whether the head reads one pooled vector an example, which can be kept."""
-        return self.head_kind is Head.MEAN
+        return self.head_kind in (Head.MEAN, Head.COLUMNS)
 
     @property
     def keeps_hidden(self) -> bool:
@@ -196,6 +199,8 @@ class AdaptedModel(nn.Module):
         Pooled, the installed adapter must be without effect (every B zero); the caller sees to
         that. peft's own ``disable_adapter`` would be the way, but it sets ``requires_grad`` anew.
         """
+        if self.head_kind is Head.COLUMNS:
+            return inputs["features"].unsqueeze(1), inputs["features"]
         if not self._blocks:
             if not pooled or not self.reads_features:
                 return None, None

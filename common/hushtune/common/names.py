@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hushtune.common.kinds import KINDS, Targets
+from hushtune.common.kinds import KINDS, Inputs, Targets
 
 METHODS: Mapping[str, str] = {
     "majority": "most frequent label",
@@ -18,6 +18,12 @@ METHODS: Mapping[str, str] = {
     "pooled_private": "pooled, private",
     "pooled": "pooled, no privacy",
 }
+
+OF_TABLES: Mapping[str, str] = {
+    "columns_private": "small network on columns, federated, private",
+    "columns": "small network on columns, pooled, no privacy",
+}
+"""What is compared beside them where a language model reads the columns of a table as a text."""
 
 OURS = ("federated", "personal")
 """The methods that are the run itself, and no comparison."""
@@ -59,10 +65,13 @@ def methods(*, private: bool, kind: str = "text-classification") -> Mapping[str,
     """
     constant = _LOOKS_AT_NOTHING.get(KINDS[kind].targets, METHODS["majority"])
     named = {**METHODS, "majority": constant}
+    if KINDS[kind].inputs is Inputs.COLUMNS:
+        named |= OF_TABLES
     if private:
         return named
+    plain = {name: label.replace(", private", "") for name, label in named.items()}
     return {
-        name: label.replace(", private", "") for name, label in named.items() if name != "pooled"
+        name: label.replace(", no privacy", "") for name, label in plain.items() if name != "pooled"
     }
 
 

@@ -10,20 +10,22 @@ from typing import cast
 
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import PersonalConfig, RunConfig, SimulationConfig
+from hushtune.common.config_columns import COLUMNS, columns_known
 from hushtune.common.errors import CheckpointError
 from hushtune.common.files import read_json, write_text
 from hushtune.common.kinds import higher_is_better
-from hushtune.common.planning import POOLED, alone, head_only, not_private, pooled
+from hushtune.common.names import OF_TABLES
+from hushtune.common.planning import POOLED, alone, head_only, not_private, on_columns, pooled
 from hushtune.common.privacy.plan import Unit
 from hushtune.common.run_context import RunContext
 from hushtune.common.tasks.base import Metrics
-from hushtune.common.tasks.workspace import Workspace
+from hushtune.common.tasks.workspace import Workspace, open_workspace
 from hushtune.simulations.observer import Observer
 
 Figures = Mapping[str, float]
 """The run's main metric on each site's test rows, and on all of them under ``POOLED``."""
 _MOST_LAYERS = 6
-Federate = Callable[[RunContext], AdapterState]
+Federate = Callable[[RunContext, Workspace], AdapterState]
 
 
 def trained_baselines(config: RunConfig) -> dict[str, RunConfig]:
@@ -42,16 +44,28 @@ def trained_baselines(config: RunConfig) -> dict[str, RunConfig]:
     )
     sites = sorted(config.data.public_sizes)
     head = {"head_private": head_only(config)} if config.task.of.has_head else {}
+    head, tables = ({}, {}) if config.model.name == COLUMNS else (head, _on_columns(config))
     if Unit(config.privacy.unit) is Unit.CLIENT:
         # Alone or pooled there is no client that could hide among others.
         if head_only(config) == config:
             head = {}
-        return {**head, "pooled": not_private(pooled(config))}
+        return {**head, "pooled": not_private(pooled(config)), **tables}
     return {
         **head,
         **{f"alone_private/{site}": alone(config, site) for site in sites},
         "pooled_private": pooled(config),
         "pooled": not_private(pooled(config)),
+        **tables,
+    }
+
+
+def _on_columns(config: RunConfig) -> dict[str, RunConfig]:
+    """A small network on the columns themselves, where what is public of them is known."""
+    if not columns_known(config.task, config.data):
+        return {}
+    return {
+        "columns_private": on_columns(config),
+        "columns": on_columns(not_private(pooled(config))),
     }
 
 
@@ -82,24 +96,28 @@ def compare(
         """A baseline is its own study of the same rows: its ledger is not the run's."""
         if name not in done:
             with tempfile.TemporaryDirectory(prefix="hushtune-") as folder:
-                state = federate(RunContext(baseline, Path(folder)))
-            done[name] = dict(main_figures(workspace, config, state))
+                same = baseline.model.name == config.model.name
+                place = workspace if same else open_workspace(baseline)
+                state = federate(RunContext(baseline, Path(folder)), place)
+            done[name] = dict(main_figures(place, config, state))
             if judge_layer is not None:
-                found = main_figures(workspace, config, state, part="validation")
+                found = main_figures(place, config, state, part="validation")
                 done[_of_layer(judge_layer)] = done[name]
                 done[f"{_of_layer(judge_layer)}/validation"] = dict(found)
             write_text(kept, json.dumps(done, indent=1))
         table[name] = done[name]
 
-    for place, (name, baseline) in enumerate(runs.items()):
-        observer.comparing(name, place, total)
+    # Those of another model come last: opening it closes this one.
+    own = {name: run for name, run in runs.items() if name not in OF_TABLES}
+    for number, (name, baseline) in enumerate(own.items()):
+        observer.comparing(name, number, total)
         if name == "pooled" and baseline == runs.get("pooled_private"):  # where privacy is off
             table[name] = table["pooled_private"]
             continue
         last = len(workspace.task.model.blocks) if name == "head_private" and layers else None
         trained(name, baseline, judge_layer=last)
-    for place, layer in enumerate(layers):
-        observer.comparing("head_best", len(runs) + place, total)
+    for number, layer in enumerate(layers):
+        observer.comparing("head_best", len(own) + number, total)
         with workspace.task.reading(layer):
             trained(_of_layer(layer), runs["head_private"], judge_layer=layer)
     if layers:
@@ -108,6 +126,9 @@ def compare(
         sign = 1 if higher_is_better(config.task.main_metric) else -1
         best = max(heads, key=lambda layer: (sign * heads[layer]["validation"], layer))
         table["head_best"] = table[_of_layer(best)]
+    for name in sorted(runs.keys() - own.keys()):
+        observer.comparing(name, total - 1, total)
+        trained(name, runs[name])
     observer.comparing("", total, total)
     return table
 

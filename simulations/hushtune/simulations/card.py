@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hushtune.common.config import RunConfig
+from hushtune.common.config_columns import COLUMNS
 from hushtune.common.kinds import Inputs
 from hushtune.common.lora_rules import RULES
 from hushtune.common.model import Head
@@ -17,77 +18,10 @@ from hushtune.common.privacy.figures import at_most, upwards
 from hushtune.common.privacy.statement_markdown import plain
 from hushtune.common.privacy.statement_sentence import unit_word
 from hushtune.common.tasks.workspace import Workspace
-from hushtune.simulations import card_images
+from hushtune.simulations import card_columns, card_images, card_texts
 from hushtune.simulations.attacks import told as told_attack
 from hushtune.simulations.card_words import load_words
 
-_LOAD_MEAN = """\
-```python
-from hushtune.simulations.saved import load
-
-model = load("FOLDER")  # base, adapter and head
-print(model.predict(["a sentence"]))
-```
-
-`PeftModel.from_pretrained(base, "FOLDER")` loads the adapter alone onto the base model; the head
-(mean of the token states, scaled to norm {scale:g}, then linear) is in `head.safetensors`.
-`hushtune export RUN --to DIR --merged` writes both as one sentence-transformers folder.
-"""
-_LOAD_OWN = """\
-```python
-import torch
-{imports}
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-labels = {labels}
-name = {name}
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-base = AutoModelForSequenceClassification.from_pretrained(name, {options})
-base.config.pad_token_id = tokenizer.pad_token_id  # some bases name none
-model = PeftModel.from_pretrained(base, "FOLDER").eval()
-{answer}print([labels[place] for place in logits.argmax(1)])
-```
-"""
-_NAMED = (
-    "from peft import PeftConfig, PeftModel",
-    'PeftConfig.from_pretrained("FOLDER").base_model_name_or_path',
-)
-_FETCHED = (
-    "from hushtune.common.tasks.assets import fetch\nfrom peft import PeftModel",
-    'fetch("demo")  # the very weights that were trained on, without the hub',
-)
-_ANSWER = """\
-rows = tokenizer(
-    ["a sentence"],
-    padding=True,
-    truncation=True,
-    max_length={max_tokens},
-    return_tensors="pt",
-    return_token_type_ids=False,
-)
-with torch.no_grad():
-    logits = model(**rows).logits
-"""
-_LOAD_MERGED_OWN = """\
-```python
-import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-model = AutoModelForSequenceClassification.from_pretrained("FOLDER").eval()
-{answer}print([model.config.id2label[int(place)] for place in logits.argmax(1)])
-```
-"""
-_LOAD_MERGED_MEAN = """\
-```python
-from sentence_transformers import SentenceTransformer
-
-labels = {labels}
-model = SentenceTransformer("FOLDER")
-logits = model.encode(["a sentence"])  # one column a label
-print([labels[place] for place in logits.argmax(1)])
-```
-"""
 _TRUSTED = {
     "site": "each site trusts only itself",
     "server": "clients trust the server, which receives their updates in the clear",
@@ -113,14 +47,17 @@ def model_card(
     config: RunConfig, workspace: Workspace, summary: Mapping[str, Any], privacy: Mapping[str, Any]
 ) -> str:
     """Markdown with base model, data, figures and privacy; no data value and no path of data."""
+    alone, library = config.model.name == COLUMNS, "library_name: peft\n"
     options = f"num_labels={len(workspace.data.label_names)}"
     if config.model.layer is not None:
         options += f", num_hidden_layers={config.model.layer}"
     packaged = workspace.base_name != config.model.name
-    imports, name = _FETCHED if packaged else _NAMED
+    imports, name = card_texts.FETCHED if packaged else card_texts.NAMED
     images = config.task.of.inputs is Inputs.IMAGE
     load = (
-        card_images.adapter(
+        card_columns.use(workspace.data.label_names, config.task.range)
+        if alone
+        else card_images.adapter(
             head=config.model.head,
             scale=config.model.feature_scale,
             labels=workspace.data.label_names,
@@ -128,14 +65,14 @@ def model_card(
         if images
         else load_words(apart=workspace.task.model.reads_and_writes)
         if workspace.task.model.head_kind is Head.WORDS
-        else _LOAD_MEAN.format(scale=config.model.feature_scale)
+        else card_texts.LOAD_MEAN.format(scale=config.model.feature_scale)
         if config.model.head == "mean"
-        else _LOAD_OWN.format(
+        else card_texts.LOAD_OWN.format(
             labels=json.dumps(list(workspace.data.label_names), ensure_ascii=False),
             imports=imports,
             name=name,
             options=options,
-            answer=_ANSWER.format(max_tokens=config.model.max_tokens),
+            answer=card_texts.ANSWER.format(max_tokens=config.model.max_tokens),
         )
     )
     depth = "" if config.model.layer is None else f", its first {config.model.layer} blocks alone"
@@ -170,7 +107,7 @@ def model_card(
         "The full statement is `privacy.md` in the run's own folder."
     )
     metric = metric_words(summary["metric"])
-    tags = ["lora", "federated-learning"]
+    tags = ["federated-learning"] if alone else ["lora", "federated-learning"]
     tags += ["differential-privacy"] if privacy["guarantee"] else []
     first = "" if privacy["guarantee"] else f"> {promise}\n\n"
     if summary["attack"] is not None:
@@ -178,17 +115,13 @@ def model_card(
     if RULES[config.aggregation.rule].kept:
         first += _PARTED
     return f"""---
-library_name: peft
-pipeline_tag: {_PIPELINES.get(config.task.kind, config.task.kind)}
+{"" if alone else library}pipeline_tag: {_PIPELINES.get(config.task.kind, config.task.kind)}
 tags: [{", ".join(tags)}]
 ---
 
-# A federated adapter for {config.task.kind.replace("-", " ")}
+# A federated {"model" if alone else "adapter"} for {config.task.kind.replace("-", " ")}
 
-{first}- Base model: {base}{depth}, frozen (sha256 of its weights \
-{workspace.task.model.fingerprint[:16]}...)
-- Adapter: LoRA of rank {_rank(config, summary)}, rule `{config.aggregation.rule}`, \
-{_rounds(config, summary["rounds"])}
+{first}{_model(config, workspace, summary, base=base + depth)}
 - Data: {_what(config)} of {len(summary["sites"])} sites with \
 {_size(summary)}{_told(config, workspace)}
 
@@ -218,6 +151,24 @@ sites together: {train} training, {validation} validation and {test} test rows.
 |---|---|---|---|
 {told}
 """
+
+
+def _model(
+    config: RunConfig, workspace: Workspace, summary: Mapping[str, Any], *, base: str
+) -> str:
+    """What was trained, and on what."""
+    sha256, rounds = workspace.task.model.fingerprint[:16], summary["rounds"]
+    if config.model.name == COLUMNS:
+        return (
+            f"- Model: one hidden layer of {config.model.width} units on "
+            f"{workspace.task.model.hidden_size} inputs, trained whole in {rounds} rounds (sha256 "
+            f"of what is public of its columns {sha256}...)"
+        )
+    return (
+        f"- Base model: {base}, frozen (sha256 of its weights {sha256}...)\n- Adapter: LoRA of "
+        f"rank {_rank(config, summary)}, rule `{config.aggregation.rule}`, "
+        f"{_rounds(config, rounds)}"
+    )
 
 
 def _what(config: RunConfig) -> str:
@@ -265,11 +216,13 @@ def merged_card(
     if images:
         library, code = "transformers", card_images.merged(head=head, labels=labels)
     elif head == "own":
-        answer = _ANSWER.format(max_tokens=max_tokens)
-        library, code = "transformers", _LOAD_MERGED_OWN.format(answer=answer)
+        answer = card_texts.ANSWER.format(max_tokens=max_tokens)
+        library, code = "transformers", card_texts.LOAD_MERGED_OWN.format(answer=answer)
     else:
         library = "sentence-transformers"
-        code = _LOAD_MERGED_MEAN.format(labels=json.dumps(list(labels), ensure_ascii=False))
+        code = card_texts.LOAD_MERGED_MEAN.format(
+            labels=json.dumps(list(labels), ensure_ascii=False)
+        )
     use = f"The adapter is merged into its base model: no peft is needed.\n\n{code}"
     return with_use(card, use, library=library)
 

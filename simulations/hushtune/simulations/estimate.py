@@ -13,6 +13,7 @@ from hushtune.common import lora
 from hushtune.common.config import RunConfig
 from hushtune.common.lora_rules import RULES, trainable_keys
 from hushtune.common.model import Level
+from hushtune.common.names import OF_TABLES
 from hushtune.common.planning import POOLED, least_sites, local_batch, site_plans
 from hushtune.common.privacy.plan import Unit
 from hushtune.common.tasks import partition
@@ -60,7 +61,8 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     batch = share * sum(local_batch(config, site, plan) for site, plan in plans.items())
     # Heads alone are trained on kept features, which there are none of changed examples.
     steps = (train.rounds if config.augment.is_on else adapted) * train.local_steps
-    private_runs = 1 + (len(trained_baselines(config)) - 1 if config.simulation.baselines else 0)
+    compared = trained_baselines(config) if config.simulation.baselines else {}
+    private_runs = max(1, len(compared.keys() - OF_TABLES.keys()))
     whole_runs = 4 if config.simulation.baselines else 1  # the sites alone make up one run
     keys = trainable_keys(rule, state.spec, turn=0)
     frozen, stepping = _seconds_a_row(workspace, full_keys=keys)
@@ -111,7 +113,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
             for site, plan in plans.items()
         },
         "who_has_what": partition.table(workspace.data),
-        "data_notes": workspace.data.report.lines(),
+        "data_notes": workspace.data_notes(),
         "quorum": quorum,
         "quorum_setting": quorum_setting,
         "refusals": refusals(config, plans, state),
@@ -158,7 +160,8 @@ def _seconds_a_row(workspace: Workspace, full_keys: tuple[str, ...]) -> tuple[fl
     # What the cache saves is the forward pass of the blocks under the first adapted one, where the
     # pass without pooling ends.
     kept = task.model.keeps_hidden and not task.augments
-    below = task.model.first_adapted / len(task.model.blocks) if task.model.reads_features else 1.0
+    whole_pass = not task.model.reads_features
+    below = 1.0 if whole_pass or not kept else task.model.first_adapted / len(task.model.blocks)
     saved = frozen * below if kept else 0.0
     return frozen, max(whole - saved, 0.1 * whole)
 

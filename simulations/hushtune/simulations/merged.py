@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import safetensors.torch
+from torch import nn
 
 from hushtune.common.lora_files import HEAD_FILE, merged
 from hushtune.common.model import Head
@@ -31,16 +32,17 @@ def write_merged(trained: Predictor, card: str, folder: Path) -> None:
     (folder / "README.md").write_text(_card(trained, card), encoding="utf-8")
     if trained.model.head is None:
         return
+    linear = cast(nn.Linear, trained.model.head)
     if images:
         # Of features that are scaled to norm 1.
         head = {
-            "weight": (trained.model.head.weight.detach() * trained.settings.feature_scale),
-            "bias": trained.model.head.bias.detach(),
+            "weight": (linear.weight.detach() * trained.settings.feature_scale),
+            "bias": linear.bias.detach(),
         }
         contiguous = {name: tensor.clone().contiguous() for name, tensor in head.items()}
         safetensors.torch.save_file(contiguous, folder / HEAD_FILE)
         return
-    width, scale = trained.model.head.in_features, trained.settings.feature_scale
+    width, scale = linear.in_features, trained.settings.feature_scale
     _write_json(
         folder / "sentence_bert_config.json",
         {"max_seq_length": trained.settings.max_tokens, "do_lower_case": False},
@@ -60,8 +62,8 @@ def write_merged(trained: Predictor, card: str, folder: Path) -> None:
         },
     )
     dense = {
-        "linear.weight": (trained.model.head.weight.detach() * scale).contiguous(),
-        "linear.bias": trained.model.head.bias.detach().clone(),
+        "linear.weight": (linear.weight.detach() * scale).contiguous(),
+        "linear.bias": linear.bias.detach().clone(),
     }
     safetensors.torch.save_file(dense, folder / "3_Dense" / "model.safetensors")
     kinds = [

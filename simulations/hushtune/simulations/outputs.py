@@ -17,7 +17,7 @@ from hushtune.common.files import read_json, write_text
 from hushtune.common.json_text import json_text
 from hushtune.common.kinds import higher_is_better
 from hushtune.common.lora_files import plain_adapter
-from hushtune.common.names import METHODS, OURS, SEEN_BY
+from hushtune.common.names import METHODS, OF_TABLES, OURS, SEEN_BY
 from hushtune.common.planning import POOLED, cohort_of
 from hushtune.common.privacy.plan import Trust
 from hushtune.common.privacy.report_files import write_statement
@@ -151,7 +151,9 @@ def summarise(run: FinishedRun, privacy: Mapping[str, Any]) -> dict[str, Any]:
     alone = [row[POOLED] for row in own.values() if row is not None]
     # Every key is there, whatever was run: others read them.
     baselines = {
-        name: table[name][POOLED] if name in table else None for name in METHODS if name not in OURS
+        name: table[name][POOLED] if name in table else None
+        for name in (*METHODS, *OF_TABLES)
+        if name not in OURS
     }
     if alone:
         baselines["alone_private"] = sum(alone) / len(alone)
@@ -212,7 +214,7 @@ def summarise(run: FinishedRun, privacy: Mapping[str, Any]) -> dict[str, Any]:
         "adapter_digest": result.state.digest(),
         "saved_rank": plain_adapter(result.state).spec.rank,
         "out": str(context.out),
-        "data_notes": workspace.data.report.lines(),
+        "data_notes": workspace.data_notes(),
         "samples": [dict(sample) for sample in run.samples],
     }
 

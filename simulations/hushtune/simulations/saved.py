@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState, head_key
 from hushtune.common.adapter_folder import DESCRIPTION, whole_folder
+from hushtune.common.columns_model import columns_model
 from hushtune.common.config import AdapterConfig, ModelConfig, TaskConfig
 from hushtune.common.errors import (
     CheckpointError,
@@ -31,10 +32,11 @@ from hushtune.common.lora_files import (
     HEAD_FILE,
     peft_names,
 )
-from hushtune.common.model import AdaptedModel
+from hushtune.common.model import AdaptedModel, Head
 from hushtune.common.tasks.activations import InputRows
 from hushtune.common.tasks.assets import resolve_model
 from hushtune.common.tasks.base_model import load_base, set_padding
+from hushtune.common.tasks.column_rows import ColumnEncoder, load_columns
 from hushtune.common.tasks.encoder import Encoder, load_encoder
 from hushtune.common.tasks.image_files import canonical
 from hushtune.common.tasks.image_processor import ImageProcessor
@@ -65,12 +67,14 @@ class Predictor:
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Of a model that reads texts."""
-        if isinstance(self.encoder, ImageProcessor):
-            raise TypeError("a model of images has no tokenizer")
+        if not isinstance(self.encoder, PreTrainedTokenizerBase):
+            raise TypeError("only a model of texts has a tokenizer")
         return self.encoder
 
     def inputs(self, texts: Sequence[str]) -> InputRows:
         """What the model reads of canonical inputs, or of the paths of images; DataErrors."""
+        if isinstance(self.encoder, ColumnEncoder):
+            return self.encoder.rows(texts)[0]
         if isinstance(self.encoder, ImageProcessor):
             images = [canonical(Path(text), file=text) for text in texts]
             return ImageRows.of(images, self.encoder, megabytes=0)
@@ -148,6 +152,8 @@ def load(folder: Path | str) -> Predictor:
     folder = adapter_folder(Path(folder))
     labels, settings, adapter, task, fingerprint = _description(folder / DESCRIPTION)
     head = head_for(task, settings)
+    if head is Head.COLUMNS:
+        return _on_columns(folder, labels, settings, adapter, task, fingerprint)
     images = task.of.inputs is Inputs.IMAGE
     base = load_base(str(resolve_model(settings.name)), head, labels, images=images)
     model = lora.attach(
@@ -159,6 +165,36 @@ def load(folder: Path | str) -> Predictor:
         seed=0,
         head=head,
     )
+    _check_base(model, settings, fingerprint)
+    lora.install(model, _read_state(model, folder, rank=adapter.rank))
+    model.frozen_mode()
+    encoder = load_encoder(str(folder), task, settings)
+    if isinstance(encoder, PreTrainedTokenizerBase):
+        set_padding(base, cast("int | None", encoder.pad_token_id))
+    return Predictor(model, encoder, labels, settings, task)
+
+
+def _on_columns(
+    folder: Path,
+    labels: tuple[str, ...],
+    settings: ModelConfig,
+    adapter: AdapterConfig,
+    task: TaskConfig,
+    fingerprint: str,
+) -> Predictor:
+    """A network that reads columns, which has no base to be loaded."""
+    encoder = load_columns(folder, remedy=MEND)
+    outputs = num_outputs(task, labels)
+    model = columns_model(
+        encoder.columns, model=settings, adapter=adapter, num_outputs=outputs, seed=0
+    )
+    _check_base(model, settings, fingerprint)
+    lora.install(model, _read_state(model, folder, rank=adapter.rank))
+    model.frozen_mode()
+    return Predictor(model, encoder, labels, settings, task)
+
+
+def _check_base(model: AdaptedModel, settings: ModelConfig, fingerprint: str) -> None:
     if model.fingerprint != fingerprint:
         raise CheckpointError(
             "the base model is not the one that the adapter was trained on",
@@ -166,12 +202,6 @@ def load(folder: Path | str) -> Predictor:
             expected=fingerprint,
             remedy=f"get the weights of {settings.name} that were used in training",
         )
-    lora.install(model, _read_state(model, folder, rank=adapter.rank))
-    model.frozen_mode()
-    encoder = load_encoder(str(folder), task, settings)
-    if not isinstance(encoder, ImageProcessor):
-        set_padding(base, cast("int | None", encoder.pad_token_id))
-    return Predictor(model, encoder, labels, settings, task)
 
 
 def _description(
@@ -262,8 +292,9 @@ def export(folder: Path, to: Path, *, merged: bool) -> Path:
     source = adapter_folder(folder)
     check_target(to, source)
     with whole_folder(to) as partial:
-        if merged:
-            write_merged(load(source), read_text(source / "README.md", remedy=MEND), partial)
+        trained = load(source) if merged else None
+        if trained is not None and trained.model.head_kind is not Head.COLUMNS:
+            write_merged(trained, read_text(source / "README.md", remedy=MEND), partial)
         else:
             for file in source.glob("*.safetensors"):
                 _tensors(file)  # what is damaged is found here, and not where it is carried to

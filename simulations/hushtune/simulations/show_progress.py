@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from hushtune.common.config import RunConfig
-from hushtune.common.names import METHODS, metric_words
+from hushtune.common.names import METHODS, OF_TABLES, metric_words
 from hushtune.common.privacy.figures import upwards
 from hushtune.server.central import SERVER
 from hushtune.simulations import server_ledger
@@ -18,6 +18,8 @@ from hushtune.simulations.agreement import show_refusals
 from hushtune.simulations.weak import show_warning
 
 _MOST_SITES, _OF_MANY = 6, 4
+
+_NAMES = {**METHODS, **OF_TABLES}
 
 
 class ProgressView:
@@ -113,7 +115,7 @@ class ProgressView:
 
     def comparing(self, name: str, done: int, total: int) -> None:
         """See Observer."""
-        self._advance("comparisons", done, total, METHODS.get(name.split("/", maxsplit=1)[0], name))
+        self._advance("comparisons", done, total, _NAMES.get(name.split("/", maxsplit=1)[0], name))
 
     def _advance(self, what: str, done: int, total: int, note: str) -> None:
         if what not in self._tasks:

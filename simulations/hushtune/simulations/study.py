@@ -118,7 +118,7 @@ def run(
     table = compare(
         config,
         workspace=workspace,
-        federate=lambda other: run_federation(other, workspace).state,
+        federate=lambda other, place: run_federation(other, place).state,
         kept=checkpoint_folder(context.out) / "baselines.json",
         observer=observer,
     )

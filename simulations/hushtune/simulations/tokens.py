@@ -18,7 +18,6 @@ from hushtune.common.tasks.assets import resolve_model
 from hushtune.common.tasks.kinds.causal_lm import encode
 from hushtune.common.tasks.kinds.texts import tokenize
 from hushtune.common.tasks.kinds.token_classification import tokens_of_words
-from hushtune.common.tasks.objectives_tokens import IGNORED
 from hushtune.common.tasks.preview import PreviewRow, preview
 from hushtune.common.tasks.rows import Columns
 from hushtune.common.tasks.tokenizer import load_tokenizer
@@ -122,9 +121,9 @@ def _answered(
     max_tokens: int,
 ) -> Tokens:
     example = encode(tokenizer, messages, answer, max_tokens=max_tokens)
-    # A target stands at the token before it, from which it is told.
-    after = [target for target in example.targets if target != IGNORED]
-    before = example.ids[: len(example.ids) - len(after)]
+    after = example.answer
+    # The last token of an answer is learnt, and nothing is told from it: it is no input.
+    before = example.ids[: len(example.ids) - max(0, len(after) - 1)]
     return Tokens([*before, *after], [0] * len(before) + [1] * len(after))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from hushtune.common.config_columns import COLUMNS
 from hushtune.common.errors import AssetError, MissingWeightsError
 from hushtune.common.tasks.archives import unpack
 from hushtune.common.tasks.asset_table import ASSETS
@@ -84,12 +85,15 @@ def model_folder(name: str) -> Path:
 
 
 def resolve_model(name: str) -> Path | str:
-    """Where a base model comes from: an asset's folder, a checked local folder, or a hub id.
+    """Where a base model comes from: an asset's folder, a checked local folder, or a hub id; of
+    "columns", which has none, its name.
 
     Raises:
         MissingWeightsError: a local folder without ``config.json`` or ``*.safetensors``.
         AssetError: no such model is here, and the hub has none or cannot be reached.
     """
+    if name == COLUMNS:
+        return name
     if name in _MODEL_NAMES:
         return model_folder(_MODEL_NAMES[name])
     folder = Path(name).expanduser()

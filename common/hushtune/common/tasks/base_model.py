@@ -20,7 +20,9 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from hushtune.common import lora
+from hushtune.common.columns_model import columns_model
 from hushtune.common.config import RunConfig
+from hushtune.common.config_columns import public_columns
 from hushtune.common.errors import MissingWeightsError, UnsupportedModelError
 from hushtune.common.kinds import Inputs
 from hushtune.common.lora_rules import RULES
@@ -44,10 +46,19 @@ def adapted_model(
     num_outputs: int,
     pad_id: int | None,
 ) -> AdaptedModel:
-    """The base model of a folder or a hub's id, with the run's adapters and head, on the device.
+    """The base model of a folder or a hub's id, with the run's adapters and head, on the device;
+    or a network on columns, which has none.
 
     ``pad_id``: of texts, the token that rows are padded with.
     """
+    if head is Head.COLUMNS:
+        return columns_model(
+            public_columns(config.data),
+            model=config.model,
+            adapter=config.adapter.model_copy(update={"rank": global_rank(config)}),
+            num_outputs=num_outputs,
+            seed=config.seed,
+        )
     images = config.task.of.inputs is Inputs.IMAGE
     base = load_base(source, head, labels, images=images)
     if not images:

@@ -21,6 +21,7 @@ from hushtune.common.tasks.packaged import (
     films,
     images,
     pronunciations,
+    public_columns,
     sentences,
     tables,
     tagged,
@@ -44,6 +45,9 @@ class Source:
         classes: the labels or tags in their order; empty where they are read from the rows.
         target_range: for numbers: bounds that hold by how the target is made, not by these rows.
         columns: for tables: "number" or "category" by column, in the order of the cells.
+        ranges: of columns of numbers, least and largest value by what the column is; never by the
+            rows, of which some may lie outside.
+        values: of columns of categories, all values that the column is described to have.
         read: gives the rows.
     """
 
@@ -59,6 +63,10 @@ class Source:
     classes: tuple[str, ...] = ()
     target_range: tuple[float, float] | None = None
     columns: Mapping[str, str] = field(default_factory=dict[str, str])
+    ranges: Mapping[str, tuple[float, float]] = field(
+        default_factory=dict[str, tuple[float, float]]
+    )
+    values: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 
 def _from(asset: str, read: Callable[[Path], Iterator[RawRow]]) -> Callable[[], Iterator[RawRow]]:
@@ -98,6 +106,8 @@ _PUPILS = partial(
     licence="GPL-2.0-or-later (R package mlmRev)",
     citation="Raudenbush and Bryk, Hierarchical Linear Models, 2002 (High School and Beyond)",
     target_range=(-3.0, 25.0),
+    ranges=public_columns.PUPILS_RANGES,
+    values=public_columns.PUPILS_VALUES,
 )
 _FILMS = partial(
     Source,
@@ -236,6 +246,8 @@ SOURCES: Final[Mapping[str, Source]] = MappingProxyType(
                 citation="R package modeldata, from Lending Club's figures of 2016",
                 classes=("bad", "good"),
                 columns=tables.LENDING,
+                ranges=public_columns.LENDING_RANGES,
+                values=public_columns.LENDING_VALUES,
                 read=_from("tables", tables.read_lending),
             ),
             Source(
@@ -249,6 +261,8 @@ SOURCES: Final[Mapping[str, Source]] = MappingProxyType(
                 group="a person",
                 classes=("negative", "positive"),
                 columns=tables.TESTS,
+                ranges=public_columns.TESTS_RANGES,
+                values=public_columns.TESTS_VALUES,
                 read=_from("tables", tables.read_tests),
             ),
             _LENDING_CLUB(
@@ -258,6 +272,8 @@ SOURCES: Final[Mapping[str, Source]] = MappingProxyType(
                 citation="R package openintro, from Lending Club's figures of 2018",
                 target_range=(0.0, 36.0),
                 columns=tables.RATES,
+                ranges=public_columns.RATES_RANGES,
+                values=public_columns.RATES_VALUES,
                 read=_from("tables", tables.read_rates),
             ),
             _PUPILS(

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import PrivacyConfig, RunConfig, TaskConfig
+from hushtune.common.config_columns import COLUMNS
 from hushtune.common.config_io import config_hash
 from hushtune.common.errors import (
     ConfigError,
@@ -24,7 +26,6 @@ from hushtune.common.tasks.base_model import adapted_model
 from hushtune.common.tasks.data import LabelledRows, load_data
 from hushtune.common.tasks.encoder import load_encoder
 from hushtune.common.tasks.few_shot import check_shots
-from hushtune.common.tasks.image_processor import ImageProcessor
 from hushtune.common.tasks.kinds.registry import head_for, prepare
 from hushtune.common.tasks.kinds.texts import padding_id
 from hushtune.common.tasks.supervised import Supervised
@@ -45,15 +46,18 @@ class Workspace:
         self.data = data
         self.base_name = public_name(config.model.name)  # what is written beside an adapter
         source = str(resolve_model(config.model.name))
-        self.encoder = load_encoder(source, config.task, config.model)
+        self.encoder = load_encoder(source, config.task, config.model, config.data)
         prepared = prepare(config, data, self.encoder)
+        self.notes = prepared.notes
         model = adapted_model(
             config,
             source,
             data.label_names,
             head=head_for(config.task, config.model),
             num_outputs=prepared.objective.num_outputs,
-            pad_id=None if isinstance(self.encoder, ImageProcessor) else padding_id(self.encoder),
+            pad_id=padding_id(self.encoder)
+            if isinstance(self.encoder, PreTrainedTokenizerBase)
+            else None,
         )
         self.initial_state: AdapterState = lora.initial_state(model, seed=config.seed)
         self.task = Supervised(
@@ -72,6 +76,10 @@ class Workspace:
             on_fill=None if progress is None else lambda i, n: progress("frozen features", i, n),
             augmented=prepared.augmented,
         )
+
+    def data_notes(self) -> list[str]:
+        """What was left out of the data, and what is odd of them: one readable line each."""
+        return [*self.data.report.lines(), *self.notes]
 
     def warm(self) -> None:
         """Fill the activations now, so that no round pays for them."""
@@ -145,8 +153,9 @@ def open_workspace(config: RunConfig, progress: Progress | None = None) -> Works
     key = _key(config)
     if key not in _workspaces:
         keep_freed_memory()
-        _workspaces.clear()  # one model in memory at a time
-        gc.collect()
+        if config.model.name != COLUMNS:  # one pretrained model in memory at a time
+            _workspaces.clear()
+            gc.collect()
         _workspaces[key] = Workspace(config, data, progress)
     return _workspaces[key]
 
@@ -176,7 +185,8 @@ def _stamps(config: RunConfig) -> str:
 
 def _stripped(config: RunConfig) -> RunConfig:
     """A configuration reduced to what the table of rows depends on."""
-    data = config.data.model_copy(update={"public_sizes": {}, "class_weights": {}})
+    left_out = ("public_sizes", "class_weights", "column_ranges", "column_values")
+    data = config.data.model_copy(update={key: {} for key in left_out})
     return RunConfig(
         task=_task_alone(config), data=data, seed=config.seed, privacy=_unit_alone(config)
     )

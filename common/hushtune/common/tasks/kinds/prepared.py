@@ -20,6 +20,7 @@ class Prepared:
     """All that a task needs beside its model.
 
     ``evaluation_batch``: rows judged at once. ``augmented``: the inputs as training changes them.
+    ``notes``: what is odd of the rows, a sentence each.
     """
 
     inputs: InputRows
@@ -27,6 +28,7 @@ class Prepared:
     objective: Objective
     evaluation_batch: int = EVALUATION_BATCH
     augmented: AugmentedRows | None = None
+    notes: tuple[str, ...] = ()
 
 
 Prepare = Callable[[RunConfig, LabelledRows, Any], Prepared]

@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from hushtune.common.config import ModelConfig, RunConfig, TaskConfig
+from hushtune.common.config_columns import COLUMNS
 from hushtune.common.errors import ConfigError
 from hushtune.common.kinds import Targets
 from hushtune.common.model import Head
+from hushtune.common.tasks.column_rows import ColumnEncoder
 from hushtune.common.tasks.data import LabelledRows
 from hushtune.common.tasks.encoder import Encoder
 from hushtune.common.tasks.kinds import (
     causal_lm,
     classification,
+    columns,
     image_classification,
     multi_label,
     regression,
@@ -42,6 +45,8 @@ PREPARE: Mapping[str, Prepare] = MappingProxyType(
 
 def prepare(config: RunConfig, data: LabelledRows, encoder: Encoder) -> Prepared:
     """Inputs, targets and objective of a run's rows."""
+    if isinstance(encoder, ColumnEncoder):
+        return columns.prepare(config, data, encoder)
     if config.task.kind not in PREPARE:
         raise ConfigError(
             "this kind of supervision is not available yet",
@@ -58,6 +63,8 @@ def num_outputs(task: TaskConfig, labels: Sequence[str]) -> int:
 
 def head_for(task: TaskConfig, model: ModelConfig) -> Head:
     """What turns the base's output into the model's, for a kind of supervision."""
+    if model.name == COLUMNS:
+        return Head.COLUMNS
     if task.of.targets is Targets.TAGS:
         return Head.TOKENS
     return Head(model.head) if task.of.has_head else Head.WORDS

@@ -1,0 +1,74 @@
+"""The presets of each kind of supervision, on their real data, at tiny size and a random model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hushtune.common.config_io import load_config
+from hushtune.common.kinds import KINDS, Inputs, higher_is_better
+from hushtune.common.names import METHODS, OF_TABLES, OURS
+from hushtune.common.presets import PRESETS
+from hushtune.common.tasks import partition
+from hushtune.common.tasks.sources import SOURCES
+from hushtune.simulations import plots, run
+from hushtune.simulations.outputs import SUMMARY_KEYS
+
+DEMO = {"demo", "clients", "tiny"}
+OF_KINDS = sorted({*PRESETS} - DEMO)
+BASELINES = {*METHODS, *OF_TABLES} - {*OURS}
+TINY = (
+    "data.max_rows_per_site=60",
+    "model.precision=float32",
+    "model.max_tokens=16",
+    "privacy.epsilon=20",  # of sites this small
+    "train.rounds=2",
+    "train.local_steps=1",
+    "train.sampling_probability=0.5",
+)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "plot_run", lambda *_: None)
+    monkeypatch.setattr(partition, "plot", lambda *_: None)
+
+
+@pytest.mark.parametrize("preset", OF_KINDS)
+def test_a_preset_is_of_real_data_at_the_usual_epsilon(preset: str) -> None:
+    config = load_config(preset=preset, presets=PRESETS)
+    assert config.data.source in SOURCES
+    assert config.privacy.epsilon == 3.0
+    assert config.privacy.trust in ("site", "distributed")
+    assert config.simulation.baselines
+    if preset in ("tabular-classification", "recommendation"):  # a person has several rows
+        assert config.privacy.unit == "group"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", OF_KINDS)
+def test_a_preset_runs_with_all_that_it_is_compared_with(
+    preset: str, tiny_bert: Path, tmp_path: Path
+) -> None:
+    if preset == "token-classification" and shutil.which("npm") is None:
+        pytest.skip("the Brown Corpus comes with npm")
+    few = [*TINY, f"model.name={tiny_bert}"]
+    config = load_config(preset=preset, presets=PRESETS, overrides=few)
+    summary: dict[str, Any] = run(config, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+    assert summary.keys() - {"missing"} == SUMMARY_KEYS
+    assert summary["task"] == config.task.kind
+    assert summary["metric"] == config.task.main_metric in summary["metrics"]
+    assert summary["higher_is_better"] == higher_is_better(summary["metric"])
+    assert summary["rounds"] == 2
+    assert all(0 < row["epsilon"] <= 20.0 for row in summary["sites"].values())
+    baselines = summary["baselines"]
+    assert baselines.keys() == BASELINES
+    left_out = {name for name, value in baselines.items() if value is None}
+    tables = KINDS[config.task.kind].inputs is Inputs.COLUMNS and preset != "recommendation"
+    assert left_out == (set() if tables else set(OF_TABLES))
+    assert json.loads((tmp_path / "run" / "privacy.json").read_text())["guarantee"] is True
