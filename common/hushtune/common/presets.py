@@ -59,7 +59,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # so that sums carry one for all. Few steps with many rows, as each is a secure sum.
     "tabular-classification": {
         "task": {"metric": "average_precision", "positive": "positive"},
-        "data": {"source": "covid-tests", "group": "person", "max_rows_per_site": 600},
+        "data": {
+            "source": "covid-tests",
+            "group": "person",
+            "max_rows_per_site": 600,
+            "class_weights": {"negative": 0.06},
+        },
         "privacy": {"trust": "distributed", "unit": "group"},
         "train": {**_FEW_STEPS},
     },
@@ -71,7 +76,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             "max_rows_per_site": 500,
         },
         "privacy": {"trust": "distributed"},
-        "train": {**_FEW_STEPS, "rounds": 20, "warmup_rounds": 20, "warmup_learning_rate": 0.002},
+        "train": {**_FEW_STEPS, "rounds": 20, "warmup_rounds": 20, "warmup_learning_rate": 0.004},
     },
     # A rating tells of the same user's others, so it is users that are protected.
     "recommendation": {
@@ -83,6 +88,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             "max_rows_per_site": 1000,
         },
         "privacy": {"trust": "distributed", "unit": "group", "records_per_group": 16},
-        "train": {**_FEW_STEPS, "warmup_learning_rate": 0.001},
+        "train": {**_FEW_STEPS, "rounds": 20, "warmup_rounds": 20, "warmup_learning_rate": 3e-4},
     },
 }
