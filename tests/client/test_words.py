@@ -117,7 +117,7 @@ def test_one_example_moves_the_sum_by_the_clip_norm_at_most_and_others_not_at_al
 ) -> None:
     task = words_task(family)
     state = moved(task.model, by=0.3)
-    alone = [summed(task, [row], state=state, clip_norm=1e-2) for row in ALL]
+    alone = [summed(task, [int(row)], state=state, clip_norm=1e-2) for row in ALL]
     whole = summed(task, ALL, state=state, clip_norm=1e-2, microbatch=3)
     for row in ALL:
         rest = summed(
