@@ -90,4 +90,20 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "privacy": {"trust": "distributed", "unit": "group", "records_per_group": 16},
         "train": {**_FEW_STEPS, "rounds": 20, "warmup_rounds": 20, "warmup_learning_rate": 3e-4},
     },
+    # Questions and answers of eight topics, each a site with some sixty rows, answered by a small
+    # language model. Sums carry one noise for all, and few values are trained: A stays as drawn.
+    "causal-lm": {
+        "data": {"source": "chatterbot", "max_rows_per_site": 60},
+        "model": {"name": "smollm2", "max_tokens": 96},
+        "adapter": {"rank": 2, "layers": 2},
+        "privacy": {"trust": "distributed", "epsilon": 8.0, "delta": 1e-3},
+        "train": {
+            "rounds": 8,
+            "local_steps": 2,
+            "sampling_probability": 0.2,
+            "learning_rate": 0.01,
+        },
+        "aggregation": {"rule": "ffa"},
+        "simulation": {"baselines": False, "train_sample": 0, "evaluate_every": 4},
+    },
 }
