@@ -12,8 +12,10 @@ import torch
 import transformers as tf
 from peft import AutoPeftModelForCausalLM, AutoPeftModelForSeq2SeqLM
 
+from hushtune.common.config import RunConfig
 from hushtune.common.lora_rules import RULES
 from hushtune.common.planning import POOLED
+from hushtune.common.presets import PRESETS
 from hushtune.common.tasks import partition
 from hushtune.server import checkpoint
 from hushtune.simulations import plots, run
@@ -103,6 +105,19 @@ def test_every_trust_model_compares_what_can_be_trained_without_a_head(
     assert foreseen["bytes_per_warmup_round"] == 0 or trust == "distributed"
     assert foreseen["bytes_total"] > 0
     assert foreseen["trains_a_head"] is False
+
+
+def test_the_preset_trains_under_its_budget(llama: Path, asked: Path, tmp_path: Path) -> None:
+    """On made-up rows and a tiny model."""
+    tree = {key: dict(section) for key, section in PRESETS["causal-lm"].items()}
+    tree["task"] = {"kind": "causal-lm"}
+    tree["data"] = {"file": asked, "site": "site"}
+    tree["model"] |= {"name": str(llama), "precision": "float32"}
+    config = RunConfig.model_validate(tree)
+    assert (config.train.warmup_rounds, config.train.microbatch) == (0, 4)
+    summary = run(config, tmp_path / "run")
+    assert all(0 < row["epsilon"] <= 8.0 for row in summary["sites"].values())
+    assert len(summary["samples"]) == 3
 
 
 # ---------------------------------------------------------------------- told, saved, asked ----
