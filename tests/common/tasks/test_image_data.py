@@ -14,9 +14,9 @@ from hushtune.common.errors import (
     MissingFileError,
     UnsupportedDataError,
 )
-from hushtune.common.kinds import KINDS
 from hushtune.common.tasks.data import LabelledRows, load_data
 from hushtune.common.tasks.preview import preview
+from hushtune.common.tasks.rows import Columns
 
 from ...conftest import write_csv
 from ...pictures import picture, picture_folder
@@ -116,9 +116,9 @@ def test_a_bad_path_in_a_table_names_its_row(tmp_path: Path) -> None:
 
 def test_a_preview_tells_size_and_class(tmp_path: Path) -> None:
     folder = picture_folder(tmp_path / "images", each=2)
-    kind = KINDS["image-classification"]
-    (first, second) = preview(folder, rows=2, site="site", kind=kind)
+    columns = Columns("path", "label", site="site", kind=TASK.kind)
+    (first, second) = preview(folder, rows=2, columns=columns)
     assert (first.size, first.label, first.site) == ((20, 18), "dark", "north")
     assert second.tokens is None
-    (row,) = preview(DataConfig(folder=folder), rows=1, kind=kind)
+    (row,) = preview(DataConfig(folder=folder), task=TASK, rows=1)
     assert (row.size, row.site) == ((20, 18), "north")
