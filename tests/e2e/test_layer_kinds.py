@@ -75,7 +75,7 @@ def test_embedding_and_value_together(settings: Any, tmp_path: Path, rule: str, 
     # The run itself, its folder, plain peft and both exports answer alike.
     workspace = open_workspace(load_config(out / "config.toml"))
     rows = workspace.rows("pooled", "test")
-    expected = workspace.task.logits(state, rows)
+    expected = workspace.task.figures(state, rows)[:, :-1]
     predictor = saved.load(out)
     close(predictor.logits([workspace.data.texts[row] for row in rows]), expected)
     assert float(expected.std(0).max()) > 1e-3

@@ -3,7 +3,8 @@
 Sources: the R documentation of medicaldata (covid_testing) and openintro (loans_full_schema), for
 Lending Club its own dictionary of 2016 (grades A1 to G5, terms of 36 and 60 months, loans of 1,000
 to 40,000 dollars). Where a column has no natural end, such as an income, the range is a round one
-that most people would be in; cells beyond it are moved to its end. None was taken from the rows.
+that most people would be in; cells beyond it are moved to its end. These are set by hand, by people
+who had seen the data: for rows of your own take them from what is known without the rows.
 """
 
 from __future__ import annotations
