@@ -152,7 +152,7 @@ def test_gradients_are_those_of_plain_peft(family: str, name: str, tmp_path: Pat
 
 
 def tokens_of(task: Any, rows: np.ndarray) -> set[int]:
-    inputs = task.tokens.inputs(rows)
+    inputs = task.inputs.inputs(rows)
     return {int(token) for token in inputs["input_ids"][inputs["attention_mask"] == 1]}
 
 

@@ -264,7 +264,7 @@ def test_a_rank_above_an_embedding_s_width_is_refused() -> None:
 
 def test_hidden_states_are_refused_above_an_adapted_embedding() -> None:
     model = adapted("bert", targets=("word_embeddings", "value"))
-    with pytest.raises(UnsupportedModelError, match="embedding of tokens"):
+    with pytest.raises(UnsupportedModelError, match="what is below them is adapted"):
         model({**inputs("bert"), "hidden": torch.zeros(4, 6, 32)})
     assert model.first_adapted == 0
 

@@ -32,6 +32,7 @@ from hushtune.common.model import Level
 from hushtune.common.planning import POOLED, site_plans
 from hushtune.common.privacy.ledger import Ledger
 from hushtune.common.run_context import run_config
+from hushtune.common.tasks.targets import DenseTargets
 from hushtune.common.tasks.workspace import open_workspace, resolve
 from hushtune.server.app import app as server_app
 from hushtune.server.orders import make_orders
@@ -255,7 +256,7 @@ def three_labels(settings: Any, tmp_path: Path) -> Any:
 
 def labels_now(workspace: Any) -> np.ndarray:
     rows = np.arange(len(workspace.data.labels))
-    return workspace.task.batch(rows, Level.TOKENS).labels.numpy()
+    return workspace.task.batch(rows, Level.TOKENS).targets.numpy()
 
 
 def test_only_the_attackers_training_labels_are_flipped(three_labels: Any) -> None:
@@ -295,7 +296,7 @@ def test_an_attacker_trains_on_the_flipped_labels_and_nobody_else_does(
     wrong = torch.from_numpy(workspace.data.labels.copy())
     mine = workspace.rows(site, "train")
     wrong[mine] = (wrong[mine] + 1) % 3
-    monkeypatch.setattr(workspace.task, "_labels", wrong)
+    monkeypatch.setattr(workspace.task, "_targets", DenseTargets(wrong))
     wanted = updates(config, tmp_path)  # an honest site whose rows are so labelled
     for name in honest:
         assert same(found[name].delta, wanted[name].delta)

@@ -44,11 +44,12 @@ def test_a_saved_and_a_merged_model_answer_as_in_their_run(
     assert state.spec.inner == (rule == "fedsb")
     assert any(".base_" in key for key in state.keys) == (rule != "fedsb")
     rows = workspace.rows("pooled", "test")
-    expected = workspace.task.logits(state, rows)
+    expected = workspace.task.figures(state, rows)[:, :-1]
     texts = [workspace.data.texts[row] for row in rows]
     assert float(expected.std(0).max()) > 1e-3
     close(saved.load(out).logits(texts), expected)
-    without = workspace.task.logits(workspace.initial_state.merge(head_of(state)), rows)
+    start = workspace.initial_state.merge(head_of(state))
+    without = workspace.task.figures(start, rows)[:, :-1]
     assert float((without - expected).abs().max()) > 1e-4  # the adapter is in it
     copy = saved.export(out, tmp_path / "copy", merged=False)
     close(saved.load(copy).logits(texts), expected)

@@ -34,6 +34,7 @@ def summary(names: Sequence[str], *, epsilon: float = 2.0, **changes: Any) -> di
     own = {f"alone_private/{name}": {name: 0.432, "pooled": 0.5} for name in names}
     return {
         "task": "text-classification",
+        "samples": [],
         "metric": "accuracy",
         "higher_is_better": True,
         "trust": "site",
@@ -158,6 +159,7 @@ def test_small_epsilons_are_not_shown_as_zero() -> None:
 def test_a_dry_run_s_bytes_add_up_and_its_dropped_rows_are_told() -> None:
     row = {"public_size": 9, "batch": 3.0, "sampling_probability": 0.3, "steps": 2}
     figures: dict[str, Any] = {
+        "trains_a_head": True,
         "trust": "site",
         "group": None,
         "unit": "example",
