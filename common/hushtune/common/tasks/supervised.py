@@ -114,6 +114,7 @@ class Supervised:
         """
         if not self._model.reads_features:
             raise ValueError("only a mean-pooled head reads the output of a block")
+        self._features_of_layers()  # runs the model, so it must not wait for a step of training
         self._layer = layer
         try:
             yield
