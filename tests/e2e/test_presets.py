@@ -40,6 +40,7 @@ BASELINES = {
     "majority",
     "untrained",
     "head_private",
+    "head_best",
     "alone_private",
     "pooled_private",
     "pooled",

@@ -69,7 +69,7 @@ def tokens(workspace: Any, state: AdapterState) -> torch.Tensor:
     """Logits of ``TEXTS`` by the model that trained, with the run's own state in it."""
     lora.install(workspace.task.model, state)
     workspace.task.model.frozen_mode()
-    found = workspace.tokenizer(TEXTS, padding=True, return_tensors="pt")
+    found = workspace.encoder(TEXTS, padding=True, return_tensors="pt")
     with torch.no_grad():
         return workspace.task.model({k: found[k] for k in ("input_ids", "attention_mask")})
 
