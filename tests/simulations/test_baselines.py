@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 
+from hushtune.common.config_io import loads_config
 from hushtune.common.errors import CheckpointError
 from hushtune.simulations import run
 from hushtune.simulations.baselines import heads_by_layer
+
+from ..pictures import picture_folder, vision_model
 
 
 def test_the_best_frozen_layer_is_chosen_by_validation_rows(settings: Any, tmp_path: Path) -> None:
@@ -42,6 +46,36 @@ def test_without_validation_rows_no_layer_can_be_chosen(settings: Any, tmp_path:
     summary = run(config, tmp_path / "run")
     assert summary["head_by_layer"] == {}
     assert summary["baselines"]["head_best"] is None
+
+
+def test_of_changed_examples_nothing_is_kept_that_a_layer_could_be_read_from(
+    settings: Any, tmp_path: Path
+) -> None:
+    config = settings.config(
+        simulation__baselines=True,
+        augment__word_dropout=0.2,
+        train__rounds=1,
+        train__warmup_rounds=1,
+    )
+    summary = run(config, tmp_path / "run")
+    assert summary["head_by_layer"] == {}
+    assert summary["baselines"]["head_private"] is not None
+
+
+def test_a_convolutional_model_has_no_blocks_to_compare_heads_on(tmp_path: Path) -> None:
+    folder = picture_folder(tmp_path / "pictures", each=12)
+    model = vision_model(tmp_path / "model", "resnet")
+    tree = {
+        "task": {"kind": "image-classification"},
+        "data": {"folder": str(folder), "validation_fraction": 0.2},
+        "model": {"name": str(model), "precision": "float32"},
+        "adapter": {"rank": 2},
+        "privacy": {"trust": "off"},
+        "train": {"rounds": 1, "warmup_rounds": 1, "local_steps": 1, "sampling_probability": 0.5},
+    }
+    summary = run(loads_config(tomli_w.dumps(tree)), tmp_path / "run")
+    assert summary["head_by_layer"] == {}
+    assert summary["baselines"]["head_private"] is not None
 
 
 def test_where_lower_is_better_the_lowest_is_best() -> None:

@@ -111,6 +111,11 @@ class AdaptedModel(nn.Module):
         return self._blocks[0]
 
     @property
+    def has_blocks(self) -> bool:
+        """Whether there are any, whose states can be kept; a convolutional base has none."""
+        return bool(self._blocks)
+
+    @property
     def reads_features(self) -> bool:
         """Whether the head reads one pooled vector an example, which can be kept."""
         return self.head_kind in (Head.MEAN, Head.COLUMNS)

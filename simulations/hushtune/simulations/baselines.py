@@ -89,7 +89,7 @@ def compare(
         return table
     done = _kept(kept, {*config.data.public_sizes, POOLED})
     runs = trained_baselines(config)
-    layers = _head_layers(config, workspace, runs)
+    layers = _head_layers(workspace, runs)
     total = len(runs) + len(layers)
 
     def trained(name: str, baseline: RunConfig, *, judge_layer: int | None = None) -> None:
@@ -114,7 +114,7 @@ def compare(
         if name == "pooled" and baseline == runs.get("pooled_private"):  # where privacy is off
             table[name] = table["pooled_private"]
             continue
-        last = len(workspace.task.model.blocks) if name == "head_private" and layers else None
+        last = workspace.task.readable_blocks if name == "head_private" and layers else None
         trained(name, baseline, judge_layer=last)
     for number, layer in enumerate(layers):
         observer.comparing("head_best", len(own) + number, total)
@@ -137,19 +137,16 @@ def _of_layer(layer: int | str) -> str:
     return f"head_layer/{layer}"
 
 
-def _head_layers(
-    config: RunConfig, workspace: Workspace, runs: Mapping[str, RunConfig]
-) -> Sequence[int]:
+def _head_layers(workspace: Workspace, runs: Mapping[str, RunConfig]) -> Sequence[int]:
     """After how many blocks, but for all, a head is tried on frozen features: six at most, evenly.
 
     Each is trained with the run's own privacy. The choice among them is the researcher's, by
     validation rows: where rows may not be seen it would have to be paid for.
     """
-    model = workspace.task.model
-    judged = len(workspace.rows(POOLED, "validation"))
-    if "head_private" not in runs or not judged or not model.reads_features:
+    depth = workspace.task.readable_blocks
+    if "head_private" not in runs or not depth or not len(workspace.rows(POOLED, "validation")):
         return ()
-    depth, most = len(model.blocks), min(len(model.blocks), _MOST_LAYERS)
+    most = min(depth, _MOST_LAYERS)
     return sorted({round(n * depth / most) for n in range(1, most)})
 
 

@@ -106,14 +106,27 @@ class Supervised:
         finally:
             self._targets = kept
 
+    @property
+    def readable_blocks(self) -> int:
+        """After how many blocks, at most, a head can be trained on frozen features.
+
+        0 where none reads features, of a model without blocks, as convolutional ones are, and where
+        training changes examples, of which nothing can be kept.
+        """
+        kept = self._model.reads_features and self._model.has_blocks and not self.augments
+        return len(self._model.blocks) if kept else 0
+
     @contextmanager
     def reading(self, layer: int) -> Generator[None]:
         """The head reads the output of the first ``layer`` blocks while the block runs.
 
         For adapters without effect alone: what is above those blocks is not computed.
         """
-        if not self._model.reads_features:
-            raise ValueError("only a mean-pooled head reads the output of a block")
+        if not 1 <= layer <= self.readable_blocks:
+            raise ValueError(
+                f"block {layer} of {self.readable_blocks}: only a mean-pooled head on examples as "
+                "they are reads the output of a block"
+            )
         self._features_of_layers()  # runs the model, so it must not wait for a step of training
         self._layer = layer
         try:
