@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from hushtune.common.config_base import Range, Section, refuse
 from hushtune.common.kinds import KINDS, Kind, Targets
-
-if TYPE_CHECKING:
-    pass
 
 KindName = Literal[
     "text-classification",

@@ -44,18 +44,15 @@ def fold_units(
         parts["test"].append(mine[tested])
         parts["validation"].append(rest[:for_validation])
         parts["train"].append(rest[for_validation:])
-    joined = {
-        part: np.sort(units.take(np.concatenate(places)).rows) for part, places in parts.items()
-    }
-    for part in ("train", "test"):
-        if not len(joined[part]):
-            raise TooFewRowsError(
-                f"site {site!r} has too few rows for so many folds",
-                given=f"{len(units)} to deal to {folds} folds; none to {part} on in fold {fold}",
-                expected="as many as folds, or more",
-                remedy="fewer folds, or join the site with another",
-            )
-    return Split(**joined)
+    split = Split.of_units(units, parts)
+    if split.lacks:
+        raise TooFewRowsError(
+            f"site {site!r} has too few rows for so many folds",
+            given=f"{len(units)} to deal to {folds} folds; none to {split.lacks} on in fold {fold}",
+            expected="as many as folds, or more",
+            remedy="fewer folds, or join the site with another",
+        )
+    return split
 
 
 def take_out(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,18 @@ class Split:
     train: Rows
     validation: Rows
     test: Rows
+
+    @classmethod
+    def of_units(cls, units: Units, parts: Mapping[str, Sequence[Rows]]) -> Split:
+        """The rows of whole units, by the places of these in each part."""
+        return cls(
+            **{part: np.sort(units.take(np.concatenate(p)).rows) for part, p in parts.items()}
+        )
+
+    @property
+    def lacks(self) -> str | None:
+        """The first part that a site cannot do without and that has no row."""
+        return next((part for part in ("train", "test") if not len(getattr(self, part))), None)
 
 
 def subsample(indices: Rows, limit: int | None, seed: int, site: str) -> Rows:
@@ -52,16 +64,15 @@ def _kept_together(split: Split, blocks: Rows, placed: dict[int, str], site: str
     for own in parts:
         for row in getattr(split, own).tolist():
             parts[placed.setdefault(int(blocks[row]), own)].append(row)
-    moved = {part: np.array(sorted(rows), dtype=np.int64) for part, rows in parts.items()}
-    for part in ("train", "test"):
-        if not len(moved[part]):
-            raise TooFewRowsError(
-                f"site {site!r} has no rows for the {part} part: others have the same values of "
-                "data.split_by, and they are in other parts",
-                given=f"{sum(map(len, moved.values()))} rows after cleaning",
-                remedy="leave data.split_by out, or join the sites",
-            )
-    return Split(**moved)
+    moved = Split(**{part: np.array(sorted(rows), dtype=np.int64) for part, rows in parts.items()})
+    if moved.lacks:
+        raise TooFewRowsError(
+            f"site {site!r} has no rows for the {moved.lacks} part: others have the same values of "
+            "data.split_by, and they are in other parts",
+            given=f"{sum(map(len, parts.values()))} rows after cleaning",
+            remedy="leave data.split_by out, or join the sites",
+        )
+    return moved
 
 
 def split_units(
@@ -95,14 +106,11 @@ def split_units(
         parts["test"].append(mine[:for_test])
         parts["validation"].append(mine[for_test : for_test + for_validation])
         parts["train"].append(mine[for_test + for_validation :])
-    joined = {
-        part: np.sort(units.take(np.concatenate(places)).rows) for part, places in parts.items()
-    }
-    for part in ("train", "test"):
-        if not len(joined[part]):
-            raise TooFewRowsError(
-                f"site {site!r} has too few rows to train and to test on",
-                given=f"{len(units.rows)} rows after cleaning",
-                remedy="remove the site, join it with another, or change data.test_fraction",
-            )
-    return Split(**joined)
+    split = Split.of_units(units, parts)
+    if split.lacks:
+        raise TooFewRowsError(
+            f"site {site!r} has too few rows to train and to test on",
+            given=f"{len(units.rows)} rows after cleaning",
+            remedy="remove the site, join it with another, or change data.test_fraction",
+        )
+    return split

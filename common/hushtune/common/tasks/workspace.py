@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -31,9 +30,6 @@ from hushtune.common.tasks.kinds.texts import padding_id
 from hushtune.common.tasks.supervised import Supervised
 from hushtune.common.tasks.units import Rows, Units
 from hushtune.common.tuning import keep_freed_memory, measured_precision
-
-if TYPE_CHECKING:
-    pass
 
 Progress = Callable[[str, int, int], None]
 """Hears (what, done, total) while something long is prepared."""

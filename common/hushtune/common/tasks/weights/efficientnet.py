@@ -6,7 +6,6 @@ ImageNet's thousand classes is left out.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,24 +14,12 @@ from typing import Any, Final
 from hushtune.common.errors import AssetError
 from hushtune.common.tasks.asset_table import ASSETS
 from hushtune.common.tasks.cache import kept_folder
+from hushtune.common.tasks.weights.settings import image_settings, write_settings
 from hushtune.common.tasks.weights.torch_file import Array, read_torch_file
 
 _NAME: Final = "efficientnet-lite0"
 _RECIPE: Final = "1"
-IMAGES: Final[dict[str, Any]] = {
-    "image_processor_type": "BitImageProcessor",
-    "do_convert_rgb": True,
-    "do_resize": True,
-    "size": {"shortest_edge": 256},
-    "resample": 3,
-    "do_center_crop": True,
-    "crop_size": {"height": 224, "width": 224},
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
-}
+IMAGES: Final[dict[str, Any]] = image_settings(mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5])
 _OURS: Final = (  # the package's names, a block's first, and those of `efficientnet_model`
     (re.compile(r"_blocks\.(\d+)\._(?:expand_conv|(bn0))\."), "blocks.{}.expand."),
     (re.compile(r"_blocks\.(\d+)\._(?:depthwise_conv|(bn1))\."), "blocks.{}.depthwise."),
@@ -60,9 +47,7 @@ def efficientnet_folder() -> Path:
         weights = efficientnet_weights(read_torch_file(file))
         save_file(weights, part / "model.safetensors", metadata={"format": "pt"})
         config = {"architectures": ["EfficientNetLiteModel"], "model_type": "efficientnet-lite"}
-        for name, settings in (("config", config), ("preprocessor_config", IMAGES)):
-            text = json.dumps(settings, indent=2) + "\n"
-            (part / f"{name}.json").write_text(text, encoding="utf-8")
+        write_settings(part, config, IMAGES)
 
     return kept_folder(
         Path("built", f"{_NAME}-{_RECIPE}"),
