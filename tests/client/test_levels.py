@@ -458,3 +458,20 @@ def test_the_features_of_a_block_are_those_of_a_model_that_ends_there(family: st
 def test_a_head_of_the_family_s_own_reads_no_block() -> None:
     with pytest.raises(ValueError, match="mean-pooled"), cached("bert", "own").reading(1):
         pass
+
+
+def test_features_of_all_layers_come_from_the_pass_that_fills_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    alone = cached("bert", "mean")
+    task = make_task("bert", "mean", model=adapted("bert"), cache_megabytes=64, layers=True)
+    task.level(lora.initial_state(task.model, seed=0))
+
+    def no_more(*_: Any) -> Any:
+        raise AssertionError("a second pass")
+
+    monkeypatch.setattr(task.model, "_run_base", no_more)
+    for layer in task.readable_layers:
+        with alone.reading(layer), task.reading(layer):
+            expected = alone.batch(ALL, Level.FEATURES).inputs["features"]
+            assert torch.equal(task.batch(ALL, Level.FEATURES).inputs["features"], expected)

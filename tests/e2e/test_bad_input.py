@@ -127,7 +127,12 @@ DATA: dict[str, tuple[str | bytes | None, dict[str, Any], str, tuple[str, ...]]]
         "HT204",
         ("rows.csv", "row 82", "0xe9", "iconv"),
     ),
-    "UTF-16": (WHOLE.encode("utf-16"), {}, "HT204", ("rows.csv", "UTF-16")),
+    "UTF-16 without its mark": (
+        WHOLE.encode("utf-16-le"),
+        {},
+        "HT204",
+        ("rows.csv", "UTF-16"),
+    ),
     "a quote that is not closed": (WHOLE + 'a,"open,good\n', {}, "HT207", ("rows.csv", "row 82")),
     "another number of cells": (
         WHOLE + "a,a sentence, with a comma,good\n",

@@ -104,8 +104,9 @@ class DataConfig(Section):
     )
     label: Name = Field(
         default="label",
-        description="the column with the target: a class (text or number, each different value "
-        "one), several joined by |, a number, a tag for each word, or an answer, as task.kind says",
+        description="the column with the target: text or a number, each different value a class; "
+        "or, as task.kind says, several classes joined by |, a number, a tag for each word, or an "
+        "answer",
     )
     form: Literal[
         "auto", "columns", "messages", "sharegpt", "alpaca", "prompt", "question", "text"

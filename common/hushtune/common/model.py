@@ -228,12 +228,10 @@ class AdaptedModel(nn.Module):
             return seen[0], None
         return seen[0], self._pool(output.last_hidden_state, inputs.get("attention_mask"))
 
-    @torch.no_grad()
-    def layer_features(self, inputs: Inputs, layers: Sequence[int]) -> dict[int, Tensor]:
-        """What the mean-pooled head would read of the base alone, were it cut after some block.
-
-        By the number of blocks that are kept, ``(b, d)`` each. The adapter must be without effect.
-        """
+    @contextmanager
+    def layers_told(self, inputs: Inputs, layers: Sequence[int]) -> Generator[dict[int, Tensor]]:
+        """What the mean-pooled head would read, were the base cut after some block, ``(b, d)``
+        each by the number of blocks that are kept: from a pass over ``inputs`` within the block."""
         found: dict[int, Tensor] = {}
         mask = inputs.get("attention_mask")
 
@@ -245,11 +243,10 @@ class AdaptedModel(nn.Module):
 
         hooks = [self.blocks[n - 1].register_forward_hook(pooled(n)) for n in layers]
         try:
-            self._run_base(inputs)
+            yield found
         finally:
             for hook in hooks:
                 hook.remove()
-        return found
 
     @contextmanager
     def _starting_at(self, hidden: Tensor) -> Generator[None]:

@@ -24,7 +24,6 @@ from hushtune.simulations.observer import Observer
 
 Figures = Mapping[str, float]
 """The run's main metric on each site's test rows, and on all of them under ``POOLED``."""
-_MOST_LAYERS = 6
 Federate = Callable[[RunContext, Workspace], AdapterState]
 
 
@@ -107,14 +106,14 @@ def compare(
             write_text(kept, json.dumps(done, indent=1))
         table[name] = done[name]
 
-    # Those of another model come last: opening it closes this one.
+    # Those of another model come last, so that nothing of this one has to be loaded again.
     own = {name: run for name, run in runs.items() if name not in OF_TABLES}
     for number, (name, baseline) in enumerate(own.items()):
         observer.comparing(name, number, total)
         if name == "pooled" and baseline == runs.get("pooled_private"):  # where privacy is off
             table[name] = table["pooled_private"]
             continue
-        last = workspace.task.readable_blocks if name == "head_private" and layers else None
+        last = len(workspace.task.model.blocks) if name == "head_private" and layers else None
         trained(name, baseline, judge_layer=last)
     for number, layer in enumerate(layers):
         observer.comparing("head_best", len(own) + number, total)
@@ -138,16 +137,13 @@ def _of_layer(layer: int | str) -> str:
 
 
 def _head_layers(workspace: Workspace, runs: Mapping[str, RunConfig]) -> Sequence[int]:
-    """After how many blocks, but for all, a head is tried on frozen features: six at most, evenly.
+    """After how many blocks, but for all, a head is tried on frozen features.
 
     Each is trained with the run's own privacy. The choice among them is the researcher's, by
     validation rows: where rows may not be seen it would have to be paid for.
     """
-    depth = workspace.task.readable_blocks
-    if "head_private" not in runs or not depth or not len(workspace.rows(POOLED, "validation")):
-        return ()
-    most = min(depth, _MOST_LAYERS)
-    return sorted({round(n * depth / most) for n in range(1, most)})
+    compared = "head_private" in runs and len(workspace.rows(POOLED, "validation"))
+    return workspace.task.readable_layers if compared else ()
 
 
 def heads_by_layer(table: Mapping[str, Figures]) -> dict[int, dict[str, float]]:

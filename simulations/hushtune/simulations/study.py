@@ -88,7 +88,7 @@ def run(
     for place in (folder, config.simulation.ledgers):
         if place is not None:
             check_writable(place)
-    workspace = open_workspace(config, observer.preparing)
+    workspace = open_workspace(config, observer.preparing, layers=config.simulation.baselines)
     _check_data(context, workspace, resume=resume)
     shown = outputs.shown_charges(context) if resume else {}
     check_sites_open(context, workspace.initial_state, shown)

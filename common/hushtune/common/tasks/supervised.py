@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -22,6 +22,8 @@ from hushtune.common.tasks.targets import DenseTargets, TargetRows
 from hushtune.common.tasks.units import Piece, Rows, Units
 
 EVALUATION_BATCH = 32
+MOST_LAYERS = 6
+"""Of heads that are compared by the frozen layer they read, the last one included."""
 
 
 class Supervised:
@@ -39,8 +41,10 @@ class Supervised:
         rows_in_use: Rows | None = None,
         on_fill: Callable[[int, int], None] | None = None,
         augmented: AugmentedRows | None = None,
+        layers: bool = False,
     ) -> None:
         """``augmented``: the inputs as training changes them at random; evaluation never does.
+        ``layers``: heads will be compared by the layer that they read, so that one pass fills all.
 
         Activations are kept for ``rows_in_use`` (None: all rows) where ``cache_megabytes`` are
         enough; ``on_fill(done, total)`` hears how filling them goes. Whether they are kept decides
@@ -56,6 +60,7 @@ class Supervised:
         self._on_fill = on_fill
         self._augmented = augmented
         self._kept: Activations | None = None
+        self._fills_layers = layers
         self._layer: int | None = None
         self._of_layers: dict[int, Tensor] = {}  # of the rows in use, (n, d) each
 
@@ -107,14 +112,18 @@ class Supervised:
             self._targets = kept
 
     @property
-    def readable_blocks(self) -> int:
-        """After how many blocks, at most, a head can be trained on frozen features.
+    def readable_layers(self) -> Sequence[int]:
+        """After how many blocks, but for all, a head can be trained on frozen features: all such
+        numbers, or of many six with the last block's, evenly.
 
-        0 where none reads features, of a model without blocks, as convolutional ones are, and where
-        training changes examples, of which nothing can be kept.
+        None where no head reads features, of a model without blocks, as convolutional ones are, and
+        where training changes examples, of which nothing can be kept.
         """
-        kept = self._model.reads_features and self._model.has_blocks and not self.augments
-        return len(self._model.blocks) if kept else 0
+        if not (self._model.reads_features and self._model.has_blocks) or self.augments:
+            return ()
+        depth = len(self._model.blocks)
+        most = min(depth, MOST_LAYERS)
+        return sorted({round(n * depth / most) for n in range(1, most)})
 
     @contextmanager
     def reading(self, layer: int) -> Generator[None]:
@@ -122,12 +131,13 @@ class Supervised:
 
         For adapters without effect alone: what is above those blocks is not computed.
         """
-        if not 1 <= layer <= self.readable_blocks:
+        if layer not in self.readable_layers:
             raise ValueError(
-                f"block {layer} of {self.readable_blocks}: only a mean-pooled head on examples as "
+                f"block {layer}, of {self.readable_layers}: only a mean-pooled head on examples as "
                 "they are reads the output of a block"
             )
-        self._features_of_layers()  # runs the model, so it must not wait for a step of training
+        if not self._of_layers:  # now, as it runs the model, and not within a step of training
+            self._computed(self._in_use, hidden=False, features=True, layers=True)
         self._layer = layer
         try:
             yield
@@ -224,7 +234,7 @@ class Supervised:
 
     def _features(self, rows: Rows) -> Tensor:
         if self._layer is not None:
-            found = self._features_of_layers()[self._layer]
+            found = self._of_layers[self._layer]
             return found[torch.from_numpy(np.searchsorted(self._in_use, rows))]
         kept = self._activations()
         if kept.features is None:
@@ -232,24 +242,6 @@ class Supervised:
         if kept.features is None:
             raise ValueError("a model with its family's own head has no features")
         return kept.features[torch.from_numpy(np.searchsorted(kept.rows, rows))]
-
-    @torch.no_grad()
-    def _features_of_layers(self) -> Mapping[int, Tensor]:
-        """The features of every block but the last, from one pass over the rows in use."""
-        layers = range(1, len(self._model.blocks))
-        if self._of_layers:
-            return self._of_layers
-        shape = len(self._in_use), self._model.hidden_size
-        found = {layer: torch.full(shape, torch.nan) for layer in layers}
-        lora.install(self._model, self._without_effect)
-        self._model.frozen_mode()
-        for piece in self.microbatches(Units.single(self._in_use), self._evaluation_batch):
-            places = torch.from_numpy(np.searchsorted(self._in_use, piece.units.rows))
-            batch = self.batch(piece.rows, Level.TOKENS)
-            for layer, pooled in self._model.layer_features(batch.inputs, layers).items():
-                found[layer][places] = pooled[: len(places)].cpu()
-        self._of_layers = found
-        return found
 
     def _padded_hidden(self, rows: Rows) -> Tensor:
         kept = self._activations()
@@ -262,10 +254,12 @@ class Supervised:
         if self._kept is None:
             count, total = len(self._in_use), int(self._inputs.lengths[self._in_use].sum())
             a_value = self._model.hidden_size * 4
+            layers = len(self.readable_layers) if self._fills_layers else 0
             self._kept = self._computed(
                 self._in_use,
                 hidden=self._model.keeps_hidden and (total + count) * a_value <= self._budget,
                 features=count * a_value <= self._budget,
+                layers=layers > 0 and (1 + layers) * count * a_value <= self._budget,
                 on_fill=self._on_fill,
             )
         return self._kept
@@ -277,9 +271,11 @@ class Supervised:
         *,
         hidden: bool,
         features: bool,
+        layers: bool = False,
         on_fill: Callable[[int, int], None] | None = None,
     ) -> Activations:
-        """The frozen states of some rows, sorted, that are asked for.
+        """The frozen states of some rows, sorted, that are asked for. ``layers``: with them those
+        features of every readable layer that ``reading`` takes.
 
         Always as many rows at once as one another, as wide as each of them is: a row's states are
         the same whichever other rows are computed.
@@ -296,6 +292,8 @@ class Supervised:
         )
         if not hidden and not features:
             return found
+        numbers = self.readable_layers if layers else ()
+        told = {n: torch.full((len(rows), width), torch.nan) for n in numbers}
         aside = lora.extract(self._model) if features else None
         if aside is not None:  # features are those of the base alone
             lora.install(self._model, self._without_effect)
@@ -303,7 +301,8 @@ class Supervised:
         for piece in self.microbatches(Units.single(rows), self._evaluation_batch):
             inputs = self._inputs.inputs(piece.rows)
             inputs = {key: value.to(self._device()) for key, value in inputs.items()}
-            states, pooled = self._model.frozen_activations(inputs, pooled=features)
+            with self._model.layers_told(inputs, numbers) as of_layers:
+                states, pooled = self._model.frozen_activations(inputs, pooled=features)
             places = np.searchsorted(rows, piece.units.rows)
             if found.hidden is not None:
                 if states is None or states.shape[1] != self._inputs.widths[piece.rows].max():
@@ -318,11 +317,14 @@ class Supervised:
                     found.hidden[start:end] = states[row, : end - start]
             if found.features is not None and pooled is not None:
                 found.features[torch.from_numpy(places)] = pooled[: len(places)].cpu()
+            for number, states_of in of_layers.items():
+                told[number][torch.from_numpy(places)] = states_of[: len(places)].cpu()
             done += len(places)
             if on_fill is not None:
                 on_fill(done, len(rows))
         if aside is not None:
             lora.install(self._model, aside)
+        self._of_layers |= told
         return found
 
     @cached_property

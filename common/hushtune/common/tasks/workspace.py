@@ -38,7 +38,15 @@ Progress = Callable[[str, int, int], None]
 class Workspace:
     """Everything that runs over the same data, model and adapter settings share."""
 
-    def __init__(self, config: RunConfig, data: LabelledRows, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        data: LabelledRows,
+        progress: Progress | None,
+        *,
+        layers: bool = False,
+    ) -> None:
+        """``layers``: see ``Supervised``."""
         self.data = data
         self.base_name = public_name(config.model.name)  # what is written beside an adapter
         source = str(resolve_model(config.model.name))
@@ -71,6 +79,7 @@ class Workspace:
             ),
             on_fill=None if progress is None else lambda i, n: progress("frozen features", i, n),
             augmented=prepared.augmented,
+            layers=layers,
         )
 
     def data_notes(self) -> list[str]:
@@ -136,8 +145,13 @@ _workspaces: dict[str, Workspace] = {}
 _tables: dict[str, LabelledRows] = {}
 
 
-def open_workspace(config: RunConfig, progress: Progress | None = None) -> Workspace:
-    """The process's workspace for a configuration; made when first asked for, then kept."""
+def open_workspace(
+    config: RunConfig, progress: Progress | None = None, *, layers: bool = False
+) -> Workspace:
+    """The process's workspace for a configuration; made when first asked for, then kept.
+
+    ``layers``: for heads on several frozen layers, as ``Supervised`` has them.
+    """
     data = _data(config)
     unknown = set(config.data.public_sizes) - set(data.sites) - {POOLED}
     if unknown:
@@ -152,7 +166,7 @@ def open_workspace(config: RunConfig, progress: Progress | None = None) -> Works
         if config.model.name != COLUMNS:  # one pretrained model in memory at a time
             _workspaces.clear()
             gc.collect()
-        _workspaces[key] = Workspace(config, data, progress)
+        _workspaces[key] = Workspace(config, data, progress, layers=layers)
     return _workspaces[key]
 
 
