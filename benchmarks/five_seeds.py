@@ -60,8 +60,8 @@ def finished(out: Path, config: RunConfig) -> dict[str, Any]:
         found, wanted = summary.get("config_hash"), config_hash(resolve(config))
         if found != wanted:
             raise SystemExit(
-                f"{done} is of a run with other settings than the demo's of today under seed "
-                f"{config.seed}\n  given: config_hash {found}\n  expected: {wanted}\n"
+                f"{done} is of a run with other settings than today's\n"
+                f"  given: config_hash {found}\n  expected: {wanted}\n"
                 "  do: move that folder away, or name another with --out"
             )
     else:

@@ -23,13 +23,13 @@ from hushtune.common.config_io import dump_toml
 from hushtune.common.deployment import Invitation, SiteCard
 from hushtune.common.run_context import RunContext, run_config
 from hushtune.common.signing import load_signing_key, public_text
-from hushtune.common.tasks.base_model import adapted_model
 from hushtune.server.app import federate
+from hushtune.server.deployment.federate import loaded_model
 from hushtune.server.deployment.handover import hand_over
 from hushtune.server.roll_call import RollCall
 from hushtune.server.strategy import FederationResult
 
-from .institutions import LABELS, SIZES, OwnSites, coordinator_key, site_folder
+from .institutions import SIZES, OwnSites, coordinator_key, site_folder
 
 FEDERATION = "test federation"
 
@@ -147,7 +147,7 @@ def run_there(
     close_sites()
     place = root / "coordinator" / "runs" / out
     grid = OwnSites({name: root / name for name in SIZES}, run_config=run_config(config, place))
-    model = adapted_model(config, config.model.name, tuple(LABELS), pad_id=None)
+    model = loaded_model(config)
     count = 0
 
     def roll(_: Any) -> RollCall:

@@ -36,8 +36,8 @@ from hushtune.common.signing import (
     public_text,
     sign,
 )
-from hushtune.common.tasks.base_model import adapted_model
 from hushtune.server.app import federate
+from hushtune.server.deployment.federate import loaded_model
 from hushtune.server.orders import make_orders
 from hushtune.server.roll_call import RollCall
 
@@ -68,7 +68,7 @@ def federated(config: RunConfig, folders: dict[str, Path], out: Path) -> Any:
     """The run's result, over sites that are called one after the other."""
     close_sites()
     grid = OwnSites(folders, run_config=run_config(config, out))
-    model = adapted_model(config, config.model.name, tuple(LABELS), pad_id=None)
+    model = loaded_model(config)
     return federate(
         RunContext(config, out),
         grid,  # type: ignore[arg-type]
@@ -217,7 +217,7 @@ def test_an_order_beyond_the_signed_settings_is_refused_whatever_the_policy_allo
     out = tmp_path / "out"
     grid = OwnSites(folders, run_config=run_config(config, out))
     site = open_site(grid.contexts[grid.nodes["north"]])
-    model = adapted_model(config, config.model.name, tuple(LABELS), pad_id=None)
+    model = loaded_model(config)
     initial = lora.initial_state(model, seed=config.seed)
     plans = site_plans(config)
     dear = site_plans(own_rows(settings, privacy={"trust": "site", "epsilon": 15.0, "delta": 1e-3}))

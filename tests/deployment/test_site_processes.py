@@ -63,8 +63,8 @@ from flwr.serverapp import ServerApp
 from hushtune.common import lora
 from hushtune.common.roll_call_messages import encode_hello
 from hushtune.common.run_context import read_run_config
-from hushtune.common.tasks.base_model import adapted_model
 from hushtune.server.app import federate
+from hushtune.server.deployment.federate import loaded_model
 from hushtune.server.deployment.grid import PollingGrid
 
 app = ServerApp()
@@ -96,7 +96,7 @@ def federated(grid, context):
     rows = []
     if not any(said):
         config = run.config
-        model = adapted_model(config, config.model.name, config.data.labels, pad_id=None)
+        model = loaded_model(config)
         result = federate(
             run, grid, initial=lora.initial_state(model, seed=0), timeout=100.0
         )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hushtune.common.config_io import load_config
-from hushtune.common.kinds import KINDS, Inputs, higher_is_better
+from hushtune.common.kinds import KINDS, Inputs, Kind, Targets, higher_is_better
 from hushtune.common.names import METHODS, OF_TABLES, OURS
 from hushtune.common.presets import PRESETS
 from hushtune.common.tasks import partition
@@ -18,13 +19,15 @@ from hushtune.common.tasks.sources import SOURCES
 from hushtune.simulations import plots, run
 from hushtune.simulations.outputs import SUMMARY_KEYS
 
+from ..client.words import make_words
+from ..pictures import vision_model
+
 DEMO = {"demo", "clients", "tiny"}
 OF_KINDS = sorted({*PRESETS} - DEMO)
 BASELINES = {*METHODS, *OF_TABLES} - {*OURS}
 TINY = (
     "data.max_rows_per_site=60",
     "model.precision=float32",
-    "model.max_tokens=16",
     "privacy.epsilon=20",  # of sites this small
     "train.rounds=2",
     "train.local_steps=1",
@@ -49,14 +52,45 @@ def test_a_preset_is_of_real_data_at_the_usual_epsilon(preset: str) -> None:
         assert config.privacy.unit == "group"
 
 
+@pytest.fixture(scope="module")
+def tiny_models(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Inputs, Path]:
+    """Random models by what they read; all others read texts."""
+    folder = tmp_path_factory.mktemp("tiny")
+    vision_model(folder / "images", "dinov2")
+    return {
+        Inputs.TEXT: tiny_bert,
+        Inputs.MESSAGES: make_words(folder / "words", "llama"),
+        Inputs.IMAGE: folder / "images",
+    }
+
+
+def left_out(kind: Kind) -> set[str]:
+    """What the models of a kind are not compared with."""
+    columns = kind.inputs is Inputs.COLUMNS and kind.name != "recommendation"
+    return {
+        *(() if columns else OF_TABLES),
+        *(() if kind.has_head else ("head_private", "head_best")),
+        *(("head_best",) if kind.targets is Targets.TAGS else ()),  # reads words, not features
+    }
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", OF_KINDS)
 def test_a_preset_runs_with_all_that_it_is_compared_with(
-    preset: str, tiny_bert: Path, tmp_path: Path
+    preset: str, tiny_models: Mapping[Inputs, Path], tmp_path: Path
 ) -> None:
     if preset == "token-classification" and shutil.which("npm") is None:
         pytest.skip("the Brown Corpus comes with npm")
-    few = [*TINY, f"model.name={tiny_bert}"]
+    kind = KINDS[load_config(preset=preset, presets=PRESETS).task.kind]
+    reads = Inputs.MESSAGES if kind.targets is Targets.ANSWER else kind.inputs
+    model = tiny_models.get(reads, tiny_models[Inputs.TEXT])
+    few = [*TINY, f"model.name={model}"]
+    if preset == "text-classification":  # a topic is one row in 150
+        few.append("data.max_rows_per_site=500")
+    if kind.inputs is Inputs.IMAGE:
+        few += ["model.image_size=32", "train.warmup_rounds=1"]
+    else:
+        few.append("model.max_tokens=16")
     config = load_config(preset=preset, presets=PRESETS, overrides=few)
     summary: dict[str, Any] = run(config, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
@@ -68,7 +102,5 @@ def test_a_preset_runs_with_all_that_it_is_compared_with(
     assert all(0 < row["epsilon"] <= 20.0 for row in summary["sites"].values())
     baselines = summary["baselines"]
     assert baselines.keys() == BASELINES
-    left_out = {name for name, value in baselines.items() if value is None}
-    tables = KINDS[config.task.kind].inputs is Inputs.COLUMNS and preset != "recommendation"
-    assert left_out == (set() if tables else set(OF_TABLES))
+    assert {name for name, value in baselines.items() if value is None} == left_out(kind)
     assert json.loads((tmp_path / "run" / "privacy.json").read_text())["guarantee"] is True

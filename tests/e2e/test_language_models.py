@@ -116,7 +116,7 @@ def test_the_preset_trains_under_its_budget(llama: Path, asked: Path, tmp_path: 
     config = RunConfig.model_validate(tree)
     assert (config.train.warmup_rounds, config.train.microbatch) == (0, 4)
     summary = run(config, tmp_path / "run")
-    assert all(0 < row["epsilon"] <= 8.0 for row in summary["sites"].values())
+    assert all(0 < row["epsilon"] <= 3.0 for row in summary["sites"].values())
     assert len(summary["samples"]) == 3
 
 

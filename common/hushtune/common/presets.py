@@ -11,6 +11,19 @@ _FEW_STEPS = {
     "local_steps": 1,
     "sampling_probability": 0.5,
 }
+_LANGUAGE_MODEL: Mapping[str, Any] = {
+    "model": {"name": "smollm2", "max_tokens": 64},
+    "adapter": {"rank": 2, "layers": 2},
+    "privacy": {"trust": "distributed", "delta": 1e-3},
+    "train": {
+        "rounds": 8,
+        "local_steps": 2,
+        "sampling_probability": 0.2,
+        "learning_rate": 0.06,
+    },
+    "aggregation": {"rule": "ffa"},
+    "simulation": {"train_sample": 0, "evaluate_every": 4},
+}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # Four real sites (movie reviews, news, tweets, product reviews), sentence polarity. How it
@@ -90,20 +103,34 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "privacy": {"trust": "distributed", "unit": "group", "records_per_group": 16},
         "train": {**_FEW_STEPS, "rounds": 20, "warmup_rounds": 20, "warmup_learning_rate": 3e-4},
     },
-    # Questions and answers of eight topics, each a site with some sixty rows, answered by a small
-    # language model. Sums carry one noise for all, and few values are trained: A stays as drawn.
-    "causal-lm": {
-        "data": {"source": "chatterbot", "max_rows_per_site": 60},
-        "model": {"name": "smollm2", "max_tokens": 96},
-        "adapter": {"rank": 2, "layers": 2},
-        "privacy": {"trust": "distributed", "epsilon": 8.0, "delta": 1e-3},
-        "train": {
-            "rounds": 8,
-            "local_steps": 2,
-            "sampling_probability": 0.2,
-            "learning_rate": 0.01,
+    # Handwritten digits, most of the classes at some sites alone, by a transformer; the adapter
+    # comes last.
+    "image-classification": {
+        "task": {"kind": "image-classification"},
+        "data": {
+            "source": "mnist-5k",
+            "partition": "dirichlet",
+            "sites": 4,
+            "alpha": 1.0,
+            "max_rows_per_site": 1250,
         },
-        "aggregation": {"rule": "ffa"},
-        "simulation": {"baselines": False, "train_sample": 0, "evaluate_every": 4},
+        "model": {"name": "dinov2-small", "image_size": 84},
+        "privacy": {"trust": "distributed", "delta": 1e-4},
+        "train": {
+            "rounds": 20,
+            "warmup_rounds": 16,
+            "local_steps": 4,
+            "sampling_probability": 0.3,
+            "warmup_learning_rate": 0.08,
+            "learning_rate": 0.02,
+        },
+    },
+    # Questions and answers of eight topics, each a site with some fifty rows, answered by a small
+    # language model. Sums carry one noise for all, and few values are trained: A stays as drawn.
+    "causal-lm": {"data": {"source": "chatterbot", "max_rows_per_site": 50}, **_LANGUAGE_MODEL},
+    # What is said, and the reply to it, with the same model and the same sites.
+    "seq2seq": {
+        "data": {"source": "chatterbot-replies", "max_rows_per_site": 50},
+        **_LANGUAGE_MODEL,
     },
 }

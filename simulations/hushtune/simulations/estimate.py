@@ -120,7 +120,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
         "attack": attack_of(config),
         "warnings": [] if guard is None else [asdict(guard)],
         "bytes_per_round": in_a_round,
-        "bytes_per_warmup_round": per_round * sent.warmup,
+        "bytes_per_warmup_round": per_round * sent.warmup if train.warmup_rounds else 0,
         "bytes_per_step": round(in_a_round / steps_of_round(config)),
         "exchanges_per_step": sent.exchanges / steps_of_round(config),
         "bytes_total": total,
