@@ -43,7 +43,7 @@ def reference(model: AdaptedModel, family: str, state: AdapterState) -> torch.Te
         output = base(**inputs(family))
         if model.head is None:
             return output.logits
-        features = model._pool(output.last_hidden_state, inputs(family).get("attention_mask"))
+        features = model._pool(output.last_hidden_state, inputs(family))
         return features @ state.tensors["head.weight"].T + state.tensors["head.bias"]
 
 

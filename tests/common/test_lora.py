@@ -18,6 +18,7 @@ from hushtune.common import lora, lora_files, lora_targets
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import AdapterConfig, ModelConfig
 from hushtune.common.errors import TargetModuleError, UnsupportedModelError
+from hushtune.common.model import Head
 
 from ..client.families import (
     CASES,
@@ -202,7 +203,7 @@ def test_a_new_adapter_leaves_the_base_s_output_as_it_was(family: str, head: str
         with torch.no_grad():
             plain = tiny_base(family)(**inputs(family)).last_hidden_state
             mask = inputs(family).get("attention_mask")
-            features = model._pool(plain, mask)
+            features = model._pool(plain, {"attention_mask": mask})
             expected = model.head(features)  # pyright: ignore[reportOptionalCall]
     else:
         state = lora.extract(model)
@@ -243,9 +244,42 @@ def test_the_scale_is_the_description_s(rslora: bool) -> None:
             a, b = state.factors(name)
             base.get_submodule(name).weight += state.spec.scale * b @ a
         merged = base(**inputs("bert")).last_hidden_state
-        features = model._pool(merged, inputs("bert")["attention_mask"])
+        features = model._pool(merged, inputs("bert"))
         expected = model.head(features)  # pyright: ignore[reportOptionalCall]
     torch.testing.assert_close(logits(model, "bert"), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_of_a_pair_each_text_is_read_for_itself() -> None:
+    ids = torch.tensor(
+        [[2, 7, 8, 3, 9, 3, 0, 0], [2, 7, 3, 9, 9, 9, 3, 0], [2, 7, 8, 9, 9, 9, 9, 9]]
+    )
+    mask = torch.tensor([[1] * 6 + [0] * 2, [1] * 7 + [0], [1] * 8])
+    base = tiny_base("bert")
+    model = lora.attach(
+        tiny_base("bert"),
+        model=ModelConfig(precision="float32", feature_scale=5.0),
+        adapter=AdapterConfig(rank=2),
+        num_outputs=3,
+        seed=0,
+        head=Head.PAIR,
+    )
+    model.separator = 3
+    assert (model.hidden_size, model.feature_size) == (32, 64)
+    assert lora.initial_state(model, seed=0).tensors["head.weight"].shape == (3, 64)
+    given = {"input_ids": ids, "attention_mask": mask}
+    hidden, features = model.frozen_activations(given)
+    with torch.no_grad():
+        states = base(**given).last_hidden_state
+        parts = [((0, 3), (3, 6)), ((0, 2), (2, 7)), ((0, 8), None)]
+        for row, (first, second) in enumerate(parts):
+            one = nn.functional.normalize(states[row, slice(*first)].mean(0), dim=0) * 5
+            none = torch.zeros(32)
+            two = none
+            if second is not None:
+                two = nn.functional.normalize(states[row, slice(*second)].mean(0), dim=0) * 5
+            torch.testing.assert_close(features[row], torch.cat([one, two]), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model(given), model({"features": features}))
+        torch.testing.assert_close(model(given), model({**given, "hidden": hidden}))
 
 
 # ------------------------------------------------------------------------ out and in ----
@@ -307,7 +341,7 @@ def test_peft_loads_what_was_saved(family: str, head: str, tmp_path: Path) -> No
         if head == "mean":
             weights = safetensors.torch.load_file(folder / lora_files.HEAD_FILE)
             mask = inputs(family).get("attention_mask")
-            features = model._pool(output.last_hidden_state, mask)
+            features = model._pool(output.last_hidden_state, {"attention_mask": mask})
             found = features @ weights["weight"].T + weights["bias"]
         else:
             found = output.logits

@@ -68,7 +68,7 @@ def from_files(family: str, head: str, model: AdaptedModel, folder: Path) -> lis
                 continue
             weights = safetensors.torch.load_file(folder / lora_files.HEAD_FILE)
             mask = inputs(family).get("attention_mask")
-            features = model._pool(output.last_hidden_state, mask)
+            features = model._pool(output.last_hidden_state, {"attention_mask": mask})
             found.append(features @ weights["weight"].T + weights["bias"])
     return found
 

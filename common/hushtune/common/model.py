@@ -40,6 +40,7 @@ class Head(StrEnum):
     """What turns the base's output into the model's."""
 
     MEAN = "mean"  # mean of the states, scaled to a norm, then a linear layer
+    PAIR = "pair"  # the same of each of two texts that were read as one, side by side
     OWN = "own"  # the family's own classification head, a part of the base
     TOKENS = "tokens"  # a linear layer on the state of each token
     WORDS = "words"  # a language model's own, frozen, at the places that carry loss
@@ -64,7 +65,8 @@ class AdaptedModel(nn.Module):
     words ``(b, k, num_outputs)`` at the ``k`` places of the answer.
     ``inputs`` holds what the base's own forward takes (``input_ids`` and ``attention_mask``, or
     ``pixel_values``), and may hold ``hidden (b, t, d)``, the states that enter the first adapted
-    block, or ``features (b, d)``, what the mean-pooled head reads. For words see ``ANSWER_AT``.
+    block, or ``features (b, f)``, what the mean-pooled head reads: ``f`` is ``d``, of pairs twice
+    that. For words see ``ANSWER_AT``.
     """
 
     def __init__(
@@ -88,9 +90,11 @@ class AdaptedModel(nn.Module):
         super().__init__()
         self.base = base
         self.head_kind = head_kind
-        trained = head_kind in (Head.MEAN, Head.TOKENS)
-        self.head = nn.Linear(hidden_size, num_outputs) if trained else head
         self.hidden_size = hidden_size
+        self.feature_size = 2 * hidden_size if head_kind is Head.PAIR else hidden_size
+        trained = head_kind in (Head.MEAN, Head.PAIR, Head.TOKENS)
+        self.head = nn.Linear(self.feature_size, num_outputs) if trained else head
+        self.separator: int | None = None  # the token between two texts
         self.first_adapted = first_adapted
         self.adapts_tokens = adapts_tokens
         self.num_outputs = num_outputs
@@ -118,7 +122,7 @@ class AdaptedModel(nn.Module):
     @property
     def reads_features(self) -> bool:
         """Whether the head reads one pooled vector an example, which can be kept."""
-        return self.head_kind in (Head.MEAN, Head.COLUMNS)
+        return self.head_kind in (Head.MEAN, Head.PAIR, Head.COLUMNS)
 
     @property
     def keeps_hidden(self) -> bool:
@@ -152,7 +156,7 @@ class AdaptedModel(nn.Module):
             return output.logits.float()
         if self.head_kind is Head.TOKENS:
             return self.head(output.last_hidden_state.float())
-        return self.head(self._pool(output.last_hidden_state, inputs.get("attention_mask")))
+        return self.head(self._pool(output.last_hidden_state, inputs))
 
     def _run_base(self, inputs: Inputs) -> Any:
         """The base's own forward; its products in bfloat16 if that is the precision."""
@@ -180,24 +184,37 @@ class AdaptedModel(nn.Module):
         finally:
             hook.remove()
 
-    def _pool(self, states: Tensor, mask: Tensor | None) -> Tensor:
-        states = states.float()
-        # states: (b, t, d), of convolutions (b, d, h, w); mask: (b, t), absent for images, of
-        # which every position is real
+    def _pool(self, states: Tensor, inputs: Inputs) -> Tensor:
+        """What the head reads, from states ``(b, t, d)``, of convolutions ``(b, d, h, w)``."""
+        states, mask = states.float(), inputs.get("attention_mask")
+        if self.head_kind is Head.PAIR and mask is not None:
+            second = self._second(inputs["input_ids"]) * mask
+            return torch.cat([self._mean(states, mask - second), self._mean(states, second)], 1)
         if states.dim() == 4:
-            pooled = states.mean((2, 3))
-        elif mask is None:
-            pooled = states.mean(1)
-        else:
-            weights = mask.unsqueeze(-1).to(states.dtype)
-            pooled = (states * weights).sum(1) / weights.sum(1).clamp_min(1.0)
+            return self._scaled(states.mean((2, 3)))
+        if mask is None:  # of images every position is real
+            return self._scaled(states.mean(1))
+        return self._mean(states, mask)
+
+    def _second(self, ids: Tensor) -> Tensor:
+        """1 from the first separator on, ``(b, t)``: there the second text begins. Without a
+        separator the two are one, and nothing is read of a second."""
+        if self.separator is None:
+            return torch.zeros_like(ids)
+        return ((ids == self.separator).cumsum(1) > 0).to(ids.dtype)
+
+    def _mean(self, states: Tensor, mask: Tensor) -> Tensor:
+        weights = mask.unsqueeze(-1).to(states.dtype)
+        return self._scaled((states * weights).sum(1) / weights.sum(1).clamp_min(1.0))
+
+    def _scaled(self, pooled: Tensor) -> Tensor:
         return nn.functional.normalize(pooled, dim=-1) * self.feature_scale
 
     @torch.no_grad()
     def frozen_activations(
         self, inputs: Inputs, *, pooled: bool = True
     ) -> tuple[Tensor | None, Tensor | None]:
-        """``hidden (b, t, d)`` and, if ``pooled``, ``features (b, d)`` of the base alone.
+        """``hidden (b, t, d)`` and, if ``pooled``, ``features (b, f)`` of the base alone.
 
         A convolutional base has no ``hidden``.
 
@@ -209,7 +226,7 @@ class AdaptedModel(nn.Module):
         if not self._blocks:
             if not pooled or not self.reads_features:
                 return None, None
-            return None, self._pool(self._run_base(inputs).last_hidden_state, None)
+            return None, self._pool(self._run_base(inputs).last_hidden_state, inputs)
         seen: list[Tensor] = []
 
         def see(_module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -226,18 +243,18 @@ class AdaptedModel(nn.Module):
             hook.remove()
         if not self.reads_features:
             return seen[0], None
-        return seen[0], self._pool(output.last_hidden_state, inputs.get("attention_mask"))
+        return seen[0], self._pool(output.last_hidden_state, inputs)
 
     @contextmanager
     def layers_told(self, inputs: Inputs, layers: Sequence[int]) -> Generator[dict[int, Tensor]]:
-        """What the mean-pooled head would read, were the base cut after some block, ``(b, d)``
+        """What the mean-pooled head would read, were the base cut after some block, ``(b, f)``
         each by the number of blocks that are kept: from a pass over ``inputs`` within the block."""
         found: dict[int, Tensor] = {}
-        mask = inputs.get("attention_mask")
 
         def pooled(number: int) -> Callable[[nn.Module, Any, Any], None]:
             def see(_module: nn.Module, _inputs: Any, output: Any) -> None:
-                found[number] = self._pool(output[0] if isinstance(output, tuple) else output, mask)
+                states = output[0] if isinstance(output, tuple) else output
+                found[number] = self._pool(states, inputs)
 
             return see
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from hushtune.common.config import RunConfig
 from hushtune.common.config_columns import COLUMNS
+from hushtune.common.config_task import TaskConfig
 from hushtune.common.kinds import Inputs
 from hushtune.common.lora_rules import RULES
 from hushtune.common.model import Head
@@ -53,7 +54,7 @@ def model_card(
         options += f", num_hidden_layers={config.model.layer}"
     packaged = workspace.base_name != config.model.name
     imports, name = card_texts.FETCHED if packaged else card_texts.NAMED
-    images = config.task.of.inputs is Inputs.IMAGE
+    images, head = config.task.of.inputs is Inputs.IMAGE, workspace.task.model.head_kind
     load = (
         card_columns.use(workspace.data.label_names, config.task.range)
         if alone
@@ -64,9 +65,9 @@ def model_card(
         )
         if images
         else load_words(apart=workspace.task.model.reads_and_writes)
-        if workspace.task.model.head_kind is Head.WORDS
-        else card_texts.LOAD_MEAN.format(scale=config.model.feature_scale)
-        if config.model.head == "mean"
+        if head is Head.WORDS
+        else card_texts.adapter(config.task, head, scale=config.model.feature_scale)
+        if head is not Head.OWN
         else card_texts.LOAD_OWN.format(
             labels=json.dumps(list(workspace.data.label_names), ensure_ascii=False),
             imports=imports,
@@ -205,23 +206,30 @@ def _rank(config: RunConfig, summary: Mapping[str, Any]) -> str:
 
 
 def merged_card(
-    card: str, *, labels: Sequence[str], head: str, max_tokens: int, images: bool = False
+    card: str,
+    *,
+    task: TaskConfig,
+    labels: Sequence[str],
+    head: Head,
+    max_tokens: int,
+    separator: int | None,
 ) -> str:
     """The card of an adapter as that of the model it was merged into, with the code to load that.
 
-    ``head``: "own" for a plain transformers folder, else "mean" for one of sentence-transformers,
-    whose ``encode`` gives the logits of ``labels``; of ``images`` always one of transformers. All
-    but what tells how to use it stays.
+    A mean-pooled head of texts makes a folder of sentence-transformers, whose ``encode`` gives the
+    logits of ``labels``; all others one of transformers. ``separator``: the token between the texts
+    of a pair. All but what tells how to use it stays.
     """
-    if images:
-        library, code = "transformers", card_images.merged(head=head, labels=labels)
-    elif head == "own":
+    library = "transformers"
+    if task.of.inputs is Inputs.IMAGE:
+        code = card_images.merged(head=head, labels=labels)
+    elif head is Head.OWN:
         answer = card_texts.ANSWER.format(max_tokens=max_tokens)
-        library, code = "transformers", card_texts.LOAD_MERGED_OWN.format(answer=answer)
+        code = card_texts.LOAD_MERGED_OWN.format(answer=answer)
     else:
-        library = "sentence-transformers"
-        code = card_texts.LOAD_MERGED_MEAN.format(
-            labels=json.dumps(list(labels), ensure_ascii=False)
+        library = "sentence-transformers" if head is Head.MEAN else library
+        code = card_texts.merged(
+            task, head, labels=labels, max_tokens=max_tokens, separator=separator
         )
     use = f"The adapter is merged into its base model: no peft is needed.\n\n{code}"
     return with_use(card, use, library=library)

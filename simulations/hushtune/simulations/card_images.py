@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from hushtune.common.model import Head
+
 _ADAPTER_MEAN = """\
 ```python
 from hushtune.simulations.saved import load
@@ -80,9 +82,9 @@ def adapter(*, head: str, scale: float, labels: Sequence[str]) -> str:
     return _ADAPTER_OWN.format(labels=_list(labels), count=len(labels), read=_READ)
 
 
-def merged(*, head: str, labels: Sequence[str]) -> str:
+def merged(*, head: Head, labels: Sequence[str]) -> str:
     """How a merged model is used, without hushtune and peft."""
-    if head == "own":
+    if head is Head.OWN:
         return _MERGED_OWN.format(read=_READ)
     return _MERGED_MEAN.format(labels=_list(labels), read=_READ)
 

@@ -68,7 +68,8 @@ def number_examples(columns: int, *, name: str) -> list[Inputs]:
 
 def one_by_one(trained: Predictor, rows: Sequence[str]) -> list[Inputs]:
     """The inputs of each row, in a batch of its own and without padding."""
-    tokens = tokenize(trained.tokenizer, rows, max_tokens=trained.settings.max_tokens)
+    size, inputs = trained.settings.max_tokens, trained.task.of.inputs
+    tokens = tokenize(trained.tokenizer, rows, max_tokens=size, inputs=inputs)
     found: list[Inputs] = []
     for start, end in zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True):
         ids = tokens.ids[int(start) : int(end)].long()[None]

@@ -28,15 +28,16 @@ def write_merged(trained: Predictor, card: str, folder: Path) -> None:
         base.config.label2id = {name: index for index, name in names.items()}
     base.save_pretrained(str(folder), safe_serialization=True)
     trained.encoder.save_pretrained(str(folder))
-    images = isinstance(trained.encoder, ImageProcessor)
     (folder / "README.md").write_text(_card(trained, card), encoding="utf-8")
     if trained.model.head is None:
         return
     linear = cast(nn.Linear, trained.model.head)
-    if images:
-        # Of features that are scaled to norm 1.
+    if isinstance(trained.encoder, ImageProcessor) or trained.model.head_kind is not Head.MEAN:
+        # Of features that are scaled to norm 1; of tokens' states as they are.
+        tokens = trained.model.head_kind is Head.TOKENS
+        scale = 1.0 if tokens else trained.settings.feature_scale
         head = {
-            "weight": (linear.weight.detach() * trained.settings.feature_scale),
+            "weight": linear.weight.detach() * scale,
             "bias": linear.bias.detach(),
         }
         contiguous = {name: tensor.clone().contiguous() for name, tensor in head.items()}
@@ -56,7 +57,7 @@ def write_merged(trained: Predictor, card: str, folder: Path) -> None:
         folder / "3_Dense" / "config.json",
         {
             "in_features": width,
-            "out_features": len(trained.labels),
+            "out_features": linear.out_features,
             "bias": True,
             "activation_function": "torch.nn.modules.linear.Identity",
         },
@@ -97,10 +98,11 @@ def _card(trained: Predictor, card: str) -> str:
         return with_use(card, use, library="transformers")
     return merged_card(
         card,
+        task=trained.task,
         labels=trained.labels,
-        head=trained.settings.head,
+        head=trained.model.head_kind,
         max_tokens=trained.settings.max_tokens,
-        images=isinstance(trained.encoder, ImageProcessor),
+        separator=trained.model.separator,
     )
 
 

@@ -42,7 +42,7 @@ from hushtune.common.tasks.image_files import canonical
 from hushtune.common.tasks.image_processor import ImageProcessor
 from hushtune.common.tasks.image_rows import ImageRows
 from hushtune.common.tasks.kinds.registry import head_for, num_outputs
-from hushtune.common.tasks.kinds.texts import tokenize
+from hushtune.common.tasks.kinds.texts import separator_id, tokenize
 from hushtune.common.tasks.supervised import EVALUATION_BATCH
 from hushtune.simulations.answers import answers_of
 from hushtune.simulations.merged import write_merged
@@ -171,6 +171,7 @@ def load(folder: Path | str) -> Predictor:
     encoder = load_encoder(str(folder), task, settings)
     if isinstance(encoder, PreTrainedTokenizerBase):
         set_padding(base, cast("int | None", encoder.pad_token_id))
+        model.separator = separator_id(encoder)
     return Predictor(model, encoder, labels, settings, task)
 
 

@@ -253,13 +253,14 @@ class Supervised:
         """What is kept: all of it, or the features alone, or nothing, as there is room."""
         if self._kept is None:
             count, total = len(self._in_use), int(self._inputs.lengths[self._in_use].sum())
-            a_value = self._model.hidden_size * 4
+            a_value, a_pooled = self._model.hidden_size * 4, self._model.feature_size * 4
             layers = len(self.readable_layers) if self._fills_layers else 0
             self._kept = self._computed(
                 self._in_use,
-                hidden=self._model.keeps_hidden and (total + count) * a_value <= self._budget,
-                features=count * a_value <= self._budget,
-                layers=layers > 0 and (1 + layers) * count * a_value <= self._budget,
+                hidden=self._model.keeps_hidden
+                and total * a_value + count * a_pooled <= self._budget,
+                features=count * a_pooled <= self._budget,
+                layers=layers > 0 and (1 + layers) * count * a_pooled <= self._budget,
                 on_fill=self._on_fill,
             )
         return self._kept
@@ -280,7 +281,7 @@ class Supervised:
         Always as many rows at once as one another, as wide as each of them is: a row's states are
         the same whichever other rows are computed.
         """
-        width = self._model.hidden_size
+        width, pooled_width = self._model.hidden_size, self._model.feature_size
         starts = np.concatenate([[0], np.cumsum(self._inputs.lengths[rows])]).astype(np.int64)
         features = features and self._model.reads_features
         found = Activations(
@@ -288,12 +289,12 @@ class Supervised:
             rows,
             starts,
             torch.full((int(starts[-1]), width), torch.nan) if hidden else None,
-            torch.full((len(rows), width), torch.nan) if features else None,
+            torch.full((len(rows), pooled_width), torch.nan) if features else None,
         )
         if not hidden and not features:
             return found
         numbers = self.readable_layers if layers else ()
-        told = {n: torch.full((len(rows), width), torch.nan) for n in numbers}
+        told = {n: torch.full((len(rows), pooled_width), torch.nan) for n in numbers}
         aside = lora.extract(self._model) if features else None
         if aside is not None:  # features are those of the base alone
             lora.install(self._model, self._without_effect)

@@ -26,7 +26,7 @@ from hushtune.common.tasks.data import LabelledRows, load_data
 from hushtune.common.tasks.encoder import load_encoder
 from hushtune.common.tasks.few_shot import check_shots
 from hushtune.common.tasks.kinds.registry import head_for, prepare
-from hushtune.common.tasks.kinds.texts import padding_id
+from hushtune.common.tasks.kinds.texts import padding_id, separator_id
 from hushtune.common.tasks.supervised import Supervised
 from hushtune.common.tasks.units import Rows, Units
 from hushtune.common.tuning import keep_freed_memory, measured_precision
@@ -63,6 +63,8 @@ class Workspace:
             if isinstance(self.encoder, PreTrainedTokenizerBase)
             else None,
         )
+        if isinstance(self.encoder, PreTrainedTokenizerBase):
+            model.separator = separator_id(self.encoder)
         self.initial_state: AdapterState = lora.initial_state(model, seed=config.seed)
         self.task = Supervised(
             model,

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from hushtune.common.config import ModelConfig, RunConfig, TaskConfig
 from hushtune.common.config_columns import COLUMNS
 from hushtune.common.errors import ConfigError
-from hushtune.common.kinds import Targets
+from hushtune.common.kinds import Inputs, Targets
 from hushtune.common.model import Head
 from hushtune.common.tasks.column_rows import ColumnEncoder
 from hushtune.common.tasks.data import LabelledRows
@@ -67,4 +67,6 @@ def head_for(task: TaskConfig, model: ModelConfig) -> Head:
         return Head.COLUMNS
     if task.of.targets is Targets.TAGS:
         return Head.TOKENS
+    if task.of.inputs is Inputs.PAIR and model.head == "mean":
+        return Head.PAIR
     return Head(model.head) if task.of.has_head else Head.WORDS

@@ -82,6 +82,12 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return next((i for i in found if isinstance(i, int)), 0)
 
 
+def separator_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that stands between two texts, of tokenizers that put one there."""
+    found = [tokenizer.sep_token_id, tokenizer.eos_token_id]
+    return next((i for i in found if isinstance(i, int)), None)
+
+
 def ragged(rows: Sequence[Sequence[int]], *, pad_id: int, max_tokens: int) -> TokenRows:
     """Rows of whole numbers, none of them empty, one after the other."""
     arrays = [np.asarray(row, dtype=np.int32) for row in rows]
