@@ -61,7 +61,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     "text-pair": {
         "data": {"source": "rated-pairs"},
-        "train": {"rounds": 20, "warmup_rounds": 20, "warmup_learning_rate": 0.005},
+        "train": {"rounds": 20, "warmup_rounds": 20, "warmup_learning_rate": 0.01},
     },
     "token-classification": {
         "data": {"source": "brown-tags", "max_rows_per_site": 100},
