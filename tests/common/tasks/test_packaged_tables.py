@@ -162,7 +162,7 @@ def test_liked_films_are_those_of_before_the_best_and_latest_first(tmp_path: Pat
     rows = {json.loads(str(row.text))["title"]: row for row in read_ratings(tmp_path)}
     assert len(rows) == 8  # not the one without a title
     now = json.loads(str(rows["Now"].text))
-    assert list(now) == ["title", "genres", "year", "liked"]
+    assert list(now) == ["rater", "title", "genres", "year", "liked"]
     assert now["liked"] == "Best, late; Best, early; Good, early"
     assert json.loads(str(rows["Same second"].text))["liked"] == now["liked"]
     later = json.loads(str(rows["Later"].text))["liked"]
@@ -171,6 +171,16 @@ def test_liked_films_are_those_of_before_the_best_and_latest_first(tmp_path: Pat
     assert (rows["Now"].label, rows["Now"].group, rows["Now"].site) == ("1.0", "1", None)
     sites = {(row.site, row.group) for row in read_ratings_of_users(tmp_path)}
     assert sites == {("user 1", "1"), ("user 2", "2")}
+
+
+def test_a_rater_is_told_by_what_the_user_gave_before(tmp_path: Path) -> None:
+    given = [4.0, 4.0, 4.0, 4.0, 4.0, 1.0, 0.5, 0.5, 0.5, 5.0]
+    rows = [(n, n, f"F{n}", 2000.0, "War", 1, stars, n) for n, stars in enumerate(given)]
+    films(tmp_path, [*rows, (50, 50, "Other", 2000.0, "War", 2, 5.0, 1)])
+    told = [json.loads(str(row.text))["rater"] for row in read_ratings(tmp_path)]
+    # Means before each: none until five are known, then 4, 3.5, 3.07, 2.75 and 2.5.
+    usual = ["generous", "balanced", "strict", "very strict", "very strict"]
+    assert told == [*[None] * 5, *usual, None]
 
 
 def test_no_more_than_five_films_are_listed(tmp_path: Path) -> None:

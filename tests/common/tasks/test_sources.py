@@ -69,8 +69,8 @@ MEASURED = {
     "loan-rates": Measured(10_000, 28, 122, 58, '{"emp_length": 3, "annual_income": 90000'),
     "pupils": Measured(7_185, 160, 14, 6031, '{"ses": -1.528, "minrty": "No",'),
     "pupils-of-sectors": Measured(7_185, 2, 3543, 6031, '{"ses": -1.528, "minrty": "No",', 160),
-    "film-ratings": Measured(99_997, 0, 0, 10, '{"title": "Antz", "genres":', 671),
-    "film-ratings-of-users": Measured(99_997, 671, 20, 10, '{"title": "Antz", "genres":', 671),
+    "film-ratings": Measured(99_997, 0, 0, 10, '{"rater": null, "title": "Antz", "genres":', 671),
+    "film-ratings-of-users": Measured(99_997, 671, 20, 10, '{"rater": null, "title": "Antz", "genres":', 671),
 }
 
 

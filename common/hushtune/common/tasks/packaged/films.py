@@ -6,7 +6,7 @@ Source: Harper and Konstan, The MovieLens Datasets: History and Context, ACM Tii
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, cast
@@ -15,6 +15,7 @@ from hushtune.common.tasks.packaged.frames import read_frame
 from hushtune.common.tasks.rows import RawRow
 
 COLUMNS: Final[Mapping[str, str]] = {
+    "rater": "category",
     "title": "category",
     "genres": "category",
     "year": "number",
@@ -28,6 +29,12 @@ GENRES: Final = (
 _NO_GENRE: Final = "(no genres listed)"
 _LIKED: Final = 4.0  # of 5 stars, from here on
 _MOST_LIKED: Final = 5
+_FEWEST: Final = 5  # ratings from which a rater is known
+_RATERS: Final = (
+    *((2.9, "very strict"), (3.35, "strict"), (3.75, "balanced"), (4.1, "generous")),
+    (float("inf"), "very generous"),
+)
+"""What a rater is called whose ratings are below so many stars on average."""
 _FIRST_DECADE: Final = 1950  # older films are few: one site
 
 Rating = Mapping[str, Any]
@@ -38,16 +45,19 @@ def read_ratings(folder: Path, *, users_are_sites: bool = False) -> Iterator[Raw
 
     ``liked`` are at most five titles to which the user had given four stars or more at an earlier
     time, the best and of these the latest first, joined by semicolons; null where there is none.
-    The group is the user. Sites are users too, or none.
+    ``rater`` says how the user had rated on average until then; null before the fifth rating. The
+    group is the user. Sites are users too, or none.
     """
     path = _path(folder)
     for user, ratings in _by_user(path).items():
         best: list[Rating] = []
+        earlier: list[float] = []
         for _, at_once in groupby(sorted(ratings, key=_when), key=lambda row: row["timestamp"]):
             found = list(at_once)  # nothing rated in the same second is earlier
             liked = "; ".join(str(film["title"]) for film in best) or None
             for row in found:
                 cells = {
+                    "rater": _rater(earlier),
                     "title": row["title"],
                     "genres": row["genres"],
                     "year": _year(row),
@@ -56,6 +66,7 @@ def read_ratings(folder: Path, *, users_are_sites: bool = False) -> Iterator[Raw
                 text = json.dumps(cells, ensure_ascii=False)
                 site = f"user {user}" if users_are_sites else None
                 yield RawRow(text, str(row["rating"]), site, f"{path}:{row['rownames']}", user)
+            earlier += [row["rating"] for row in found]
             good = [row for row in found if row["rating"] >= _LIKED]
             best = sorted([*best, *good], key=_best_first)[:_MOST_LIKED]
 
@@ -90,6 +101,14 @@ def _by_user(path: Path) -> Mapping[str, list[Rating]]:
         if rating["title"] is not None:
             users.setdefault(str(rating["userId"]), []).append(rating)
     return users
+
+
+def _rater(earlier: Sequence[float]) -> str | None:
+    """In words, which a sentence encoder tells apart as it does not numbers."""
+    if len(earlier) < _FEWEST:
+        return None
+    mean = sum(earlier) / len(earlier)
+    return next(name for below, name in _RATERS if mean < below)
 
 
 def _when(row: Rating) -> tuple[int, int]:
