@@ -71,8 +71,8 @@ def finished(out: Path, config: RunConfig) -> dict[str, Any]:
     return {**summary, "source_commit": privacy.get("source_commit")}
 
 
-ROWS = {name: label for name, label in METHODS.items() if name != "personal"}
-"""The demo has no models of the sites' own."""
+ROWS = {name: label for name, label in METHODS.items() if name not in ("personal", "head_best")}
+"""The demo has no models of the sites' own; heads by layer are in each run's own table."""
 
 
 def as_markdown(summaries: list[dict[str, Any]]) -> str:

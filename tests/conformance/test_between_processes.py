@@ -30,6 +30,7 @@ LOST, LAST = SITES[1], "adapter_model.safetensors"
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_secure_sums_between_processes_survive_a_site_that_is_ended(
     settings: Any, tmp_path: Path
 ) -> None:

@@ -24,6 +24,8 @@ from ..pictures import vision_model
 
 DEMO = {"demo", "clients", "tiny"}
 OF_KINDS = sorted({*PRESETS} - DEMO)
+BY_DAY = ("text-pair", "tabular-classification", "image-classification", "causal-lm")
+"""One of each way to read; tests/e2e/test_kinds.py runs every kind, on made-up rows."""
 BASELINES = {*METHODS, *OF_TABLES} - {*OURS}
 TINY = (
     "data.max_rows_per_site=60",
@@ -75,7 +77,13 @@ def left_out(kind: Kind) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", OF_KINDS)
+@pytest.mark.parametrize(
+    "preset",
+    [
+        pytest.param(preset, marks=[] if preset in BY_DAY else pytest.mark.nightly)
+        for preset in OF_KINDS
+    ],
+)
 def test_a_preset_runs_with_all_that_it_is_compared_with(
     preset: str, tiny_models: Mapping[Inputs, Path], tmp_path: Path
 ) -> None:

@@ -58,7 +58,10 @@ def test_every_rule_learns_after_the_warm_up(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    OPTIMIZERS,
+    [
+        pytest.param(name, marks=[] if name in ("sgd", "adam") else pytest.mark.nightly)
+        for name in OPTIMIZERS
+    ],
 )
 def test_a_server_optimiser_learns_at_the_rate_that_follows_from_it(
     name: str, tmp_path: Path

@@ -70,7 +70,9 @@ MEASURED = {
     "pupils": Measured(7_185, 160, 14, 6031, '{"ses": -1.528, "minrty": "No",'),
     "pupils-of-sectors": Measured(7_185, 2, 3543, 6031, '{"ses": -1.528, "minrty": "No",', 160),
     "film-ratings": Measured(99_997, 0, 0, 10, '{"rater": null, "title": "Antz", "genres":', 671),
-    "film-ratings-of-users": Measured(99_997, 671, 20, 10, '{"rater": null, "title": "Antz", "genres":', 671),
+    "film-ratings-of-users": Measured(
+        99_997, 671, 20, 10, '{"rater": null, "title": "Antz", "genres":', 671
+    ),
 }
 
 
