@@ -17,6 +17,7 @@ from hushtune.common.config_io import load_config
 from hushtune.common.errors import BadValueError, ConfigError, MissingFileError
 from hushtune.common.tasks import workspace
 from hushtune.simulations import run
+from hushtune.simulations.edge import export_edge
 from hushtune.simulations.saved import export, load
 
 from ..conftest import Command, made_up_rows, write_csv
@@ -191,3 +192,12 @@ def test_a_folder_of_images_that_was_changed_is_read_again(tmp_path: Path) -> No
     for seed in range(100, 110):
         picture(tmp_path / "images" / "north" / "dark" / f"{seed}.png", seed, light=False)
     assert workspace.resolve(load_config(path=file)).data.public_sizes != before
+
+
+def test_a_model_of_images_for_devices_is_judged_on_the_run_s_test_rows(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    summary = trained(tmp_path, "vit", "mean", data='folder = "images"')
+    told = export_edge(tmp_path / "out", tmp_path / "edge", int8=False)
+    assert told["figure"] == "accuracy"
+    assert told["test_rows"] == sum(row["test_rows"] for row in summary["sites"].values()) > 0
+    assert [form["value"] for form in told["forms"]] == [pytest.approx(summary["value"])] * 2

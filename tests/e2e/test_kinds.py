@@ -16,6 +16,7 @@ import pytest
 from hushtune.common.kinds import KINDS, Targets, higher_is_better
 from hushtune.common.tasks import partition
 from hushtune.simulations import plots, run
+from hushtune.simulations.edge import export_edge
 from hushtune.simulations.outputs import SUMMARY_KEYS
 from hushtune.simulations.saved import export, load
 
@@ -184,6 +185,35 @@ def test_a_merged_model_answers_alike_by_the_code_in_its_card(
         assert found == [pytest.approx(told, abs=1e-4)]
     else:
         assert found == [told]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "figure"),
+    [
+        ("text-regression", "rmse"),
+        ("multi-label", "label_accuracy"),
+        ("text-pair-classification", "accuracy"),
+        ("token-classification", None),
+    ],
+)
+def test_a_model_for_devices_is_judged_by_the_figure_of_its_kind(
+    settings: Settings, tmp_path: Path, kind: str, figure: str | None
+) -> None:
+    pytest.importorskip("onnxruntime")
+    recipe = {"train__rounds": 3, "train__warmup_rounds": 2, "train__learning_rate": 0.05}
+    summary = run(config_of(settings, tmp_path, kind, **recipe), tmp_path / "run")
+    told = export_edge(tmp_path / "run", tmp_path / "edge", int8=False)
+    assert told["largest_difference"] < 1e-3
+    if figure is None:
+        assert told["test_rows"] == 0
+        assert "token-classification" in told["why_no_test_rows"]
+        return
+    assert told["figure"] == figure
+    assert told["test_rows"] == sum(row["test_rows"] for row in summary["sites"].values()) > 0
+    for form in told["forms"]:
+        assert form["value"] == pytest.approx(summary["metrics"][figure], abs=1e-3)
+        assert form["agreement"] == 1.0
 
 
 @pytest.mark.parametrize("kind", ["text-regression", "token-classification"])

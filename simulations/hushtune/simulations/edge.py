@@ -27,7 +27,7 @@ from hushtune.common.lora_files import merged
 from hushtune.common.model import AdaptedModel
 from hushtune.simulations import edge_inputs, saved
 from hushtune.simulations.edge_card import edge_card
-from hushtune.simulations.edge_measure import Form, compare, report
+from hushtune.simulations.edge_measure import Form, compare, judge_of, report
 from hushtune.simulations.edge_onnx import (
     LIBRARIES,
     Inputs,
@@ -137,11 +137,13 @@ def measure(
         small = OnnxModel(written.path, threads=1)
         forms.append(Form("ONNX int8", megabytes(written.path), small))
     singles = edge_inputs.one_by_one(trained, rows.texts) if rows.texts else [made_up]
+    judge = judge_of(trained.task)
     found = report(
-        compare(forms, singles, rows.labels if rows.texts else None),
+        compare(forms, singles, rows.targets if rows.texts else None, judge=judge),
         rows=len(rows.texts),
         why_no_rows=rows.why_none,
         largest_difference=written.largest_difference,
+        judge=judge,
     )
     return {**found, "versions": {name: version(name) for name in ("torch", *LIBRARIES)}}
 

@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hushtune.common.errors import UnsupportedModelError
+from hushtune.common.tasks.image_processor import ImageProcessor
+from hushtune.common.tasks.image_rows import ImageRows
 from hushtune.common.tasks.kinds.texts import tokenize
 
 if TYPE_CHECKING:
@@ -68,6 +71,9 @@ def number_examples(columns: int, *, name: str) -> list[Inputs]:
 
 def one_by_one(trained: Predictor, rows: Sequence[str]) -> list[Inputs]:
     """The inputs of each row, in a batch of its own and without padding."""
+    if isinstance(trained.encoder, ImageProcessor):
+        images = ImageRows.of(rows, trained.encoder, megabytes=0)
+        return [images.inputs(np.array([row])) for row in range(len(rows))]
     size, inputs = trained.settings.max_tokens, trained.task.of.inputs
     tokens = tokenize(trained.tokenizer, rows, max_tokens=size, inputs=inputs)
     found: list[Inputs] = []

@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hushtune.common.config_task import TaskConfig
+from hushtune.common.kinds import Targets
+from hushtune.common.tasks.objectives import Regression
 from hushtune.simulations.edge_onnx import Inputs
 
 MOST_CHANGED = 0.01
@@ -34,11 +37,13 @@ class Form:
 
 @dataclass(frozen=True)
 class Judge:
-    """How answers of a kind of model are read from logits ``(1, ...)`` and how good they are."""
+    """How answers of a kind of model are read from logits ``(1, ...)``, how good they are, and
+    which of them are the same, ``(n,)``."""
 
     figure: str
     answer: Callable[[NDArray[np.float32]], Any]
     value: Callable[[Answers, Answers], float]
+    same: Callable[[Answers, Answers], Answers] = np.equal
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,29 @@ def _share(left: Answers, right: Answers) -> float:
 
 
 CLASSES = Judge("accuracy", _label, _share)
+SAME_NUMBER = 0.01
+"""Of the range of targets: numbers that are closer are the same answer."""
+
+
+def judge_of(task: TaskConfig) -> Judge:
+    """How a kind's answers are judged: classes; several labels; or numbers."""
+    if task.of.targets is Targets.NUMBER:
+        low, high = task.bounds
+        regression = Regression(low, high)
+        return Judge(
+            "rmse",
+            lambda logits: float(regression.answers(torch.from_numpy(logits))[0]),
+            lambda given, targets: float(np.sqrt(np.mean((given - targets) ** 2))),
+            lambda left, right: np.abs(left - right) <= SAME_NUMBER * (high - low),
+        )
+    if task.of.targets is Targets.CLASSES:
+        return Judge(
+            "label_accuracy",
+            lambda logits: logits[0] > 0,
+            _share,
+            lambda left, right: (left == right).all(1),
+        )
+    return CLASSES
 
 
 def compare(
@@ -99,7 +127,7 @@ def compare(
                 round(form.megabytes, 3),
                 round(1e3 * float(np.median(seconds[form.name])), 4),
                 None if targets is None else judge.value(given, targets),
-                None if targets is None else _share(given, first),
+                None if targets is None else float(np.mean(judge.same(given, first))),
             )
         )
     return found

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import CONFIG, loads_config
 from hushtune.common.errors import HushtuneError
 from hushtune.common.files import read_json, read_text
-from hushtune.common.tasks.data import load_data
+from hushtune.common.kinds import Targets
+from hushtune.common.tasks.data import LabelledRows, load_data
 from hushtune.common.tasks.units import Rows
 
 
 @dataclass(frozen=True)
 class TestRows:
-    """Inputs as strings and each one's label, as an index; or why there are none."""
+    """Inputs as strings and each one's target as ``edge_measure.judge_of`` reads it; or why there
+    are none."""
 
     __test__ = False  # pytest takes it for tests
 
     texts: tuple[str, ...]
-    labels: Rows  # (n,)
+    targets: NDArray[Any]  # (n, ...)
     why_none: str = ""
 
 
@@ -49,8 +53,14 @@ def rows_of_run(folder: Path, labels: tuple[str, ...], *, site: str | None = Non
 
 
 def _rows(folder: Path, config: RunConfig, labels: tuple[str, ...], site: str | None) -> TestRows:
+    kind = config.task.of
+    if kind.targets in (Targets.TAGS, Targets.ANSWER):
+        return no_rows(f"answers of {kind.name} are not judged one by one")
     data = load_data(
-        config.data, seed=config.seed, records_per_group=config.privacy.records_per_group
+        config.data,
+        config.task,
+        seed=config.seed,
+        records_per_group=config.privacy.records_per_group,
     )
     sites = sorted(data.sites) if site is None else [site]
     counts = {name: len(split.test) for name, split in data.sites.items()}
@@ -61,4 +71,13 @@ def _rows(folder: Path, config: RunConfig, labels: tuple[str, ...], site: str | 
     rows = np.concatenate([data.sites[name].test for name in sites])
     if not len(rows):
         return no_rows("there are none")
-    return TestRows(tuple(data.texts[row] for row in rows), data.labels[rows])
+    return TestRows(tuple(data.texts[row] for row in rows), _targets(data, rows))
+
+
+def _targets(data: LabelledRows, rows: Rows) -> NDArray[Any]:
+    if data.kind.targets is Targets.NUMBER:
+        return np.array([float(data.answers[row]) for row in rows])
+    if data.kind.targets is Targets.CLASSES:
+        has = [set(data.answers[row].split("|")) for row in rows]
+        return np.array([[name in mine for name in data.label_names] for mine in has])
+    return data.labels[rows]
