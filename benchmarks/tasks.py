@@ -41,6 +41,8 @@ BASELINES = {
     "head_best": ("head on best layer", PRIVATE),
     "pooled_private": ("pooled, private", PRIVATE),
     "pooled": ("pooled, not private", NOT),
+    "columns_private": ("network on columns", PRIVATE),
+    "columns": ("network on columns, pooled", NOT),
 }
 """What each comparison is called, and in which rows it is: it holds with privacy or without."""
 LOWER = "lower is better"
@@ -54,6 +56,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/tasks"))
     parser.add_argument("--readme", type=Path)
     options = parser.parse_args()
+    if options.readme is not None and (len(options.presets), len(options.engines)) != (
+        *(len(TASKS), len(ENGINES)),
+    ):
+        parser.error("--readme takes the table of all presets and engines: leave those options out")
     done = {
         preset: {
             (trust, engine): finished(

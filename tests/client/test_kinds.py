@@ -25,7 +25,7 @@ from hushtune.common.tasks.units import Units
 
 from .families import NUM_ROWS, flat, moved, summed, tiny_base, token_rows
 
-KINDS = ("multi-label", "regression", "tags")
+KINDS = ("multi-label", "regression", "tags", "pairs")
 FAMILIES = ("bert", "gpt2")
 CASES = [(kind, family) for kind in KINDS for family in FAMILIES]
 TAGS = 4
@@ -55,6 +55,11 @@ def kind_task(kind: str, family: str, *, megabytes: int = 0) -> Supervised:
             DenseTargets(torch.rand(NUM_ROWS, generator=random) * 12 - 2),
             Head.MEAN,
         ),
+        "pairs": (
+            Regression(-2.0, 10.0),
+            DenseTargets(torch.rand(NUM_ROWS, generator=random) * 12 - 2),
+            Head.PAIR,
+        ),
         "tags": (TokenTags(torch.tensor([1.0, 0.5, 2.0, 1.0])), tags_of(tokens), Head.TOKENS),
     }
     objective, targets, head = made[kind]
@@ -66,6 +71,7 @@ def kind_task(kind: str, family: str, *, megabytes: int = 0) -> Supervised:
         seed=0,
         head=head,
     )
+    model.separator = int(tokens.ids[2])  # in some rows, at different places, and in some not
     return Supervised(model, tokens, targets, objective, cache_megabytes=megabytes)
 
 

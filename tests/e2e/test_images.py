@@ -196,7 +196,9 @@ def test_a_folder_of_images_that_was_changed_is_read_again(tmp_path: Path) -> No
 
 def test_a_model_of_images_for_devices_is_judged_on_the_run_s_test_rows(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    summary = trained(tmp_path, "vit", "mean", data='folder = "images"')
+    summary = trained(
+        tmp_path, "dinov2", "mean", data='folder = "images"', overrides=["model.image_size=32"]
+    )
     told = export_edge(tmp_path / "out", tmp_path / "edge", int8=False)
     assert told["figure"] == "accuracy"
     assert told["test_rows"] == sum(row["test_rows"] for row in summary["sites"].values()) > 0

@@ -187,6 +187,25 @@ def test_a_merged_model_answers_alike_by_the_code_in_its_card(
         assert found == [told]
 
 
+def check_edge_card(folder: Path, kind: str) -> None:
+    """The code in the card of a model for devices answers as the run does."""
+    example = EXAMPLES.get(kind, "a sentence").replace("words of a", "a")
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "edge" / "README.md").read_text(), re.S)
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        exec(compile(code.replace("FOLDER", str(folder / "edge")), "card", "exec"), {})
+    (answer,) = load(folder / "run").predict([example])
+    told, found = answer.get("label", answer.get("answer")), printed.getvalue().strip()
+    if kind == "token-classification":
+        assert {tag for _, tag in told} <= {tag for _, tag in ast.literal_eval(found)}
+    elif KINDS[kind].targets is Targets.NUMBER:
+        assert ast.literal_eval(found) == [pytest.approx(told, abs=1e-4)]
+    elif KINDS[kind].targets is Targets.CLASSES:
+        assert ast.literal_eval(found) == [told]
+    else:
+        assert found == told
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "figure"),
@@ -208,12 +227,14 @@ def test_a_model_for_devices_is_judged_by_the_figure_of_its_kind(
     if figure is None:
         assert told["test_rows"] == 0
         assert "token-classification" in told["why_no_test_rows"]
+        check_edge_card(tmp_path, kind)
         return
     assert told["figure"] == figure
     assert told["test_rows"] == sum(row["test_rows"] for row in summary["sites"].values()) > 0
     for form in told["forms"]:
         assert form["value"] == pytest.approx(summary["metrics"][figure], abs=1e-3)
         assert form["agreement"] == 1.0
+    check_edge_card(tmp_path, kind)
 
 
 @pytest.mark.parametrize("kind", ["text-regression", "token-classification"])

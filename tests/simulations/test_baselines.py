@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 import tomli_w
 
+from hushtune.common.adapter import AdapterState
 from hushtune.common.config_io import loads_config
 from hushtune.common.errors import CheckpointError
+from hushtune.common.run_context import RunContext
+from hushtune.common.tasks.workspace import Workspace, open_workspace, resolve
 from hushtune.simulations import run
-from hushtune.simulations.baselines import heads_by_layer
+from hushtune.simulations.baselines import compare, heads_by_layer
+from hushtune.simulations.observer import Silent
 
 from ..pictures import picture_folder, vision_model
 
@@ -34,6 +38,37 @@ def test_the_best_frozen_layer_is_chosen_by_validation_rows(settings: Any, tmp_p
     again = run(config, out, resume=True)
     assert again["head_by_layer"] == layers
     assert (out / "checkpoint" / "baselines.json").read_bytes() == kept
+
+
+def test_heads_on_other_layers_are_trained_where_those_features_are(
+    settings: Any, tmp_path: Path
+) -> None:
+    """Under Flower sites train in processes of their own, which know of no layer."""
+    config = resolve(
+        settings.config(
+            simulation__engine="flower", simulation__baselines=True, privacy__trust="site"
+        )
+    )
+    workspace = open_workspace(config, layers=True)
+    engines: dict[int | None, set[str]] = {}
+
+    def federate(context: RunContext, place: Workspace) -> AdapterState:
+        layer = place.task._layer  # pyright: ignore[reportPrivateUsage]
+        engines.setdefault(layer, set()).add(context.config.simulation.engine)
+        return place.initial_state
+
+    compare(
+        config,
+        workspace=workspace,
+        federate=federate,
+        kept=tmp_path / "kept.json",
+        observer=Silent(),
+    )
+    assert workspace.task.readable_layers
+    assert engines == {
+        None: {"flower"},
+        **{layer: {"inprocess"} for layer in workspace.task.readable_layers},
+    }
 
 
 def test_without_validation_rows_no_layer_can_be_chosen(settings: Any, tmp_path: Path) -> None:

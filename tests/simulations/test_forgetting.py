@@ -16,6 +16,9 @@ from hushtune.simulations import forgetting as probe
 from hushtune.simulations import run
 from hushtune.simulations.overfit import forgetting_line
 
+from ..client.words import make_words, write_conversations
+from ..conftest import Settings
+
 
 def test_the_passages_are_many_distinct_and_of_all_topics() -> None:
     found = probe.passages()
@@ -81,3 +84,16 @@ def test_a_python_without_its_documentation_has_no_probe(
     workspace = open_workspace(resolve(settings.config()))
     assert probe.forgetting(workspace, workspace.initial_state) is None
     assert forgetting_line(None) is None
+
+
+def test_a_language_model_is_probed_too_and_one_of_two_parts_is_not(tmp_path: Path) -> None:
+    rows = write_conversations(tmp_path / "all.csv", {"east": 40, "north": 50})
+    found: dict[str, Any] = {}
+    for family, kind in (("llama", "causal-lm"), ("t5", "seq2seq")):
+        model = make_words(tmp_path / family, family)
+        changes: dict[str, Any] = {"task__kind": kind, "train__warmup_rounds": None}
+        config = Settings(model, rows).config(**changes)
+        workspace = open_workspace(resolve(config))
+        found[family] = probe.forgetting(workspace, workspace.initial_state)
+    assert found["llama"]["drift"] == pytest.approx(0.0, abs=1e-9)
+    assert found["t5"] is None

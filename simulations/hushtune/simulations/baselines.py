@@ -117,8 +117,8 @@ def compare(
         trained(name, baseline, judge_layer=last)
     for number, layer in enumerate(layers):
         observer.comparing("head_best", len(own) + number, total)
-        with workspace.task.reading(layer):
-            trained(_of_layer(layer), runs["head_private"], judge_layer=layer)
+        with workspace.task.reading(layer):  # in this process, whatever the run's engine
+            trained(_of_layer(layer), _in_process(runs["head_private"]), judge_layer=layer)
     if layers:
         table |= {name: row for name, row in done.items() if name.startswith(_of_layer(""))}
         heads = heads_by_layer(table)
@@ -130,6 +130,11 @@ def compare(
         trained(name, runs[name])
     observer.comparing("", total, total)
     return table
+
+
+def _in_process(config: RunConfig) -> RunConfig:
+    simulation = config.simulation.model_copy(update={"engine": "inprocess"})
+    return config.model_copy(update={"simulation": simulation})
 
 
 def _of_layer(layer: int | str) -> str:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from hushtune.common.config_task import TaskConfig
-from hushtune.common.kinds import Targets
+from hushtune.common.kinds import Inputs, Targets
 from hushtune.common.model import Head
 
 LOAD_MEAN = """\
@@ -71,7 +71,7 @@ LOAD_MERGED_MEAN = """\
 from sentence_transformers import SentenceTransformer
 
 {labels}model = SentenceTransformer("FOLDER")
-logits = model.encode(["a sentence"])  # one column {column}
+logits = model.encode([{example}])  # one column {column}
 {told}
 ```
 """
@@ -135,7 +135,10 @@ def merged(
     names = f"labels = {json.dumps(list(labels), ensure_ascii=False)}\n" if labels else ""
     if head is Head.MEAN:
         column = "a label" if labels else "for the number"
-        return LOAD_MERGED_MEAN.format(labels=names, column=column, told=_told(task))
+        example = '"age: 41; home: rent"' if task.of.inputs is Inputs.COLUMNS else '"a sentence"'
+        return LOAD_MERGED_MEAN.format(
+            labels=names, column=column, told=told(task), example=example
+        )
     second = f'((rows["input_ids"] == {separator}).cumsum(1) > 0)'
     if separator is None:
         second = 'torch.zeros_like(rows["input_ids"])'
@@ -145,12 +148,13 @@ def merged(
         texts='["a sentence"],\n    ["another"]' if pair else '["words of a sentence"]',
         max_tokens=max_tokens,
         pooled=_OF_PAIRS.format(second=second) if pair else _OF_TOKENS,
-        told=_told(task),
+        told=told(task),
     )
 
 
-def _told(task: TaskConfig) -> str:
-    """The line that turns outputs into answers."""
+def told(task: TaskConfig) -> str:
+    """The line that turns ``logits``, a row each, into answers; of tags those of one text's
+    ``tokens``."""
     match task.of.targets:
         case Targets.NUMBER:
             low, high = task.bounds

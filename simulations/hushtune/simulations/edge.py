@@ -86,6 +86,7 @@ def export_adapter(
         _write_json(partial / REPORT, found)
         text = edge_card(
             card,
+            task=trained.task,
             labels=trained.labels,
             inputs=inputs,
             int8=int8,

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from hushtune.common.config_task import TaskConfig
+from hushtune.common.kinds import Inputs, Targets
 from hushtune.simulations.card import with_use
+from hushtune.simulations.card_texts import told
 
 _TEXT = """\
 ```python
@@ -13,13 +16,28 @@ import numpy as np
 from onnxruntime import InferenceSession
 from tokenizers import Tokenizer
 
-labels = {labels}
-session = InferenceSession("FOLDER/{model}")
+{labels}session = InferenceSession("FOLDER/{model}")
 tokenizer = Tokenizer.from_file("FOLDER/{tokenizer}")
-for row in tokenizer.encode_batch(["a sentence"]):
+for row in tokenizer.encode_batch([{example}]):
     rows = {{"input_ids": [row.ids], "attention_mask": [row.attention_mask]}}
     rows = {{name: np.array(values, np.int64) for name, values in rows.items()}}
-    print(labels[session.run(["logits"], rows)[0].argmax()])
+    {told}
+```
+"""
+_WRITES = """\
+```python
+import numpy as np
+from onnxruntime import InferenceSession
+from tokenizers import Tokenizer
+
+session = InferenceSession("FOLDER/{model}")
+tokenizer = Tokenizer.from_file("FOLDER/{tokenizer}")
+ids = tokenizer.encode("a prompt, as the model's chat template writes it").ids
+for _ in range(20):  # the most likely token after the other
+    rows = {{"input_ids": [ids], "attention_mask": [[1] * len(ids)]}}
+    rows = {{name: np.array(values, np.int64) for name, values in rows.items()}}
+    ids.append(int(session.run(["logits"], rows)[0][0, -1].argmax()))
+print(tokenizer.decode(ids))
 ```
 """
 _OTHER = """\
@@ -27,8 +45,7 @@ _OTHER = """\
 import numpy as np
 from onnxruntime import InferenceSession
 
-labels = {labels}
-session = InferenceSession("FOLDER/{model}")
+{labels}session = InferenceSession("FOLDER/{model}")
 rows = {{{rows}}}  # prepared as for training
 print(labels[session.run(["logits"], rows)[0].argmax()])
 ```
@@ -40,9 +57,23 @@ one at a time, as the code does. `edge.json` tells how many answers are other th
 """
 
 
+_EXAMPLES = {Inputs.PAIR: '("a sentence", "another")', Inputs.COLUMNS: '"age: 41; home: rent"'}
+
+
+def _told(task: TaskConfig) -> str:
+    """The lines that answer one row."""
+    if task.of.targets is Targets.CLASS:
+        return 'print(labels[session.run(["logits"], rows)[0].argmax()])'
+    logits = 'logits = session.run(["logits"], rows)[0]'
+    if task.of.targets is Targets.TAGS:
+        return f"{logits}[0]\n    tokens = row.tokens\n    {told(task)}"
+    return f"{logits}\n    {told(task)}"
+
+
 def edge_card(
     card: str,
     *,
+    task: TaskConfig,
     labels: Sequence[str],
     inputs: Mapping[str, Sequence[int | str]],
     int8: bool,
@@ -53,9 +84,18 @@ def edge_card(
 
     ``inputs``: the file's, with their axes. ``tokenizer``: the tokenizer's file, if it reads text.
     """
-    names = json.dumps(list(labels), ensure_ascii=False)
-    if tokenizer is not None:
-        code = _TEXT.format(labels=names, model=model, tokenizer=tokenizer)
+    names = f"labels = {json.dumps(list(labels), ensure_ascii=False)}\n" if labels else ""
+    if task.of.targets is Targets.ANSWER:
+        code = _WRITES.format(model=model, tokenizer=tokenizer)
+        needed = "`pip install onnxruntime tokenizers` is all that it needs"
+    elif tokenizer is not None:
+        code = _TEXT.format(
+            labels=names,
+            model=model,
+            tokenizer=tokenizer,
+            example=_EXAMPLES.get(task.of.inputs, '"a sentence"'),
+            told=_told(task),
+        )
         needed = "`pip install onnxruntime tokenizers` is all that it needs"
     else:
         shapes = {

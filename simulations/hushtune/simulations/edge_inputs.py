@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hushtune.common.errors import UnsupportedModelError
+from hushtune.common.model import Head
 from hushtune.common.tasks.image_processor import ImageProcessor
 from hushtune.common.tasks.image_rows import ImageRows
 from hushtune.common.tasks.kinds.texts import tokenize
@@ -28,12 +29,20 @@ BATCHES = (4, 1, 2)
 
 def examples(trained: Predictor) -> list[Inputs]:
     """Inputs of a model of any kind; raises UnsupportedModelError of one that is not known."""
+    if trained.model.head_kind is Head.COLUMNS:
+        raise UnsupportedModelError(
+            "a small network on columns is not written as ONNX",
+            given="--format onnx or int8",
+            expected="--format adapter",
+            remedy="its two files run with numpy alone, as the README.md beside them shows",
+        )
     base = cast(Any, trained.model.base).get_base_model()
     kind, config = str(base.main_input_name), base.config
     if kind == "input_ids":
         return text_examples(int(config.vocab_size), longest=trained.settings.max_tokens)
     if kind == "pixel_values":
-        return image_examples(int(config.num_channels), int(config.image_size))
+        size = trained.settings.image_size or int(config.image_size)
+        return image_examples(int(config.num_channels), size)
     raise UnsupportedModelError(
         "models of this kind are not written for devices",
         given=f"a model that takes {kind}",

@@ -70,9 +70,11 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     judged = len(workspace.rows(POOLED, "test")) * private_runs
     seconds = used * frozen + whole_runs * steps * batch * stepping + judged * stepping / 2
     tokens = int(workspace.task.inputs.lengths.sum())
-    width = workspace.task.model.hidden_size
-    states = tokens if workspace.task.model.keeps_hidden else used  # features, or hidden states
-    kept = min(config.train.cache_megabytes, math.ceil(states * width * 4 / 2**20))
+    model = workspace.task.model
+    layers = 1 + (len(workspace.task.readable_layers) if config.simulation.baselines else 0)
+    values = tokens * model.hidden_size if model.keeps_hidden else 0
+    values += used * model.feature_size * layers if model.reads_features else 0
+    kept = min(config.train.cache_megabytes, math.ceil(values * 4 / 2**20))
     # A gradient of each example, and two copies of it while it is clipped.
     at_once = max(config.train.microbatch, config.augment.views)
     samples = 3 * at_once * state.select(keys).num_values() * 4 / 2**20

@@ -25,8 +25,9 @@ from transformers import PreTrainedTokenizerBase
 
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState
-from hushtune.common.model import AdaptedModel
+from hushtune.common.model import ANSWER_AT, AdaptedModel, Head
 from hushtune.common.tasks.activations import TokenRows
+from hushtune.common.tasks.answer_rows import AnswerRows
 from hushtune.common.tasks.kinds.texts import tokenize
 from hushtune.common.tasks.workspace import Workspace
 
@@ -57,7 +58,7 @@ def forgetting(workspace: Workspace, final: AdapterState) -> dict[str, Any] | No
     """The probe before and after; None where there are no passages to probe with, or the
     model reads no texts."""
     found = passages()
-    if not found or not isinstance(workspace.task.inputs, TokenRows):
+    if not found or _most_tokens(workspace) is None:
         return None
     topics = np.unique([topic for topic, _ in found], return_inverse=True)[1]
     texts = [text for _, text in found]
@@ -79,7 +80,7 @@ def features(workspace: Workspace, state: AdapterState, texts: Sequence[str]) ->
     model = workspace.task.model
     lora.install(model, state)
     model.frozen_mode()
-    most = min(64, cast(TokenRows, workspace.task.inputs).max_tokens)
+    most = min(64, _most_tokens(workspace) or 1)
     tokens, device = (
         tokenize(cast(PreTrainedTokenizerBase, workspace.encoder), texts, max_tokens=most),
         _device(model),
@@ -88,10 +89,19 @@ def features(workspace: Workspace, state: AdapterState, texts: Sequence[str]) ->
     for start in range(0, len(texts), _BATCH):
         rows = np.arange(start, min(start + _BATCH, len(texts)), dtype=np.int64)
         inputs = {key: value.to(device) for key, value in tokens.inputs(rows).items()}
+        if model.head_kind is Head.WORDS:  # of the words that it would write, one is enough
+            inputs[ANSWER_AT] = torch.zeros(len(rows), 1, dtype=torch.long, device=device)
         states = _last_states(model, inputs).double()
         weights = inputs["attention_mask"].unsqueeze(-1).double()
         parts.append(((states * weights).sum(1) / weights.sum(1).clamp_min(1.0)).cpu())
     return torch.nn.functional.normalize(torch.cat(parts), dim=1)
+
+
+def _most_tokens(workspace: Workspace) -> int | None:
+    """Of a text that the model reads in one pass; None for what reads none, or in two parts."""
+    inputs = workspace.task.inputs
+    tokens = inputs.tokens if isinstance(inputs, AnswerRows) else inputs
+    return tokens.max_tokens if isinstance(tokens, TokenRows) else None
 
 
 def _device(model: AdaptedModel) -> torch.device:

@@ -14,7 +14,7 @@ from hushtune.common.model import AdaptedModel
 from hushtune.common.tasks.activations import TokenRows
 from hushtune.common.tasks.data import LabelledRows
 from hushtune.common.tasks.kinds.prepared import Prepared
-from hushtune.common.tasks.kinds.texts import text_views, tokenize
+from hushtune.common.tasks.kinds.texts import pair_notes, text_views, tokenize
 from hushtune.common.tasks.objectives import Classification, class_weights
 from hushtune.common.tasks.supervised import Supervised
 from hushtune.common.tasks.targets import DenseTargets
@@ -37,6 +37,7 @@ def prepare(config: RunConfig, data: LabelledRows, tokenizer: PreTrainedTokenize
         classes(data),
         objective(config, data.label_names),
         augmented=text_views(config, tokenizer, data.texts, inputs),
+        notes=pair_notes(tokenizer, config.task.of.inputs, inputs),
     )
 
 

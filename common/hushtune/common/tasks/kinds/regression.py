@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from hushtune.common.config import RunConfig
 from hushtune.common.tasks.data import LabelledRows
 from hushtune.common.tasks.kinds.prepared import Prepared
-from hushtune.common.tasks.kinds.texts import text_views, tokenize
+from hushtune.common.tasks.kinds.texts import pair_notes, text_views, tokenize
 from hushtune.common.tasks.objectives import Regression
 from hushtune.common.tasks.targets import DenseTargets
 
@@ -21,8 +21,13 @@ def prepare(config: RunConfig, data: LabelledRows, tokenizer: PreTrainedTokenize
         max_tokens=config.model.max_tokens,
         inputs=config.task.of.inputs,
     )
-    augmented = text_views(config, tokenizer, data.texts, inputs)
-    return Prepared(inputs, numbers(data), Regression(*config.task.bounds), augmented=augmented)
+    return Prepared(
+        inputs,
+        numbers(data),
+        Regression(*config.task.bounds),
+        augmented=text_views(config, tokenizer, data.texts, inputs),
+        notes=pair_notes(tokenizer, config.task.of.inputs, inputs),
+    )
 
 
 def numbers(data: LabelledRows) -> DenseTargets:

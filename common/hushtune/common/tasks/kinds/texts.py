@@ -88,6 +88,18 @@ def separator_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return next((i for i in found if isinstance(i, int)), None)
 
 
+def pair_notes(
+    tokenizer: PreTrainedTokenizerBase, inputs: Inputs, tokens: TokenRows
+) -> tuple[str, ...]:
+    """What is odd of pairs that the tokenizer puts nothing between."""
+    if inputs is not Inputs.PAIR or bool((tokens.ids == (separator_id(tokenizer) or -1)).any()):
+        return ()
+    return (
+        "the model's tokenizer puts no token between the two texts of a pair, so that they are "
+        "read as one text: take a model that was trained on pairs, such as BERT or RoBERTa",
+    )
+
+
 def ragged(rows: Sequence[Sequence[int]], *, pad_id: int, max_tokens: int) -> TokenRows:
     """Rows of whole numbers, none of them empty, one after the other."""
     arrays = [np.asarray(row, dtype=np.int32) for row in rows]
