@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from hushtune.common.errors import BadValueError
 from hushtune.common.kinds import KINDS, Targets, higher_is_better
 from hushtune.common.tasks import partition
 from hushtune.simulations import plots, run
+from hushtune.simulations.answers import canonical_inputs
 from hushtune.simulations.edge import export_edge
 from hushtune.simulations.outputs import SUMMARY_KEYS
 from hushtune.simulations.saved import export, load
@@ -185,6 +187,40 @@ def test_a_merged_model_answers_alike_by_the_code_in_its_card(
         assert found == [pytest.approx(told, abs=1e-4)]
     else:
         assert found == [told]
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "found"),
+    [
+        ("text-pair-regression", '["a", "b"]', '["a", "b"]'),
+        ("tabular-regression", "age: 41; home: ", '{"age": "41", "home": null}'),
+        ("tabular-regression", '{"age": 41}', '{"age": 41}'),
+        ("token-classification", '["The", "nurse"]', "The nurse"),
+        ("token-classification", "The nurse", "The nurse"),
+        ("text-classification", '["kept", "as it is"]', '["kept", "as it is"]'),
+    ],
+)
+def test_what_is_asked_is_read_as_its_kind(kind: str, asked: str, found: str) -> None:
+    assert canonical_inputs(KINDS[kind], [asked]) == [found]
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked"),
+    [
+        *(("text-pair-classification", one) for one in ("a text", '["one"]', '{"a": "b"}', "5")),
+        *(
+            ("text-pair-classification", one)
+            for one in ('["a", "b", "c"]', '["a", 5]', '["", "b"]')
+        ),
+        *(("tabular-regression", one) for one in ("no cells", '["a", "b"]', "{}", "5")),
+        *(("token-classification", one) for one in ('{"a": 1}', '["a", 1]', "[]")),
+    ],
+)
+def test_what_is_asked_amiss_is_told_and_by_its_number(kind: str, asked: str) -> None:
+    good = {"text-pair-classification": '["a", "b"]', "tabular-regression": "a: b"}
+    with pytest.raises(BadValueError, match="input 2 is no") as caught:
+        canonical_inputs(KINDS[kind], [good.get(kind, "a text"), asked])
+    assert "expected" in str(caught.value)
 
 
 def check_edge_card(folder: Path, kind: str) -> None:

@@ -25,7 +25,7 @@ _WORDS: Mapping[str, str] = {
     "path_type": "a path in quotes",
     "string_too_short": "text that is not empty",
     "string_type": "text in quotes",
-    "tuple_type": 'a list, such as ["a", "b"]',
+    "tuple_type": 'a list, such as ["a", "b"] or [1, 5]',
 }
 """What was expected, in TOML's words where pydantic's are Python's."""
 

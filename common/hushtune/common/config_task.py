@@ -88,6 +88,13 @@ class TaskConfig(Section):
                 expected="least and largest possible target",
                 remedy="set task.range = [0.0, 100.0], say, from what is known without the rows",
             )
+        if self.positive is not None and not self.of.has_classes:
+            refuse(
+                f"{self.kind} has no two classes of which one is to be detected",
+                key="positive",
+                given=self.positive,
+                expected="no task.positive, or a kind with classes",
+            )
         if self.range is not None and not numbers:
             refuse(
                 "task.range is for targets that are numbers",

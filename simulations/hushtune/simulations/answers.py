@@ -2,18 +2,61 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hushtune.common.kinds import Targets
+from hushtune.common.errors import BadValueError
+from hushtune.common.kinds import Inputs, Kind, Targets
 from hushtune.common.tasks.kinds.token_classification import tokens_of_words
 from hushtune.common.tasks.objectives import Regression
 from hushtune.common.tasks.writing import write
 
 if TYPE_CHECKING:
     from hushtune.simulations.saved import Predictor
+
+
+def canonical_inputs(kind: Kind, asked: Sequence[str]) -> list[str]:
+    """What a user asks, as the model's inputs: of a pair a JSON list of two texts; of a table's row
+    a JSON object, or its cells as ``age: 41; home: rent``; of words a JSON list, or a text.
+
+    Raises BadValueError, which names the input by its number.
+    """
+    return [_canonical(kind.inputs, kind.targets, text, n) for n, text in enumerate(asked, 1)]
+
+
+def _canonical(inputs: Inputs, targets: Targets, text: str, number: int) -> str:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if inputs is Inputs.PAIR:
+        if not (isinstance(found, list) and len(found) == 2 and _texts(found)):
+            raise _refused("is no pair of texts", text, number, '["first text", "second text"]')
+    elif inputs is Inputs.COLUMNS:
+        if found is None:
+            cells = [cell.partition(":") for cell in text.split(";") if cell.strip()]
+            if all(colon and name.strip() for name, colon, _ in cells):
+                found = {name.strip(): value.strip() or None for name, _, value in cells}
+        if not (isinstance(found, dict) and found):
+            wanted = '"age: 41; home: rent", or the same as a JSON object'
+            raise _refused("is no row of a table", text, number, wanted)
+        return json.dumps(found, ensure_ascii=False)
+    elif targets is Targets.TAGS and isinstance(found, list | dict):
+        if not (isinstance(found, list) and found and _texts(found)):
+            raise _refused("is no text of words", text, number, 'a text, or ["its", "words"]')
+        return " ".join(found)
+    return text
+
+
+def _texts(found: Sequence[Any]) -> bool:
+    return all(isinstance(one, str) and one.strip() for one in found)
+
+
+def _refused(what: str, given: str, number: int, expected: str) -> BadValueError:
+    return BadValueError(f"input {number} {what}", given=given[:100], expected=expected)
 
 
 def answers_of(trained: Predictor, texts: Sequence[str]) -> list[Any]:

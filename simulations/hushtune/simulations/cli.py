@@ -144,7 +144,12 @@ def simulate(
 def predict(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="a run's folder or an adapter's")],
     texts: Annotated[
-        list[str] | None, typer.Argument(metavar="TEXT...", help="- reads a text from each line")
+        list[str] | None,
+        typer.Argument(
+            metavar="TEXT...",
+            help='- reads a text from each line; a pair is ["first", "second"], a row of a table '
+            '"age: 41; home: rent"',
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -12,7 +12,14 @@ from hushtune.common.errors import ConfigError
 from hushtune.common.json_text import json_text
 
 Preset = Annotated[
-    str | None, typer.Option("--preset", help="a ready configuration: demo, tiny, clients")
+    str | None,
+    typer.Option(
+        "--preset",
+        help="a ready configuration: demo, tiny, clients, or of a kind of supervision: "
+        "text-classification, text-regression, text-pair, token-classification, causal-lm, "
+        "seq2seq, image-classification, tabular-classification, tabular-regression, "
+        "recommendation",
+    ),
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="a TOML file")]
 Overrides = Annotated[

@@ -44,7 +44,7 @@ from hushtune.common.tasks.image_rows import ImageRows
 from hushtune.common.tasks.kinds.registry import head_for, num_outputs
 from hushtune.common.tasks.kinds.texts import separator_id, tokenize
 from hushtune.common.tasks.supervised import EVALUATION_BATCH
-from hushtune.simulations.answers import answers_of
+from hushtune.simulations.answers import answers_of, canonical_inputs
 from hushtune.simulations.merged import write_merged
 from hushtune.simulations.privacy_report import how_to_go_on
 
@@ -93,7 +93,12 @@ class Predictor:
         return torch.cat(pieces)
 
     def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:
-        """For each text its answer: of classes the label and every label's probability."""
+        """For each text its answer: of classes the label and every label's probability.
+
+        Pairs and rows of tables are given as ``answers.canonical_inputs`` reads them; raises
+        BadValueError.
+        """
+        texts = canonical_inputs(self.task.of, texts)
         if self.task.of.targets is not Targets.CLASS:
             answers = answers_of(self, texts)
             return [
