@@ -89,7 +89,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             "max_rows_per_site": 500,
         },
         "privacy": {"trust": "distributed"},
-        "train": {**_FEW_STEPS, "rounds": 20, "warmup_rounds": 20, "warmup_learning_rate": 0.004},
+        # One step a round, each with a new optimiser: of a constant length they go to and fro.
+        "train": {
+            **_FEW_STEPS,
+            "rounds": 20,
+            "warmup_rounds": 20,
+            "warmup_learning_rate": 0.004,
+            "schedule": "cosine",
+        },
     },
     # A rating tells of the same user's others, so it is users that are protected. Titles that were
     # liked before would blur, in the mean over all tokens, what kind of rater it is.
