@@ -25,6 +25,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from markers import put_between
+
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import load_config
 from hushtune.common.errors import HushtuneError
@@ -95,12 +97,7 @@ def main() -> None:
     tables = as_markdown([row for row in done if any(k.items() <= row.items() for k in asked)])
     print(tables)
     if options.doc is not None:
-        text = options.doc.read_text(encoding="utf-8")
-        head, begin, rest = text.partition(BEGIN)
-        _, end, tail = rest.partition(END)
-        if not begin or not end:
-            raise SystemExit(f"{options.doc} lacks {BEGIN} or, after it, {END}")
-        write_text(options.doc, f"{head}{BEGIN}\n{tables}\n{END}{tail}")
+        put_between(options.doc, BEGIN, END, tables)
 
 
 def keys(options: argparse.Namespace) -> Iterator[dict[str, Any]]:

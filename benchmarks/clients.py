@@ -21,6 +21,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from markers import put_between
+
 from hushtune.common.config_io import load_config
 from hushtune.common.files import write_text
 from hushtune.common.planning import POOLED
@@ -83,10 +85,7 @@ def main() -> None:
     )
     print(table)
     if options.doc is not None:
-        text = options.doc.read_text(encoding="utf-8")
-        head, _, rest = text.partition(BEGIN)
-        _, _, tail = rest.partition(END)
-        write_text(options.doc, f"{head}{BEGIN}\n{table}\n{END}{tail}")
+        put_between(options.doc, BEGIN, END, table)
 
 
 def measured(key: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:

@@ -14,9 +14,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from markers import put_between
+
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import config_hash, load_config
-from hushtune.common.files import write_text
 from hushtune.common.names import METHODS
 from hushtune.common.presets import PRESETS
 from hushtune.common.privacy.figures import at_most, upwards
@@ -43,10 +44,7 @@ def main() -> None:
     table = as_markdown(summaries)
     print(table)
     if options.readme is not None:
-        text = options.readme.read_text(encoding="utf-8")
-        head, _, rest = text.partition(BEGIN)
-        _, _, tail = rest.partition(END)
-        write_text(options.readme, f"{head}{BEGIN}\n{table}\n{END}{tail}")
+        put_between(options.readme, BEGIN, END, table)
 
 
 def finished(out: Path, config: RunConfig) -> dict[str, Any]:

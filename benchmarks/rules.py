@@ -28,6 +28,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from markers import put_between
 from newsgroups import newsgroups
 
 from hushtune.common.config import RunConfig
@@ -102,10 +103,7 @@ def main() -> None:
     table = as_markdown(done)
     print(table)
     if options.doc is not None:
-        text = options.doc.read_text(encoding="utf-8")
-        head, _, rest = text.partition(BEGIN)
-        _, _, tail = rest.partition(END)
-        write_text(options.doc, f"{head}{BEGIN}\n{table}\n{END}{tail}")
+        put_between(options.doc, BEGIN, END, table)
 
 
 def is_offered(key: Mapping[str, Any], options: argparse.Namespace) -> bool:

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from five_seeds import finished
+from markers import put_between
 
 from hushtune.common.config_io import load_config
-from hushtune.common.files import write_text
 from hushtune.common.presets import PRESETS
 from hushtune.common.privacy.figures import upwards
 
@@ -56,9 +56,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/tasks"))
     parser.add_argument("--readme", type=Path)
     options = parser.parse_args()
-    if options.readme is not None and (len(options.presets), len(options.engines)) != (
-        *(len(TASKS), len(ENGINES)),
-    ):
+    whole = {*options.presets} == {*TASKS} and {*options.engines} == {*ENGINES}
+    if options.readme is not None and not whole:
         parser.error("--readme takes the table of all presets and engines: leave those options out")
     done = {
         preset: {
@@ -74,10 +73,7 @@ def main() -> None:
     table = as_markdown(done)
     print(table)
     if options.readme is not None:
-        text = options.readme.read_text(encoding="utf-8")
-        head, _, rest = text.partition(BEGIN)
-        _, _, tail = rest.partition(END)
-        write_text(options.readme, f"{head}{BEGIN}\n{table}\n{END}{tail}")
+        put_between(options.readme, BEGIN, END, table)
 
 
 def settings(trust: str, engine: str) -> list[str]:

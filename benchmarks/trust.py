@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from markers import put_between
 from newsgroups import newsgroups
 
 from hushtune.common.config import RunConfig
@@ -70,10 +71,7 @@ def main() -> None:
     table = as_markdown(done, options.epsilons)
     print(table)
     if options.readme is not None:
-        text = options.readme.read_text(encoding="utf-8")
-        head, _, rest = text.partition(BEGIN)
-        _, _, tail = rest.partition(END)
-        write_text(options.readme, f"{head}{BEGIN}\n{table}\n{END}{tail}")
+        put_between(options.readme, BEGIN, END, table)
 
 
 def configured(key: Mapping[str, Any], options: argparse.Namespace) -> RunConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,14 @@ import pytest
 
 from hushtune.common.config import AggregationConfig, SimulationConfig
 
+from .programs import benchmark
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
 def attacks() -> Any:
-    spec = importlib.util.spec_from_file_location("attacks", ROOT / "benchmarks/attacks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("attacks")
 
 
 def options(**changes: Any) -> argparse.Namespace:

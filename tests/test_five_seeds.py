@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import statistics
 from pathlib import Path
@@ -14,17 +13,14 @@ from hushtune.common.config_io import config_hash
 from hushtune.common.names import METHODS, OURS
 from hushtune.common.tasks.workspace import resolve
 
+from .programs import benchmark
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
 def five_seeds() -> Any:
-    spec = importlib.util.spec_from_file_location("five_seeds", ROOT / "benchmarks/five_seeds.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("five_seeds")
 
 
 def summary(seed: int, value: float, *, epsilon: float = 2.5, **changes: Any) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,8 @@ import pytest
 from hushtune.common.kinds import higher_is_better
 from hushtune.common.presets import PRESETS
 
+from .programs import benchmark
+
 ROOT = Path(__file__).resolve().parents[1]
 NOT_YET_RUN_IN_ALL_WAYS = ("token-classification",)
 """Presets of which the table still lacks a run."""
@@ -19,16 +19,7 @@ NOT_YET_RUN_IN_ALL_WAYS = ("token-classification",)
 
 @pytest.fixture(scope="module")
 def tasks() -> Any:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        spec = importlib.util.spec_from_file_location("tasks", ROOT / "benchmarks/tasks.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.pop(0)
-    return module
+    return benchmark("tasks")
 
 
 def summary(value: float, *, metric: str = "rmse", **baselines: float) -> dict[str, Any]:

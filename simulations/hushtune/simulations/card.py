@@ -66,7 +66,7 @@ def model_card(
         if images
         else load_words(apart=workspace.task.model.reads_and_writes)
         if head is Head.WORDS
-        else card_texts.adapter(config.task, head, scale=config.model.feature_scale)
+        else card_texts.adapter(head, scale=config.model.feature_scale)
         if head is not Head.OWN
         else card_texts.LOAD_OWN.format(
             labels=json.dumps(list(workspace.data.label_names), ensure_ascii=False),

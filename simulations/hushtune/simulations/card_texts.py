@@ -44,9 +44,9 @@ FETCHED = (
     "from hushtune.common.tasks.assets import fetch\nfrom peft import PeftModel",
     'fetch("demo")  # the very weights that were trained on, without the hub',
 )
-ANSWER = """\
+_ROWS = """\
 rows = tokenizer(
-    ["a sentence"],
+    {texts},
     padding=True,
     truncation=True,
     max_length={max_tokens},
@@ -54,7 +54,9 @@ rows = tokenizer(
     return_token_type_ids=False,
 )
 with torch.no_grad():
-    logits = model(**rows).logits
+"""
+ANSWER = f"""\
+{_ROWS.replace("{texts}", '["a sentence"]')}    logits = model(**rows).logits
 """
 LOAD_MERGED_OWN = """\
 ```python
@@ -75,25 +77,16 @@ logits = model.encode([{example}])  # one column {column}
 {told}
 ```
 """
-_PARTS = """\
+_PARTS = f"""\
 ```python
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
-{labels}tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+{{labels}}tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 model, head = AutoModel.from_pretrained("FOLDER").eval(), load_file("FOLDER/head.safetensors")
-rows = tokenizer(
-    {texts},
-    padding=True,
-    truncation=True,
-    max_length={max_tokens},
-    return_tensors="pt",
-    return_token_type_ids=False,
-)
-with torch.no_grad():
-    states = model(**rows).last_hidden_state
-{pooled}{told}
+{_ROWS}    states = model(**rows).last_hidden_state
+{{pooled}}{{told}}
 ```
 """
 _OF_PAIRS = """\
@@ -112,7 +105,7 @@ tokens = tokenizer.convert_ids_to_tokens(rows["input_ids"][0])
 """
 
 
-def adapter(task: TaskConfig, head: Head, *, scale: float) -> str:
+def adapter(head: Head, *, scale: float) -> str:
     """How an adapter with a head of our own is used; ``scale``: norm of the features."""
     mean = f"mean of the token states, scaled to norm {scale:g}, then linear"
     what = {

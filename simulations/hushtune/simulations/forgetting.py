@@ -58,12 +58,13 @@ def forgetting(workspace: Workspace, final: AdapterState) -> dict[str, Any] | No
     """The probe before and after; None where there are no passages to probe with, or the
     model reads no texts."""
     found = passages()
-    if not found or _most_tokens(workspace) is None:
+    most = _most_tokens(workspace)
+    if not found or most is None:
         return None
     topics = np.unique([topic for topic, _ in found], return_inverse=True)[1]
     texts = [text for _, text in found]
-    before = features(workspace, workspace.initial_state, texts)
-    after = features(workspace, final, texts)
+    before = features(workspace, workspace.initial_state, texts, max_tokens=most)
+    after = features(workspace, final, texts, max_tokens=most)
     return {
         "probe": "passages of Python's documentation, told apart by topic",
         "texts": len(texts),
@@ -75,12 +76,14 @@ def forgetting(workspace: Workspace, final: AdapterState) -> dict[str, Any] | No
 
 
 @torch.no_grad()
-def features(workspace: Workspace, state: AdapterState, texts: Sequence[str]) -> Tensor:
+def features(
+    workspace: Workspace, state: AdapterState, texts: Sequence[str], *, max_tokens: int
+) -> Tensor:
     """The unit-length mean of each text's token states in the last block, ``(n, d)``, float64."""
     model = workspace.task.model
     lora.install(model, state)
     model.frozen_mode()
-    most = min(64, _most_tokens(workspace) or 1)
+    most = min(64, max_tokens)
     tokens, device = (
         tokenize(cast(PreTrainedTokenizerBase, workspace.encoder), texts, max_tokens=most),
         _device(model),

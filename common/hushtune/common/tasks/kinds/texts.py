@@ -92,7 +92,9 @@ def pair_notes(
     tokenizer: PreTrainedTokenizerBase, inputs: Inputs, tokens: TokenRows
 ) -> tuple[str, ...]:
     """What is odd of pairs that the tokenizer puts nothing between."""
-    if inputs is not Inputs.PAIR or bool((tokens.ids == (separator_id(tokenizer) or -1)).any()):
+    separator = separator_id(tokenizer)
+    parted = separator is not None and bool((tokens.ids == separator).any())
+    if inputs is not Inputs.PAIR or parted:
         return ()
     return (
         "the model's tokenizer puts no token between the two texts of a pair, so that they are "
