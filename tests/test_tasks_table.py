@@ -67,8 +67,8 @@ def test_the_runs_are_those_of_the_commands_in_the_readme(tasks: Any) -> None:
     assert tasks.settings("private", "flower") == [
         *("simulation.engine=flower", "simulation.baselines=false")
     ]
-    for setting in ("privacy.trust=off", "simulation.engine=flower"):
-        assert f"--set {setting}" in readme
+    assert "--set privacy.trust=off" in readme
+    assert "--engine flower" in readme
     assert {"demo", "clients", "tiny", *tasks.TASKS} == {*PRESETS}
 
 

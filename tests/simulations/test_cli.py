@@ -140,6 +140,19 @@ def test_set_changes_one_setting(settings: Any, hushtune: Any, tmp_path: Path) -
     assert (stored.train.rounds, stored.seed) == (1, 11)
 
 
+def test_the_engine_may_be_named_for_itself(settings: Any, hushtune: Any, tmp_path: Path) -> None:
+    toml = settings.file(tmp_path)
+    flower = ("simulate", "--config", toml, "--dry-run", "--json", "--engine", "flower")
+    answer = hushtune(*flower, "--set", "simulation.engine=inprocess")  # the option comes last
+    assert answer.status == 0, answer.err
+    answer = hushtune("config", "show", "--config", toml)
+    assert 'engine = "inprocess"' in answer.out
+    answer = hushtune(*flower[:-1], "slow")
+    assert answer.status == 2
+    assert "simulation.engine" in answer.err
+    assert "'inprocess' or 'flower'" in answer.err
+
+
 @pytest.mark.parametrize("trust", ["site", "off"])
 def test_a_dry_run_says_what_would_happen_and_writes_nothing(
     settings: Any, hushtune: Any, tmp_path: Path, trust: str

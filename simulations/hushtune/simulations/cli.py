@@ -84,6 +84,13 @@ def simulate(
     folds: Annotated[
         str | None, typer.Option(metavar="K|sites", help="cross-validate, a run a fold")
     ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="inprocess|flower",
+            help="the same as --set simulation.engine=...: in this process, or Flower's simulation",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a federation of simulated sites and compare it with what each site could do alone."""
@@ -102,7 +109,8 @@ def simulate(
                 given=str(out),
                 remedy="leave --resume out and say what to run: --preset demo, or --config FILE",
             )
-    settings = settings_of(preset, config, set_)
+    chosen = [] if engine is None else [f"simulation.engine={engine}"]
+    settings = settings_of(preset, config, [*(set_ or []), *chosen])
     if folds is not None:
         from hushtune.simulations.cli_folds import simulate_folds
 
