@@ -33,6 +33,7 @@ from hushtune.simulations.cli_options import (
     print_json,
     settings_of,
 )
+from hushtune.simulations.cli_report import report
 from hushtune.simulations.cli_server import server_app
 from hushtune.simulations.cli_site import site_app
 from hushtune.simulations.cli_track import track
@@ -65,6 +66,7 @@ app.command()(plan)
 app.command()(verify)
 app.command()(export)
 app.command()(track)
+app.command()(report)
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(server_app, name="server")
 app.add_typer(site_app, name="site")

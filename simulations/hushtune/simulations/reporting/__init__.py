@@ -1,0 +1,1 @@
+"""The report of a study: from its results to pictures, tables and one page."""

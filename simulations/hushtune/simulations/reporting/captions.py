@@ -1,0 +1,166 @@
+"""Which pictures a report has, when, and what is written below each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from hushtune.simulations.reporting.draw_costs import draw_communication, draw_front
+from hushtune.simulations.reporting.draw_sites import draw_sites, draw_spread
+from hushtune.simulations.reporting.draw_utility import (
+    draw_map,
+    draw_settings,
+    draw_utility,
+    settings_drawn,
+)
+from hushtune.simulations.reporting.views import MOST_LINES, MOST_PANELS, View
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A picture: when a study has it, how it is drawn and what is said of it."""
+
+    name: str
+    title: str
+    draw: Callable[[View], Figure]
+    caption: Callable[[View], str]
+    has: Callable[[View], bool]
+
+
+def _always(_: View) -> bool:
+    return True
+
+
+def _seeds(view: View) -> str:
+    counts = sorted(
+        {
+            len(points)
+            for p in view.panels
+            for line in p.lines
+            for points in line.by_epsilon.values()
+        }
+    )
+    told = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    many = "seed" if counts[-1] == 1 else "seeds"
+    return f"n = {told} {many}"
+
+
+def _left_out(view: View) -> str:
+    """What a picture had no room for."""
+    told: list[str] = []
+    if len(view.panels) > MOST_PANELS:
+        told.append(f"{len(view.panels) - MOST_PANELS} more combinations of settings")
+    if len(view.lines) > MOST_LINES:
+        told.append(f"{len(view.lines) - MOST_LINES} more lines")
+    return f" Not drawn for want of room: {' and '.join(told)}; means.csv has them." if told else ""
+
+
+def _utility(view: View) -> str:
+    return (
+        f"Means over seeds with 95 % intervals by Student's t ({_seeds(view)}; no interval of one "
+        "seed). Grey and black lines: what the same runs were compared with, means over all runs "
+        f"of an epsilon.{_left_out(view)}"
+    )
+
+
+def _map(view: View) -> str:
+    return (
+        f"Means over seeds and half widths of 95 % intervals ({_seeds(view)}). In a frame: the "
+        "best mean of each epsilon, which need not be told apart from the next."
+    )
+
+
+def _settings(view: View) -> str:
+    more = " Epsilons beyond the seventh are left out." if len(view.epsilons) > MOST_LINES else ""
+    return (
+        "Each mean is over those combinations of all other settings, and seeds, that every value "
+        f"of the setting has; intervals are over seeds. Values are set at equal distances.{more}"
+    )
+
+
+def _front(view: View) -> str:
+    return (
+        "Each mark is the mean of one combination of settings. Large marks with a rim: no other "
+        "combination has both less epsilon (or fewer bytes) and a better mean. Intervals are in "
+        "the first picture: a mark on the line need not be better than one just below it. "
+        "References across the second panel are means over all epsilons."
+    )
+
+
+def _sites(view: View) -> str:
+    whose = f" Of the runs with {view.panels[0].title}." if len(view.panels) > 1 else ""
+    return (
+        "The federated model on each site's own test rows, means over seeds. Dashed: the mean of "
+        f"each run's worst site, which need not be the same site, with its interval.{whose}"
+    )
+
+
+def _spread(view: View) -> str:
+    whose = f" Of the runs with {view.panels[0].title}." if len(view.panels) > 1 else ""
+    return (
+        f"Means over seeds with 95 % intervals ({_seeds(view)}) of the worst site's figure, and of "
+        f"the distance between the best and the worst site.{whose}"
+    )
+
+
+def _communication(view: View) -> str:
+    return (
+        "Means over all runs of a line. Bytes are those of the messages, counted at the server; "
+        "seconds are of the machine that the study ran on, baselines included where they were "
+        "trained."
+    )
+
+
+PICTURES: tuple[Kind, ...] = (
+    Kind(
+        name="utility",
+        title="Utility against epsilon",
+        draw=draw_utility,
+        caption=_utility,
+        has=_always,
+    ),
+    Kind(
+        name="map",
+        title="Utility as a map",
+        draw=draw_map,
+        caption=_map,
+        has=lambda view: view.primary is not None,
+    ),
+    Kind(
+        name="front",
+        title="What no other setting beats",
+        draw=draw_front,
+        caption=_front,
+        has=_always,
+    ),
+    Kind(
+        name="settings",
+        title="Utility by setting",
+        draw=draw_settings,
+        caption=_settings,
+        has=lambda view: bool(settings_drawn(view) and (view.others or len(view.epsilons) < 2)),
+    ),
+    Kind(
+        name="sites",
+        title="Every site",
+        draw=draw_sites,
+        caption=_sites,
+        has=_always,
+    ),
+    Kind(
+        name="spread",
+        title="The worst site, and how even it is",
+        draw=draw_spread,
+        caption=_spread,
+        has=lambda view: len(view.study.done[0].found["sites"]) > 1,
+    ),
+    Kind(
+        name="communication",
+        title="Communication and time",
+        draw=draw_communication,
+        caption=_communication,
+        has=_always,
+    ),
+)

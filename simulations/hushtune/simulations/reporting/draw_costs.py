@@ -1,0 +1,226 @@
+"""Pictures of costs: which runs no other beats, what a run sends, and how long it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from hushtune.common.pictures import legible
+from hushtune.simulations.plots import BLACK
+from hushtune.simulations.reporting.intervals import Estimate, estimate, front
+from hushtune.simulations.reporting.points import Point
+from hushtune.simulations.reporting.style import (
+    COLOURS,
+    entries_of,
+    epsilon_axis,
+    grid,
+    legend,
+    line_style,
+    metric_label,
+    reference_style,
+    shown_lines,
+    there,
+)
+from hushtune.simulations.reporting.views import View, epsilon_words, reference, utility
+
+_MEGABYTE = 1e6
+_PARTS = ("training", "evaluation", "orchestration", "preparation", "baselines")
+_HATCHES = ("", "///", "...", "xx", "\\\\\\")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """The runs of one combination of settings: mean utility and costs over its seeds."""
+
+    words: str
+    line: str
+    epsilon: float | None
+    utility: Estimate
+    megabytes: float | None
+    seconds: float | None
+
+
+def settings_of(view: View) -> list[Setting]:
+    """All combinations that were run."""
+    return [
+        Setting(
+            words=", ".join(
+                part for part in (line.label, panel.title, epsilon_words(epsilon)) if part
+            ),
+            line=line.label,
+            epsilon=epsilon,
+            utility=estimate([utility(point) for point in points]),
+            megabytes=_mean(points, lambda p: None if p.num_bytes is None else p.num_bytes / 1e6),
+            seconds=_mean(points, lambda p: p.seconds),
+        )
+        for panel in view.panels
+        for line in panel.lines
+        for epsilon, points in line.by_epsilon.items()
+    ]
+
+
+def fronts(view: View) -> tuple[list[Setting], list[Setting]]:
+    """What no other combination beats: in utility at its epsilon, and at its bytes.
+
+    By the means alone, which are uncertain.
+    """
+    sign = -1.0 if view.study.higher_is_better else 1.0
+    found = settings_of(view)
+    private = [one for one in found if one.epsilon is not None]
+    sent = [one for one in found if one.megabytes is not None]
+    by_epsilon = front([(one.epsilon or 0.0, sign * one.utility.mean) for one in private])
+    by_bytes = front([(one.megabytes or 0.0, sign * one.utility.mean) for one in sent])
+    return [private[place] for place in by_epsilon], [sent[place] for place in by_bytes]
+
+
+def draw_front(view: View) -> Figure:
+    """Utility against epsilon and against bytes, with the front of what is not beaten.
+
+    The second panel is left out where no run has its bytes on record.
+    """
+    by_epsilon, by_bytes = fronts(view)
+    panels = 1 + bool(by_bytes)
+    figure, all_axes = grid(panels, height=4.2)
+    places = epsilon_axis(all_axes[0], view.epsilons)
+    found = settings_of(view)
+    _scatter(all_axes[0], view, found, by_epsilon, lambda one: places[one.epsilon])
+    private = [point for point in view.study.done if point.is_private] or list(view.study.done)
+    for name in there(view):
+        means = reference(private, name)
+        if len(means) > 1:
+            all_axes[0].plot(
+                [places[epsilon] for epsilon in means],
+                [each.mean for each in means.values()],
+                **reference_style(name),
+            )
+        elif means:
+            (only,) = means.values()
+            all_axes[0].axhline(only.mean, **reference_style(name))
+        if by_bytes and means:
+            level = estimate([each.mean for each in means.values()]).mean
+            all_axes[1].axhline(level, **reference_style(name))
+    if by_bytes:
+        sent = [one for one in found if one.megabytes is not None]
+        _scatter(all_axes[1], view, sent, by_bytes, lambda one: one.megabytes or 0.0)
+        all_axes[1].set_xlabel("megabytes sent in a run, both ways, all sites\n(less is better)")
+        all_axes[1].set_xlim(0, 1.06 * max(one.megabytes or 0.0 for one in sent))
+    all_axes[0].set_ylabel(metric_label(view.study, "all sites' test rows"))
+    entries = entries_of(view, references=there(view))
+    entries["not beaten, by the means"] = _front_line()
+    legend(figure, entries)
+    return figure
+
+
+def _scatter(
+    axes: Axes,
+    view: View,
+    found: Sequence[Setting],
+    unbeaten: Sequence[Setting],
+    cost: Callable[[Setting], float],
+) -> None:
+    for one in found:
+        if one.line in shown_lines(view):
+            style = line_style(view, one.line)
+            on_front = one in unbeaten
+            axes.plot(
+                [cost(one)],
+                [one.utility.mean],
+                linestyle="none",
+                markersize=8 if on_front else 5,
+                alpha=1.0 if on_front else 0.6,
+                markeredgecolor=BLACK if on_front else "none",
+                zorder=4 if on_front else 3,
+                **style,
+            )
+    path = [(cost(one), one.utility.mean) for one in unbeaten]
+    if path:
+        axes.step(*zip(*path, strict=True), where="post", color=BLACK, linewidth=1.6, zorder=2)
+
+
+def _front_line() -> Line2D:
+    return Line2D(
+        [], [], color=BLACK, linewidth=1.6, marker="o", markerfacecolor="white", markersize=7
+    )
+
+
+def draw_communication(view: View) -> Figure:
+    """Bytes up and down of a run, and where its seconds went, by line."""
+    by_line = _points_by_line(view)
+    names = legible(by_line)
+    figure, all_axes = grid(2, height=max(2.4, 0.9 + 0.5 * len(by_line)), share=False)
+    traffic = {
+        "to the server": _means(by_line, lambda p: _scaled(p.bytes_up)),
+        "to the sites": _means(by_line, lambda p: _scaled(p.bytes_down)),
+    }
+    seconds = {
+        part: _means(by_line, lambda p, part=part: p.found.get("seconds", {}).get(part))
+        for part in _PARTS
+    }
+    _stacked(all_axes[0], traffic, [names[label] for label in by_line])
+    all_axes[0].set_xlabel("megabytes in a run, all sites (less is better)")
+    _stacked(all_axes[1], seconds, [names[label] for label in by_line])
+    all_axes[1].set_xlabel("seconds of a run on the clock (less is better)")
+    for axes in all_axes:
+        axes.grid(visible=False)
+        axes.invert_yaxis()
+    return figure
+
+
+def _stacked(
+    axes: Axes, parts: Mapping[str, Sequence[float | None]], labels: Sequence[str]
+) -> None:
+    ends = [0.0] * len(labels)
+    told = {name: values for name, values in parts.items() if any(values)}
+    for number, (name, values) in enumerate(told.items()):
+        widths = [value or 0.0 for value in values]
+        axes.barh(
+            range(len(labels)),
+            widths,
+            left=ends,
+            height=0.62,
+            color=COLOURS[number],
+            edgecolor="white",
+            hatch=_HATCHES[number],
+            label=name,
+        )
+        ends = [end + width for end, width in zip(ends, widths, strict=True)]
+    for place, end in enumerate(ends):
+        axes.text(end, place, f" {end:.3g}" if end else " not on record", va="center", fontsize=9)
+    axes.set_yticks(range(len(labels)), list(labels))
+    axes.set_xlim(0, max(ends) * 1.16 or 1)
+    if told:
+        axes.legend(
+            loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=9
+        )
+
+
+def _points_by_line(view: View) -> dict[str, list[Point]]:
+    return {
+        label: [
+            point
+            for panel in view.panels
+            for line in panel.lines
+            if line.label == label
+            for point in line.points
+        ]
+        for label in shown_lines(view)
+    }
+
+
+def _scaled(num_bytes: int | None) -> float | None:
+    return None if num_bytes is None else num_bytes / _MEGABYTE
+
+
+def _means(
+    by_line: Mapping[str, Sequence[Point]], value: Callable[[Point], float | None]
+) -> list[float | None]:
+    return [_mean(points, value) for points in by_line.values()]
+
+
+def _mean(points: Sequence[Point], value: Callable[[Point], float | None]) -> float | None:
+    told = [found for point in points if (found := value(point)) is not None]
+    return sum(told) / len(told) if told else None

@@ -1,0 +1,64 @@
+"""Means with 95 % intervals, and what is not beaten in two respects."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The mean of ``n`` values; ``half``: half the width of its interval, None of one value."""
+
+    n: int
+    mean: float
+    half: float | None
+
+    @property
+    def low(self) -> float | None:
+        """The interval's lower end."""
+        return None if self.half is None else self.mean - self.half
+
+    @property
+    def high(self) -> float | None:
+        """The interval's upper end."""
+        return None if self.half is None else self.mean + self.half
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and 95 % interval by Student's t, which takes the values for a normal sample.
+
+    >>> found = estimate([0.80, 0.82, 0.84])
+    >>> found.n, round(found.mean, 3), round(found.half, 4)
+    (3, 0.82, 0.0497)
+    """
+    from scipy.stats import t
+
+    mean, n = statistics.fmean(values), len(values)
+    if n < 2:
+        return Estimate(n, mean, None)
+    quantile = float(t.ppf((1 + CONFIDENCE) / 2, n - 1))
+    return Estimate(n, mean, quantile * statistics.stdev(values) / math.sqrt(n))
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """The places of the points that no other one beats, by cost; each is (cost, loss), less better.
+
+    Of equal points all stay.
+
+    >>> front([(1, 0.4), (2, 0.3), (3, 0.35), (2, 0.5)])
+    [0, 1]
+    """
+    unbeaten = [
+        place
+        for place, (cost, loss) in enumerate(points)
+        if not any(
+            other_cost <= cost and other_loss <= loss and (other_cost, other_loss) != (cost, loss)
+            for other_cost, other_loss in points
+        )
+    ]
+    return sorted(unbeaten, key=lambda place: points[place])

@@ -1,0 +1,144 @@
+"""The page of a report: escaped throughout, no script, and nothing is fetched."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from hushtune.common.names import SEEN_BY, metric_words
+from hushtune.common.pages import page_environment
+from hushtune.simulations.reporting.comparisons import NOT_TOLD_APART, Comparison
+from hushtune.simulations.reporting.intervals import Estimate
+from hushtune.simulations.reporting.points import RESULTS, Point, Study
+from hushtune.simulations.reporting.tables import (
+    against_baselines,
+    baseline_rows,
+    between_lines,
+)
+from hushtune.simulations.reporting.views import (
+    View,
+    epsilon_words,
+    spread,
+    utility,
+    worst,
+)
+
+if TYPE_CHECKING:
+    from hushtune.simulations.reporting.build import Picture
+
+_STUDY_FILES = ("study.toml", "sweep.toml")
+
+
+def render(shown: View, pictures: Sequence[Picture], not_drawn: Sequence[str]) -> str:
+    """The whole page as HTML."""
+    study = shown.study
+    environment = page_environment("hushtune.simulations.reporting")
+    environment.filters |= {
+        "figure": _figure,
+        "estimate": _estimate,
+        "p": _p,
+        "epsilon": epsilon_words,
+    }
+    told = between_lines(shown)
+    return environment.get_template("page.html.j2").render(
+        study=study,
+        name=study.folder.resolve().name,
+        metric=metric_words(study.metric),
+        better="Higher is better" if study.higher_is_better else "Lower is better",
+        seen_by=SEEN_BY,
+        unprotected=sum(not point.is_private for point in study.done),
+        pictures=pictures,
+        not_drawn=not_drawn,
+        best=_best(shown, told),
+        epsilons=shown.epsilons,
+        baselines=baseline_rows(shown),
+        between=told,
+        against=against_baselines(shown),
+        not_told_apart=NOT_TOLD_APART,
+        keys=list(dict.fromkeys(key for point in study.points for key in point.settings)),
+        rows=[_row(point) for point in study.points],
+        commits=_commits(study),
+        version=version("hushtune"),
+        files=_study_files(study),
+        command=f"hushtune report {shlex.quote(study.folder.resolve().name)}",
+        results=RESULTS,
+    )
+
+
+def _best(shown: View, told: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """Of each epsilon and panel the line with the best mean, and from which it is not told
+    apart."""
+    pick = max if shown.study.higher_is_better else min
+    rows: list[dict[str, Any]] = []
+    for panel in shown.panels:
+        for epsilon in shown.epsilons:
+            lines = [line for line in panel.lines if epsilon in line.by_epsilon]
+            if not lines:
+                continue
+            first = pick(lines, key=lambda line: line.curve(utility)[epsilon].mean)
+            condition = ", ".join(part for part in (panel.title, epsilon_words(epsilon)) if part)
+            beaten = {
+                other
+                for one in told
+                if one.condition == condition and one.verdict.startswith(f"{first.label} is better")
+                for other in (one.first, one.second)
+                if other != first.label
+            }
+            alike = [ln.label for ln in lines if ln.label not in beaten and ln is not first]
+            rows.append(
+                {
+                    "condition": condition,
+                    "line": first.label,
+                    "utility": first.curve(utility)[epsilon],
+                    "worst": first.curve(worst)[epsilon],
+                    "spread": first.curve(spread)[epsilon],
+                    "alike": alike,
+                    "of": len(lines),
+                }
+            )
+    return rows
+
+
+def _row(point: Point) -> dict[str, Any]:
+    done = point.summary is not None
+    return {
+        "point": point,
+        "done": done,
+        "value": utility(point) if done else None,
+        "worst": worst(point) if done else None,
+        "site": point.found["worst_site"]["site"] if done else "",
+        "spread": spread(point) if done else None,
+        "private": done and point.is_private,
+        "megabytes": None if point.num_bytes is None else point.num_bytes / 1e6,
+    }
+
+
+def _commits(study: Study) -> list[str]:
+    return sorted({point.code_commit for point in study.points if point.code_commit})
+
+
+def _study_files(study: Study) -> list[tuple[str, str]]:
+    """Name and text of the file that says what was varied, where the study has it."""
+    found: list[tuple[str, str]] = []
+    for name in _STUDY_FILES:
+        path = study.folder / name
+        if path.is_file():
+            found.append((name, path.read_text(encoding="utf-8", errors="replace")))
+    return found
+
+
+def _figure(value: float | None, places: int = 3) -> str:
+    return "" if value is None else f"{value:.{places}f}"
+
+
+def _estimate(found: Estimate) -> str:
+    half = "" if found.half is None else f" \N{PLUS-MINUS SIGN} {found.half:.3f}"
+    return f"{found.mean:.3f}{half}"
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "\N{EN DASH}"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

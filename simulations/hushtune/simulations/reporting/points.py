@@ -1,0 +1,291 @@
+"""The results of a study, read: one point for each run, with what was varied.
+
+A study is a folder with ``results.jsonl``, a JSON object a line, or one with a folder for each run,
+of which every one has ``summary.json`` and ``config.toml``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from hushtune.common.config_io import CONFIG, loads_config
+from hushtune.common.errors import BadValueError, CheckpointError, MissingFileError
+from hushtune.common.files import read_json, read_text
+from hushtune.common.privacy.plan import Trust
+
+RESULTS, SUMMARY, METRICS = "results.jsonl", "summary.json", "metrics.jsonl"
+EPSILON = "privacy.epsilon"
+RUNS = "runs"
+_PLACES = ("simulation.policies", "simulation.ledgers")
+_MEND = "get a whole copy of the results, or leave that line or folder out"
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One run of a study, done or failed.
+
+    ``settings``: what was varied, by dotted key, without the seed. ``summary``: of a run that is
+    done. ``error``: code and text of one that failed. ``seconds`` on the clock and of the
+    processors; ``bytes_up`` and ``bytes_down`` of the whole federation; None where not on record.
+    """
+
+    name: str
+    settings: Settings
+    seed: int | None
+    summary: Mapping[str, Any] | None
+    error: tuple[str, str] | None = None
+    config_hash: str | None = None
+    code_commit: str | None = None
+    seconds: float | None = None
+    cpu_seconds: float | None = None
+    bytes_up: int | None = None
+    bytes_down: int | None = None
+
+    @property
+    def found(self) -> Mapping[str, Any]:
+        """The summary of a run that is done."""
+        assert self.summary is not None
+        return self.summary
+
+    @property
+    def is_private(self) -> bool:
+        """Whether anything was promised."""
+        return self.found["trust"] != Trust.OFF
+
+    @property
+    def epsilon(self) -> float | None:
+        """What was asked for where that was varied, else the largest spent; None if private not."""
+        if not self.is_private:
+            return None
+        asked = self.settings.get(EPSILON)
+        return self.spent if asked is None else float(asked)
+
+    @property
+    def spent(self) -> float | None:
+        """The largest epsilon of any site; None where nothing was promised."""
+        told = [row["epsilon"] for row in self.found["sites"].values()]
+        return None if not told or None in told else round(max(told), 3)
+
+    @property
+    def num_bytes(self) -> int | None:
+        """Both ways."""
+        if self.bytes_up is None or self.bytes_down is None:
+            return None
+        return self.bytes_up + self.bytes_down
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """All points; ``keys``: the dotted settings with more than one value, epsilon first."""
+
+    folder: Path
+    points: tuple[Point, ...]
+    keys: tuple[str, ...]
+    cut: bool = False
+
+    @property
+    def done(self) -> tuple[Point, ...]:
+        """The points with a result."""
+        return tuple(point for point in self.points if point.summary is not None)
+
+    @property
+    def failed(self) -> tuple[Point, ...]:
+        """The others."""
+        return tuple(point for point in self.points if point.summary is None)
+
+    @property
+    def metric(self) -> str:
+        """The figure of merit, the same in all runs."""
+        return str(self.done[0].found["metric"])
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Which way is better."""
+        return bool(self.done[0].found["higher_is_better"])
+
+    @property
+    def kind(self) -> str:
+        """The kind of supervision."""
+        return str(self.done[0].found["task"])
+
+
+def read_study(folder: Path) -> Study:
+    """The study in a folder.
+
+    Raises MissingFileError where there are no results, CheckpointError for damaged ones, and
+    BadValueError for runs that do not share one figure of merit or of which none is done.
+    """
+    cut = False
+    if (folder / RESULTS).is_file():
+        points, cut = _from_results(folder)
+    else:
+        points = _from_folders(folder)
+    if not points:
+        raise MissingFileError(
+            "there are no results of a study here",
+            file=folder,
+            expected=f"a folder with {RESULTS}, or with a folder for each run",
+            remedy="name the folder that the study was written to (its --out)",
+        )
+    figures = {(p.found["metric"], p.found["task"]) for p in points if p.summary is not None}
+    if len(figures) != 1:
+        told = ", ".join(f"{metric} of {kind}" for metric, kind in sorted(figures))
+        raise BadValueError(
+            "a report compares runs by one figure",
+            file=folder,
+            given=told or "no run that is done",
+            expected="runs of one kind and one main metric, at least one of them done",
+            remedy="report on each kind for itself" if told else "see what the runs failed of",
+        )
+    return Study(folder=folder, points=tuple(points), keys=_varied(points), cut=cut)
+
+
+def _from_results(folder: Path) -> tuple[list[Point], bool]:
+    """The points by name, the last line of each; and whether the last line is still being
+    written."""
+    text = read_text(folder / RESULTS, remedy=_MEND)
+    lines = text.split("\n")
+    cut = bool(lines.pop().strip())  # what follows the last line's end
+    points: dict[str, Point] = {}
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            point = _point(line, number, folder)
+            points[point.name] = point
+    return list(points.values()), cut
+
+
+def _point(line: str, number: int, folder: Path) -> Point:
+    try:
+        row = json.loads(line)
+        done, error = row["status"] == "done", row.get("error") or {}
+        summary = _checked(row["summary"]) if done else None
+        point = Point(
+            name=str(row["name"]),
+            settings={str(key): value for key, value in dict(row["settings"]).items()},
+            seed=None if row.get("seed") is None else int(row["seed"]),
+            summary=summary,
+            error=None if done else (str(error.get("code", "")), str(error.get("text", ""))),
+            config_hash=row.get("config_hash"),
+            code_commit=row.get("code_commit"),
+            seconds=row.get("seconds"),
+            cpu_seconds=row.get("cpu_seconds"),
+            bytes_up=row.get("bytes_up"),
+            bytes_down=row.get("bytes_down"),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"line {number} of {folder / RESULTS} is no result",
+            given=f"{type(error).__name__}: {error}"[:200],
+            expected="an object with name, settings, seed, status, and summary or error",
+            remedy=_MEND,
+        ) from None
+    if point.bytes_up is None and summary is not None:
+        return _with_traffic(point, folder / RUNS / point.name)
+    return point
+
+
+def _checked(summary: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A summary with all that a report cannot do without; KeyError or TypeError."""
+    for key in ("metric", "higher_is_better", "task", "trust", "baselines", "worst_site"):
+        summary[key]
+    float(summary["value"])
+    for row in summary["sites"].values():
+        float(row["value"])
+        row["epsilon"]
+    return summary
+
+
+def _from_folders(folder: Path) -> list[Point]:
+    """A point for each folder of a run, with the settings in which they differ."""
+    if not folder.is_dir():
+        return []
+    runs = sorted(p for p in (*folder.iterdir(), *(folder / RUNS).glob("*")) if p.is_dir())
+    found: list[tuple[Path, dict[str, Any], Mapping[str, Any]]] = []
+    for run in runs:
+        if (run / SUMMARY).is_file() and (run / CONFIG).is_file():
+            config = loads_config(read_text(run / CONFIG, remedy=_MEND))
+            try:
+                summary = _checked(read_json(run / SUMMARY, remedy=_MEND))
+            except (KeyError, TypeError, ValueError) as error:
+                raise CheckpointError(
+                    f"the file {run / SUMMARY} is no summary of a run",
+                    given=f"{type(error).__name__}: {error}"[:200],
+                    remedy=_MEND,
+                ) from None
+            found.append((run, _flat(config.model_dump(mode="json")), summary))
+    differ = _differing([settings for _, settings, _ in found])
+    return [
+        _with_traffic(
+            Point(
+                name=run.name,
+                settings={key: settings.get(key) for key in differ},
+                seed=summary.get("seed"),
+                summary=summary,
+                config_hash=summary.get("config_hash"),
+                seconds=summary.get("seconds", {}).get("total"),
+            ),
+            run,
+        )
+        for run, settings, summary in found
+    ]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of a configuration by dotted key; lists as JSON."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= _flat(cast("Mapping[str, Any]", value), f"{prefix}{key}.")
+        else:
+            found[prefix + key] = json.dumps(value) if isinstance(value, list) else value
+    return found
+
+
+def _differing(all_settings: Sequence[Settings]) -> list[str]:
+    keys = {key: None for settings in all_settings for key in settings}
+    return [
+        key
+        for key in keys
+        if key != "seed"
+        and key not in _PLACES
+        and len({repr(settings.get(key)) for settings in all_settings}) > 1
+    ]
+
+
+def _with_traffic(point: Point, run: Path) -> Point:
+    """The bytes of all rounds, of a run whose folder is there."""
+    if not (run / METRICS).is_file():
+        return point
+    try:
+        lines = read_text(run / METRICS, remedy=_MEND).splitlines()
+        rows = [json.loads(line) for line in lines if line.strip()]
+        up, down = (sum(int(row[key]) for row in rows) for key in ("bytes_up", "bytes_down"))
+    except (ValueError, KeyError, TypeError):
+        return point
+    return replace(point, bytes_up=up, bytes_down=down)
+
+
+def _varied(points: Iterable[Point]) -> tuple[str, ...]:
+    """The settings that have more than one value among the points that are done.
+
+    What has no privacy has no epsilon, and that alone makes no trust model a varied one.
+    """
+    done = [point for point in points if point.summary is not None]
+    private = [point for point in done if point.is_private]
+    keys = {key: None for point in done for key in point.settings}
+    found = [
+        key
+        for key in keys
+        if len({repr(p.settings.get(key)) for p in (private if _is_privacy(key) else done)}) > 1
+    ]
+    return tuple(sorted(found, key=lambda key: key != EPSILON))
+
+
+def _is_privacy(key: str) -> bool:
+    return key.startswith("privacy.")

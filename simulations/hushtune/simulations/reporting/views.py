@@ -1,0 +1,193 @@
+"""What of a study is drawn: runs grouped over seeds, by what was varied.
+
+One setting tells the lines of a picture apart (the rule where it was varied), every combination of
+the others has a panel of its own, and epsilon is the axis. So no mean mixes what was varied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from hushtune.common.names import methods
+from hushtune.simulations.reporting.intervals import Estimate, estimate
+from hushtune.simulations.reporting.points import EPSILON, Point, Study
+
+RULE = "aggregation.rule"
+REFERENCES = ("majority", "alone_private", "head_private", "pooled_private", "pooled")
+"""The baselines that pictures show beside the federated model, wherever runs have them."""
+
+MOST_LINES, MOST_PANELS = 7, 6
+
+Value = Callable[[Point], float | None]
+Choice = tuple[tuple[str, object], ...]
+
+
+def utility(point: Point) -> float:
+    """The main metric on all sites' test rows."""
+    return float(point.found["value"])
+
+
+def worst(point: Point) -> float:
+    """That of the site with the worst."""
+    return float(point.found["worst_site"]["value"])
+
+
+def spread(point: Point) -> float:
+    """How far the best site is from the worst."""
+    values = [float(row["value"]) for row in point.found["sites"].values()]
+    return max(values) - min(values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """The runs of one line: ``label`` in words, and its points by epsilon (None: no privacy)."""
+
+    label: str
+    by_epsilon: Mapping[float | None, tuple[Point, ...]]
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """All of them."""
+        return tuple(point for points in self.by_epsilon.values() for point in points)
+
+    def curve(self, value: Value) -> dict[float | None, Estimate]:
+        """Mean and interval of a figure at each epsilon, over those runs that have it."""
+        told = {
+            epsilon: [found for point in points if (found := value(point)) is not None]
+            for epsilon, points in self.by_epsilon.items()
+        }
+        return {epsilon: estimate(values) for epsilon, values in told.items() if values}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """The lines of one combination of the settings that do not tell lines apart."""
+
+    title: str
+    lines: tuple[Line, ...]
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """All runs in it."""
+        return tuple(point for line in self.lines for point in line.points)
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """A study as pictures show it.
+
+    ``primary``: the setting that tells lines apart, None where nothing but epsilon was varied.
+    ``epsilons``: all there are, rising, None (no privacy) last.
+    """
+
+    study: Study
+    primary: str | None
+    others: tuple[str, ...]
+    panels: tuple[Panel, ...]
+    epsilons: tuple[float | None, ...]
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The labels of all lines, in order: each has one colour in all pictures."""
+        return tuple(dict.fromkeys(line.label for panel in self.panels for line in panel.lines))
+
+
+def view(study: Study) -> View:
+    """Group the runs that are done."""
+    keys = [key for key in study.keys if key != EPSILON]
+    primary = RULE if RULE in keys else (keys[0] if keys else None)
+    others = tuple(key for key in keys if key != primary)
+    panels: dict[Choice, list[Point]] = {}
+    for point in study.done:
+        panels.setdefault(_choice(point, others), []).append(point)
+    choices = sorted(panels, key=lambda choice: [order(value) for _, value in choice])
+    epsilons = {point.epsilon for point in study.done}
+    return View(
+        study=study,
+        primary=primary,
+        others=others,
+        panels=tuple(
+            Panel(title=words(choice), lines=_lines(panels[choice], primary)) for choice in choices
+        ),
+        epsilons=tuple(sorted(epsilons, key=lambda value: (value is None, value or 0.0))),
+    )
+
+
+def _lines(points: Sequence[Point], primary: str | None) -> tuple[Line, ...]:
+    found: dict[object, dict[float | None, list[Point]]] = {}
+    for point in points:
+        value = None if primary is None else point.settings.get(primary)
+        found.setdefault(value, {}).setdefault(point.epsilon, []).append(point)
+    return tuple(
+        Line(
+            label="federated" if primary is None else words(((primary, value),)),
+            by_epsilon={
+                epsilon: tuple(found[value][epsilon])
+                for epsilon in sorted(found[value], key=lambda e: (e is None, e or 0.0))
+            },
+        )
+        for value in sorted(found, key=order)
+    )
+
+
+def _choice(point: Point, keys: Iterable[str]) -> Choice:
+    """The values of some settings; a run without privacy has none of a trust model's."""
+    return tuple((key, point.settings.get(key)) for key in keys)
+
+
+def order(value: object) -> tuple[bool, float, str]:
+    """Numbers by size, before words."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return (False, float(value), "")
+    return (True, 0.0, str(value))
+
+
+def words(choice: Choice) -> str:
+    """What was chosen, as a title or label says it.
+
+    >>> words((("aggregation.rule", "ffa"), ("adapter.rank", 8)))
+    'rule ffa, rank 8'
+    """
+    return ", ".join(
+        f"{key.rpartition('.')[2].replace('_', ' ')} {'as preset' if value is None else value}"
+        for key, value in choice
+    )
+
+
+def label_of(study: Study, name: str) -> str:
+    """What a baseline is called."""
+    return methods(private=True, kind=study.kind).get(name, name)
+
+
+def reference(points: Iterable[Point], name: str) -> dict[float | None, Estimate]:
+    """A baseline at each epsilon, over all runs that have it there."""
+    told: dict[float | None, list[float]] = {}
+    for point in points:
+        value = point.found["baselines"].get(name)
+        if value is not None:
+            told.setdefault(point.epsilon, []).append(float(value))
+    return {epsilon: estimate(told[epsilon]) for epsilon in sorted(told, key=_last_none)}
+
+
+def by_seed(points: Iterable[Point], value: Value = utility) -> dict[int, float]:
+    """A figure by the run's seed; of several runs with one seed, their mean."""
+    told: dict[int, list[float]] = {}
+    for point in points:
+        found = value(point)
+        if point.seed is not None and found is not None:
+            told.setdefault(point.seed, []).append(found)
+    return {seed: sum(values) / len(values) for seed, values in told.items()}
+
+
+def epsilon_words(epsilon: float | None) -> str:
+    """An epsilon as a label.
+
+    >>> epsilon_words(3.0), epsilon_words(None)
+    ('epsilon 3', 'no privacy')
+    """
+    return "no privacy" if epsilon is None else f"epsilon {epsilon:g}"
+
+
+def _last_none(value: float | None) -> tuple[bool, float]:
+    return (value is None, value or 0.0)
