@@ -37,6 +37,7 @@ from hushtune.simulations.cli_report import report
 from hushtune.simulations.cli_server import server_app
 from hushtune.simulations.cli_site import site_app
 from hushtune.simulations.cli_track import track
+from hushtune.simulations.cli_tune import tune
 from hushtune.simulations.cli_verify import verify
 from hushtune.simulations.exits import (
     BUG,
@@ -67,6 +68,7 @@ app.command()(verify)
 app.command()(export)
 app.command()(track)
 app.command()(report)
+app.command()(tune)
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(server_app, name="server")
 app.add_typer(site_app, name="site")

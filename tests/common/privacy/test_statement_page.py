@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import base64
-import json
-import os
 import re
-import shutil
-from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +13,11 @@ from hushtune.common.privacy.plan import Trust
 from hushtune.common.privacy.statement import statement
 from hushtune.common.privacy.statement_html import render_html
 
+from ...browsers import browser as browser  # noqa: PLC0414
+from ...browsers import requests
 from .statements import full_site, plan, private_content
 
-FLAGS = (
-    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
 HOSTILE = "</bdi><script>document.title='taken'</script>" + "A" * 120
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A headless Chromium; HUSHTUNE_NEEDS_CHROMIUM=1 makes a missing one a failure."""
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None or find_spec("selenium") is None:
-        lack = "chromium, chromedriver and selenium are not all there"
-        if os.environ.get("HUSHTUNE_NEEDS_CHROMIUM") == "1":
-            pytest.fail(f"HUSHTUNE_NEEDS_CHROMIUM is 1, and {lack}")
-        pytest.skip(f"{lack} (Debian: apt install chromium chromium-driver)")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    found = webdriver.Chrome(options, Service(driver))
-    yield found
-    found.quit()
 
 
 def hostile() -> dict[str, Any]:
@@ -69,15 +40,6 @@ def page(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     path = tmp_path / "privacy.html"
     path.write_text(render_html(PAGES[request.param]()), encoding="utf-8")
     return path.as_uri()
-
-
-def requests(browser: Any) -> list[str]:
-    messages = [json.loads(row["message"])["message"] for row in browser.get_log("performance")]
-    return [
-        message["params"]["request"]["url"]
-        for message in messages
-        if message["method"] == "Network.requestWillBeSent"
-    ]
 
 
 def test_it_loads_alone_and_without_a_word_of_complaint(browser: Any, page: str) -> None:

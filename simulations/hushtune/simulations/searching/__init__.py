@@ -1,0 +1,1 @@
+"""The search for settings, and what choosing among them costs."""
