@@ -21,7 +21,7 @@ from hushtune.simulations.reporting.tables import (
     run_rows,
     site_rows,
 )
-from hushtune.simulations.reporting.views import RULE, View, view
+from hushtune.simulations.reporting.views import RULE, View, utility, view
 
 PAGE, FOLDER = "report.html", "report"
 _DPI = 170
@@ -149,15 +149,9 @@ def not_drawn(shown: View) -> tuple[str, ...]:
         found.append("No curve over epsilon: all private runs have one epsilon, or there are none.")
     if RULE not in study.keys:
         found.append("No comparison of rules: aggregation.rule was not varied.")
-    if all(len(points) < 2 for p in shown.panels for ln in p.lines for points in _groups(ln)):
+    lines = [line for panel in shown.panels for line in panel.lines]
+    if all(each.n < 2 for line in lines for each in line.curve(utility).values()):
         found.append("No intervals: every combination of settings was run with one seed.")
     if all(point.num_bytes is None for point in study.done):
         found.append("No bytes: the runs' traffic is not on record.")
     return tuple(found)
-
-
-def _groups(line: object) -> list[tuple[object, ...]]:
-    from hushtune.simulations.reporting.views import Line
-
-    assert isinstance(line, Line)
-    return [tuple(points) for points in line.by_epsilon.values()]

@@ -53,7 +53,7 @@ def settings_of(view: View) -> list[Setting]:
             ),
             line=line.label,
             epsilon=epsilon,
-            utility=estimate([utility(point) for point in points]),
+            utility=line.curve(utility)[epsilon],
             megabytes=_mean(points, lambda p: None if p.num_bytes is None else p.num_bytes / 1e6),
             seconds=_mean(points, lambda p: p.seconds),
         )

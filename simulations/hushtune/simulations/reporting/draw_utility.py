@@ -172,7 +172,7 @@ def settings_drawn(view: View) -> tuple[str, ...]:
 def balanced(view: View, key: str, epsilon: float | None) -> dict[object, Estimate]:
     """The estimate of each value of a setting over what all of its values have in common."""
     others = [name for name in view.study.keys if name not in (key, EPSILON)]
-    cells: dict[object, dict[tuple[str, int | None], list[Point]]] = {}
+    cells: dict[object, dict[tuple[str, int], list[Point]]] = {}
     for point in view.study.done:
         if point.epsilon == epsilon:
             rest = repr([point.settings.get(name) for name in others])
@@ -185,7 +185,7 @@ def balanced(view: View, key: str, epsilon: float | None) -> dict[object, Estima
     return {
         value: estimate(list(by_seed([p for cell in common for p in found[cell]]).values()))
         for value, found in cells.items()
-        if common and any(seed is not None for _, seed in common)
+        if common
     }
 
 

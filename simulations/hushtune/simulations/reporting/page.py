@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hushtune.common.names import SEEN_BY, metric_words
 from hushtune.common.pages import page_environment
+from hushtune.common.privacy.figures import upwards
 from hushtune.simulations.reporting.comparisons import NOT_TOLD_APART, Comparison
 from hushtune.simulations.reporting.intervals import Estimate
 from hushtune.simulations.reporting.points import RESULTS, Point, Study
@@ -28,7 +29,7 @@ from hushtune.simulations.reporting.views import (
 if TYPE_CHECKING:
     from hushtune.simulations.reporting.build import Picture
 
-_STUDY_FILES = ("study.toml", "sweep.toml")
+_STUDY_FILES = ("study.toml",)
 
 
 def render(shown: View, pictures: Sequence[Picture], not_drawn: Sequence[str]) -> str:
@@ -110,9 +111,14 @@ def _row(point: Point) -> dict[str, Any]:
         "worst": worst(point) if done else None,
         "site": point.found["worst_site"]["site"] if done else "",
         "spread": spread(point) if done else None,
-        "private": done and point.is_private,
+        "spent": _spent(point) if done else "",
         "megabytes": None if point.num_bytes is None else point.num_bytes / 1e6,
     }
+
+
+def _spent(point: Point) -> str:
+    """Rounded up, as every promise is."""
+    return "none" if point.spent is None else upwards(point.spent, places=3)
 
 
 def _commits(study: Study) -> list[str]:

@@ -15,11 +15,12 @@ from typing import Any, cast
 from hushtune.common.config_io import CONFIG, loads_config
 from hushtune.common.errors import BadValueError, CheckpointError, MissingFileError
 from hushtune.common.files import read_json, read_text
+from hushtune.common.privacy.figures import upwards
 from hushtune.common.privacy.plan import Trust
 
 RESULTS, SUMMARY, METRICS = "results.jsonl", "summary.json", "metrics.jsonl"
 EPSILON = "privacy.epsilon"
-RUNS = "runs"
+_BELOW = ("points", "runs")
 _PLACES = ("simulation.policies", "simulation.ledgers")
 _MEND = "get a whole copy of the results, or leave that line or folder out"
 
@@ -37,7 +38,7 @@ class Point:
 
     name: str
     settings: Settings
-    seed: int | None
+    seed: int
     summary: Mapping[str, Any] | None
     error: tuple[str, str] | None = None
     config_hash: str | None = None
@@ -63,14 +64,17 @@ class Point:
         """What was asked for where that was varied, else the largest spent; None if private not."""
         if not self.is_private:
             return None
-        asked = self.settings.get(EPSILON)
-        return self.spent if asked is None else float(asked)
+        asked, spent = self.settings.get(EPSILON), self.spent
+        if asked is not None:
+            return float(asked)
+        # Seeds differ in the last digits of what they spent.
+        return None if spent is None else float(upwards(spent, places=2))
 
     @property
     def spent(self) -> float | None:
         """The largest epsilon of any site; None where nothing was promised."""
         told = [row["epsilon"] for row in self.found["sites"].values()]
-        return None if not told or None in told else round(max(told), 3)
+        return None if not told or None in told else max(told)
 
     @property
     def num_bytes(self) -> int | None:
@@ -165,10 +169,10 @@ def _point(line: str, number: int, folder: Path) -> Point:
         row = json.loads(line)
         done, error = row["status"] == "done", row.get("error") or {}
         summary = _checked(row["summary"]) if done else None
-        point = Point(
+        return Point(
             name=str(row["name"]),
-            settings={str(key): value for key, value in dict(row["settings"]).items()},
-            seed=None if row.get("seed") is None else int(row["seed"]),
+            settings={str(key): _leaf(value) for key, value in dict(row["settings"]).items()},
+            seed=int(row["seed"]),
             summary=summary,
             error=None if done else (str(error.get("code", "")), str(error.get("text", ""))),
             config_hash=row.get("config_hash"),
@@ -185,9 +189,6 @@ def _point(line: str, number: int, folder: Path) -> Point:
             expected="an object with name, settings, seed, status, and summary or error",
             remedy=_MEND,
         ) from None
-    if point.bytes_up is None and summary is not None:
-        return _with_traffic(point, folder / RUNS / point.name)
-    return point
 
 
 def _checked(summary: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -205,7 +206,8 @@ def _from_folders(folder: Path) -> list[Point]:
     """A point for each folder of a run, with the settings in which they differ."""
     if not folder.is_dir():
         return []
-    runs = sorted(p for p in (*folder.iterdir(), *(folder / RUNS).glob("*")) if p.is_dir())
+    below = (path for name in _BELOW for path in (folder / name).glob("*"))
+    runs = sorted(path for path in (*folder.iterdir(), *below) if path.is_dir())
     found: list[tuple[Path, dict[str, Any], Mapping[str, Any]]] = []
     for run in runs:
         if (run / SUMMARY).is_file() and (run / CONFIG).is_file():
@@ -225,7 +227,7 @@ def _from_folders(folder: Path) -> list[Point]:
             Point(
                 name=run.name,
                 settings={key: settings.get(key) for key in differ},
-                seed=summary.get("seed"),
+                seed=int(settings["seed"]),
                 summary=summary,
                 config_hash=summary.get("config_hash"),
                 seconds=summary.get("seconds", {}).get("total"),
@@ -243,8 +245,13 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             found |= _flat(cast("Mapping[str, Any]", value), f"{prefix}{key}.")
         else:
-            found[prefix + key] = json.dumps(value) if isinstance(value, list) else value
+            found[prefix + key] = _leaf(value)
     return found
+
+
+def _leaf(value: Any) -> Any:
+    """A value that can tell runs apart: lists and tables as JSON."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
 
 
 def _differing(all_settings: Sequence[Settings]) -> list[str]:

@@ -52,12 +52,9 @@ class Line:
         return tuple(point for points in self.by_epsilon.values() for point in points)
 
     def curve(self, value: Value) -> dict[float | None, Estimate]:
-        """Mean and interval of a figure at each epsilon, over those runs that have it."""
-        told = {
-            epsilon: [found for point in points if (found := value(point)) is not None]
-            for epsilon, points in self.by_epsilon.items()
-        }
-        return {epsilon: estimate(values) for epsilon, values in told.items() if values}
+        """Mean and interval of a figure at each epsilon, over the seeds that have it."""
+        told = {epsilon: by_seed(points, value) for epsilon, points in self.by_epsilon.items()}
+        return {epsilon: estimate(list(of.values())) for epsilon, of in told.items() if of}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,11 +168,12 @@ def reference(points: Iterable[Point], name: str) -> dict[float | None, Estimate
 
 
 def by_seed(points: Iterable[Point], value: Value = utility) -> dict[int, float]:
-    """A figure by the run's seed; of several runs with one seed, their mean."""
+    """A figure by the run's seed; of several runs with one seed (as without privacy, where epsilon
+    changes nothing), their mean."""
     told: dict[int, list[float]] = {}
     for point in points:
         found = value(point)
-        if point.seed is not None and found is not None:
+        if found is not None:
             told.setdefault(point.seed, []).append(found)
     return {seed: sum(values) / len(values) for seed, values in told.items()}
 
