@@ -10,7 +10,7 @@ import difflib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -119,7 +119,7 @@ class RawRow:
 
     ``nan``: which of label, site and group are None because the cell held the number NaN. The word
     NaN is handed on as it stands: in a column of names it is one. ``remarks``: what was left out of
-    the row, if anything.
+    the row, if anything. ``absent``: of a pair the columns that hold no text.
     """
 
     text: str | None
@@ -130,6 +130,13 @@ class RawRow:
     nan: tuple[str, ...] = ()
     block: str | None = None
     remarks: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+
+    @property
+    def where(self) -> tuple[str, int | None]:
+        """File and row of ``place``; of an image, which is a file of its own, no row."""
+        file, _, number = self.place.rpartition(":")
+        return (file, int(number)) if number.isdecimal() else (self.place, None)
 
 
 def check_file(path: Path) -> None:
@@ -205,7 +212,10 @@ def to_row(cells: Mapping[str, object], columns: Columns, *, file: str, row: int
     text = _input(read, columns)
     if columns.images and text is not None:
         text = canonical(Path(file).parent / text, file=file, row=row)
-    return owned_row(cells, columns, text=text, label=label, file=file, row=row)
+    found = owned_row(cells, columns, text=text, label=label, file=file, row=row)
+    if columns.second is None or text is not None:
+        return found
+    return replace(found, absent=tuple(name for name in columns.inputs if read[name] is None))
 
 
 def owned_row(
