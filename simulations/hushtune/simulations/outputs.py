@@ -92,6 +92,7 @@ def write_all(run: FinishedRun) -> dict[str, Any]:
         model=context.config.model,
         adapter=context.config.adapter,
         task=context.config.task,
+        data=context.config.data,
     )
     if find_spec("matplotlib") is not None:
         from hushtune.simulations.plots import plot_run

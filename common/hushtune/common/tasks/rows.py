@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -171,16 +171,26 @@ def check_columns(found: Sequence[str], columns: Columns, *, file: str) -> None:
                 remedy="rename all but one of them",
             )
         if count == 0:
-            folded = {other.casefold(): other for other in found}
-            near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
+            near = nearest_column(name, found)
             raise MissingColumnError(
                 f"there is no column {name!r}"
-                + (f"; did you mean {folded[near[0]]!r}?" if near else ""),
+                + ("" if near is None else f"; did you mean {near!r}?"),
                 file=file,
                 column=name,
                 given=", ".join(found) or "no columns",
                 remedy=f"set {columns.setting(name)} to a column of the file",
             )
+
+
+def nearest_column(name: str, found: Iterable[str]) -> str | None:
+    """The column that may have been meant, whatever its case; None where none is alike.
+
+    >>> nearest_column("AGE", ["job", "age"]), nearest_column("height", ["job", "age"])
+    ('age', None)
+    """
+    folded = {other.casefold(): other for other in found}
+    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
+    return folded[near[0]] if near else None
 
 
 def to_row(cells: Mapping[str, object], columns: Columns, *, file: str, row: int) -> RawRow:
