@@ -208,6 +208,7 @@ class DataConfig(Section):
                 key="files",
                 given="an empty table",
                 expected="site = path, at least once",
+                remedy='name one file a site: data.files = {north = "north.csv"}',
             )
         self._check_labels()
         self._check_split_by()
@@ -217,6 +218,7 @@ class DataConfig(Section):
                 key="columns",
                 given=", ".join(self.columns),
                 expected=f"different columns without {self.label!r} (data.label)",
+                remedy="list in data.columns what is known before the target, each column once",
             )
         self._check_folds()
         self._check_column_lists()
@@ -228,6 +230,7 @@ class DataConfig(Section):
                 key="test_fraction",
                 given=f"{self.validation_fraction} + {self.tested_fraction}",
                 expected="a sum below 1",
+                remedy="lower data.validation_fraction or data.test_fraction",
             )
         return self
 
@@ -244,6 +247,7 @@ class DataConfig(Section):
                 key="split_by",
                 given=self.split_by,
                 expected="no data.split_by",
+                remedy="leave data.split_by out",
             )
 
     @property
@@ -276,6 +280,7 @@ class DataConfig(Section):
                 key="left_out",
                 given=f"left_out = {self.left_out}, folds = {self.folds}",
                 expected="one of the two",
+                remedy="leave data.folds or data.left_out out",
             )
 
     def _check_labels(self) -> None:
@@ -286,6 +291,7 @@ class DataConfig(Section):
                 key="labels",
                 given=", ".join(labels),
                 expected='such as labels = ["negative", "positive"]',
+                remedy="list every label once in data.labels",
             )
 
     def _check_column_lists(self) -> None:
@@ -296,6 +302,7 @@ class DataConfig(Section):
                     key="column_ranges",
                     given=[low, high],
                     expected="least, then largest possible value",
+                    remedy="swap the two numbers",
                 )
         for name, values in self.column_values.items():
             if not values or len(set(values)) < len(values):
@@ -304,6 +311,7 @@ class DataConfig(Section):
                     key="column_values",
                     given=", ".join(values),
                     expected='such as column_values = {job = ["nurse", "clerk"]}',
+                    remedy="list every value of the column once",
                 )
         both = sorted(set(self.column_ranges) & set(self.column_values))
         if both:
@@ -312,6 +320,7 @@ class DataConfig(Section):
                 key="column_values",
                 given="a range and a list",
                 expected="one of the two",
+                remedy="leave it out of one of the two",
             )
 
     def _check_own_rows(self) -> None:

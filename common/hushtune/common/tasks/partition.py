@@ -38,6 +38,7 @@ def partition(
             "there are too few rows for that many sites",
             given=f"{len(labels)} rows, data.sites = {sites}",
             expected=f"data.sites <= {len(labels) // 2}",
+            remedy="lower data.sites",
         )
     ways = {"iid": _iid, "dirichlet": _dirichlet, "quantity": _quantity, "shards": _shards}
     for attempt in range(_ATTEMPTS):

@@ -218,7 +218,7 @@ def to_row(cells: Mapping[str, object], columns: Columns, *, file: str, row: int
             value = cells.get(name)
             read[name] = words_text(value, "word") if targets is Targets.TAGS else cell_text(value)
     except ValueError as error:
-        raise _bad_cell(error, cells, name, file=file, row=row) from None
+        raise _bad_cell(error, cells, columns, name, file=file, row=row) from None
     text = _input(read, columns)
     if columns.images and text is not None:
         text = canonical(Path(file).parent / text, file=file, row=row)
@@ -245,7 +245,7 @@ def owned_row(
         for name in columns.owners:
             owners[name] = _shared(cell_text(cells.get(name)))
     except ValueError as error:
-        raise _bad_cell(error, cells, name, file=file, row=row) from None
+        raise _bad_cell(error, cells, columns, name, file=file, row=row) from None
     site, group, block = (
         None if name is None else owners[name]
         for name in (columns.site, columns.group, columns.block)
@@ -261,10 +261,21 @@ def _shared(name: str | None) -> str | None:
 
 
 def _bad_cell(
-    error: ValueError, cells: Mapping[str, object], name: str, *, file: str, row: int
+    error: ValueError,
+    cells: Mapping[str, object],
+    columns: Columns,
+    name: str,
+    *,
+    file: str,
+    row: int,
 ) -> BadValueError:
     return BadValueError(
-        str(error), file=file, row=row, column=name, given=repr(cells.get(name))[:80]
+        str(error),
+        file=file,
+        row=row,
+        column=name,
+        given=repr(cells.get(name))[:80],
+        remedy=f"mend the row, or set {columns.setting(name)} to another column",
     )
 
 
@@ -293,7 +304,7 @@ def refuse_all_missing(rows: Iterator[RawRow], *, file: str, columns: Columns) -
         num_labels += row.label is not None
         yield row
     if num_rows == 0:
-        raise EmptyDataError("the file has no rows", file=file)
+        raise EmptyDataError("the file has no rows", file=file, remedy="name a file with rows")
     answers = columns.of.targets is Targets.ANSWER  # from which columns, their form says
     inputs, label = ", ".join(columns.inputs), columns.label
     for role, name, count in (("input", inputs, num_texts), ("answer", label, num_labels)):
