@@ -134,6 +134,7 @@ def test_pickling_keeps_what_subclasses_add() -> None:
 RAISED = {"refuse"} | {e.__name__ for e in ALL if issubclass(e, (ConfigError, DataError))}
 SPEAKS_OF_DATA = (
     *(f"common/hushtune/common/config_{name}.py" for name in ("task", "kind", "data", "columns")),
+    "common/hushtune/common/config_column_lists.py",
     "common/hushtune/common/tasks",
     "simulations/hushtune/simulations/data_options.py",
     "simulations/hushtune/simulations/datacheck",
