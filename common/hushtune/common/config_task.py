@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from hushtune.common.config_base import Range, Section, refuse
-from hushtune.common.kinds import KINDS, Kind, Targets
+from hushtune.common.kinds import KINDS, Kind, Targets, metrics_in_words
 
 KindName = Literal[
     "text-classification",
@@ -33,8 +33,7 @@ class TaskConfig(Section):
     metric: str | None = Field(
         default=None,
         description="the figure that models are compared by; left out = the first that the kind "
-        "has: accuracy (classes), micro_f1 (several labels), rmse (numbers), token_accuracy "
-        "(tags), perplexity (answers)",
+        f"has. {metrics_in_words()}",
         examples=["macro_f1"],
     )
     range: Range | None = Field(

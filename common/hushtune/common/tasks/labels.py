@@ -121,7 +121,7 @@ def stratified(
     """By what rows are split and dealt: the names of the strata, and each row's, ``(n,)``.
 
     A class is one. Numbers are parted into equal bins of their public range, of several labels the
-    first counts, and texts with tags or answers are all alike.
+    first counts, and sentences with tags, or answers, are all alike.
     """
     targets, strata = task.of.targets, tuple(names)
     if targets is Targets.CLASS:
@@ -139,7 +139,8 @@ def stratified(
         bins = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, BINS - 1)
         named = tuple(f"{a:g} to {b:g}" for a, b in pairwise(edges.tolist()))
         return named, bins.astype(np.int64)
-    return ("texts",), np.zeros(len(rows), dtype=np.int64)
+    alike = "sentences" if targets is Targets.TAGS else "answers"
+    return (alike,), np.zeros(len(rows), dtype=np.int64)
 
 
 def label_names(rows: Sequence[RawRow], config: DataConfig, task: TaskConfig) -> tuple[str, ...]:
