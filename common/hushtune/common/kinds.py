@@ -100,7 +100,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
                 "token-classification",
                 Inputs.TEXT,
                 Targets.TAGS,
-                ("token_accuracy", "macro_f1"),
+                ("token_accuracy", "macro_f1", "span_f1"),
                 "token_accuracy",
             ),
             Kind("causal-lm", Inputs.MESSAGES, Targets.ANSWER, _OF_WORDS, "token_accuracy"),
