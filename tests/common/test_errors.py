@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tomli_w
 
 from hushtune.common import errors
+from hushtune.common.config_io import loads_config
 from hushtune.common.errors import ConfigError, DataError, HushtuneError, UpdateRejectedError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,3 +129,48 @@ def test_pickling_keeps_what_subclasses_add() -> None:
     assert (data.file, data.row, data.column) == ("f", 3, "c")
     rejected = pickle.loads(pickle.dumps(UpdateRejectedError("x", reason="norm")))
     assert rejected.reason == "norm"
+
+
+RAISED = {"refuse"} | {e.__name__ for e in ALL if issubclass(e, (ConfigError, DataError))}
+SPEAKS_OF_DATA = (
+    *(f"common/hushtune/common/config_{name}.py" for name in ("task", "kind", "data", "columns")),
+    "common/hushtune/common/config_column_lists.py",
+    "common/hushtune/common/tasks",
+    "simulations/hushtune/simulations/data_options.py",
+    "simulations/hushtune/simulations/datacheck",
+)
+
+
+def without_remedy(source: str) -> list[int]:
+    """Lines of errors that are made without saying what to do."""
+    calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
+    made = (c for c in calls if isinstance(c.func, ast.Name) and c.func.id in RAISED)
+    return [c.lineno for c in made if not {"remedy", None} & {word.arg for word in c.keywords}]
+
+
+def test_every_error_about_data_and_targets_says_what_to_do() -> None:
+    """But for files of named data, which are pinned: none but a damaged disk changes them."""
+    assert without_remedy('raise LabelError("a", given="b")') == [1]
+    found: dict[str, list[int]] = {}
+    for place in SPEAKS_OF_DATA:
+        path = ROOT / place
+        for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
+            if "packaged" not in file.parts and (lines := without_remedy(file.read_text("utf-8"))):
+                found[str(file.relative_to(ROOT))] = lines
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    ("task", "told"),
+    [
+        ({"metric": "acuracy"}, "do: did you mean 'accuracy'? Or leave task.metric out"),
+        ({"metric": "rmse"}, "do: leave task.metric out for accuracy"),
+        ({"range": [0.0, 1.0]}, "do: leave task.range out"),
+        ({"kind": "text-regression", "range": [5.0, 1.0]}, "do: set task.range = [1, 5]"),
+        ({"kind": "text-regression"}, "do: set task.range"),
+    ],
+)
+def test_settings_of_a_task_are_refused_with_what_to_do(task: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        loads_config(tomli_w.dumps({"task": task, "data": {"source": "demo"}}))
+    assert told in str(caught.value)

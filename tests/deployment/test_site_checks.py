@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from hushtune.common.deployment import SiteCard
 from hushtune.common.privacy.ledger import Ledger, Limit
 from hushtune.common.privacy.plan import DpSgdEvent, Relation
 from hushtune.common.signing import public_text
+from hushtune.common.tasks.data import load_data
 from hushtune.simulations.site_foresight import foresee
 
 from ..conftest import write_csv
@@ -277,7 +279,10 @@ def run_of(model: Path, **changes: Any) -> RunConfig:
     }
     for key, value in changes.items():
         section, _, name = key.partition("__")
-        tree[section][name] = value
+        if name:
+            tree[section][name] = value
+        else:
+            tree[section] = value
     return loads_config(tomli_w.dumps(tree))
 
 
@@ -341,6 +346,96 @@ def test_a_step_is_tried_under_each_promise(
     found = by_name(report)
     assert words in found["what leaves"].given
     assert "s for a step" in found["training step"].given
+
+
+def other_rows(site: Path, table: str, *, name: str = "notes.csv", **data: Any) -> None:
+    """Other rows for a site, with the keys of [data] that go with them."""
+    path = site / "site.toml"
+    told = tomllib.loads(path.read_text(encoding="utf-8"))
+    old = Path(told["data"]["file"])
+    new = (old if old.is_absolute() else site / old).with_name(name)
+    new.write_text(table, encoding="utf-8")
+    told["data"] = {"file": str(new), **data}
+    path.write_text(tomli_w.dumps(told), encoding="utf-8")
+
+
+def test_rows_are_read_exactly_as_the_run_reads_them(site: Path, tiny_bert: Path) -> None:
+    """By its kind, form, split and entities: with any of them left out the counts are others."""
+    rows = [f"ask {i} &amp; more,tell {i},q,a,d{i // 10}" for i in range(60)]
+    rows += [f"ask {i} & more,tell {i},q,a,d{i // 10}" for i in range(5)]
+    other_rows(site, "\n".join(["prompt,completion,question,answer,document", *rows, ""]))
+    run = run_of(
+        tiny_bert,
+        task={"kind": "seq2seq"},
+        data={
+            "source": "sites",
+            "public_sizes": {"north": 40, "south": 90},
+            "form": "prompt",
+            "split_by": "document",
+            "unescape_html": True,
+        },
+        train={"rounds": 3},
+    )
+    found = by_name(check_site(site, run))
+    own = SiteFile.read(site)
+    data = load_data(own.configured(run).data, run.task, seed=run.seed)
+    split = data.sites["north"]
+    parts = [len(part) for part in (split.train, split.validation, split.test)]
+    assert (sum(parts), data.report.dropped) == (60, {"repeated": 5})
+    assert all(part % 10 == 0 for part in parts)
+    counts = "({} to train on, {} to judge by, {} kept for a test)".format(*parts)
+    assert counts in found["data"].given
+    assert found["rows left out"].given.startswith("5 of 65: 5 rows left out: repeated")
+    # A run that forgot the site reads no other way.
+    changed = run.data.model_copy(update={"public_sizes": {"south": 90}})
+    found = by_name(check_site(site, run.model_copy(update={"data": changed})))
+    assert found["run"].verdict is Verdict.FAILED
+    assert counts in found["data"].given
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "table", "data"),
+    [
+        ("token-classification", "n.conll", "a\tX\nb\tY\n{i}\tX\n\n", {}),
+        ("causal-lm", "n.csv", "ask {i},tell {i}\n", {"header": "question,answer\n"}),
+        ("causal-lm", "n.txt", "words {i}\n", {}),
+        (
+            "text-pair-classification",
+            "n.csv",
+            "a {i},b,{two}\n",
+            {"header": "text,other,label\n", "second": "other"},
+        ),
+        (
+            "tabular-classification",
+            "n.csv",
+            "{i},b,{two}\n",
+            {"header": "age,job,label\n", "columns": ["age", "job"]},
+        ),
+    ],
+)
+def test_without_a_run_rows_are_read_as_their_kind_is_likely_to_be(
+    site: Path, kind: str, name: str, table: str, data: dict[str, Any]
+) -> None:
+    given = dict(data)
+    rows = [table.format(i=i, two="xy"[i % 2]) for i in range(40)]
+    other_rows(site, given.pop("header", "") + "".join(rows), name=name, **given)
+    found = by_name(check_site(site))
+    assert found["data"].verdict is Verdict.OK, found["data"]
+    assert f"as {kind} reads them; --config RUN.toml" in found["data"].given
+
+
+def test_without_a_run_numbers_are_no_fault(site: Path, tiny_bert: Path) -> None:
+    table = "".join(f"words {i},{i / 7:.3f}\n" for i in range(60))
+    other_rows(site, "text,label\n" + table)
+    told = by_name(check_site(site))["data"]
+    assert told.verdict is Verdict.WARNING
+    assert "--config RUN.toml reads them as that run does" in told.do
+    run = run_of(
+        tiny_bert,
+        task={"kind": "text-regression", "range": [0.0, 9.0]},
+        data={"source": "sites", "public_sizes": {"north": 42, "south": 90}},
+    )
+    assert by_name(check_site(site, run))["data"].verdict is Verdict.OK
 
 
 def test_another_declared_size_is_a_warning(site: Path, tiny_bert: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from hushtune.common.config_io import loads_config
+from hushtune.common.errors import MissingColumnError
 from hushtune.common.tasks import partition
 from hushtune.common.tasks.column_rows import COLUMNS_FILE
 from hushtune.simulations import plots, run
@@ -109,6 +110,8 @@ def test_a_private_run_has_all_that_others_have_and_its_card_is_enough(
     trained = load(out)
     expected = trained.logits([json.dumps(row) for row in cells]).detach().numpy()
     np.testing.assert_allclose([outputs(row) for row in cells], expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(MissingColumnError, match="did you mean 'age'"):
+        trained.predict(["agee: 3"])
     (answer,) = trained.predict([json.dumps(cells[0])])
     if kind == "classes":
         assert answer["label"] in ("no", "yes")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from hushtune.common.errors import BadValueError
+from hushtune.common.errors import BadValueError, MissingColumnError
 from hushtune.common.kinds import KINDS, Targets, higher_is_better
 from hushtune.common.tasks import partition
 from hushtune.simulations import plots, run
@@ -142,7 +142,9 @@ def test_a_private_run_has_the_same_keys_a_statement_and_answers(
         text = json.dumps([rows[0][1], rows[0][2]])
     elif "data__columns" in needed:
         text = json.dumps({name: rows[0][header.index(name)] for name in ("first", "rest")})
-    (answer,) = load(out).predict([text])
+    trained = load(out)
+    (answer,) = trained.predict([text])
+    assert trained.columns == tuple(needed.get("data__columns", ()))
     told = answer.get("label", answer.get("answer"))
     if "range" in str(needed):
         assert -3.0 <= told <= 3.0
@@ -202,6 +204,19 @@ def test_a_merged_model_answers_alike_by_the_code_in_its_card(
 )
 def test_what_is_asked_is_read_as_its_kind(kind: str, asked: str, found: str) -> None:
     assert canonical_inputs(KINDS[kind], [asked]) == [found]
+
+
+@pytest.mark.parametrize("asked", ["ages: 41; home: rent", '{"home": "rent", "AGE": 41}'])
+def test_a_column_that_the_model_does_not_know_is_told_with_the_nearest(asked: str) -> None:
+    kind, known = KINDS["tabular-regression"], {"columns": ("age", "home")}
+    with pytest.raises(MissingColumnError, match="did you mean 'age'") as caught:
+        canonical_inputs(kind, ["age: 3", asked], **known)
+    assert str(caught.value).startswith("input 2 ")
+    assert "expected: age, home" in str(caught.value)
+    # In the order in which the model has read them.
+    assert canonical_inputs(kind, ["home: rent; age: 3"], **known) == [
+        '{"age": "3", "home": "rent"}'
+    ]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from hushtune.server import checkpoint
 from hushtune.simulations import plots, run
 from hushtune.simulations.estimate import estimate
 from hushtune.simulations.saved import export, load
+from hushtune.simulations.written import written
 
 from ..client.words import make_words, write_conversations
 from ..conftest import Settings
@@ -186,14 +187,16 @@ def test_samples_quote_test_rows_for_the_researcher_alone(trained: Trained) -> N
             assert sample["prompt"] not in text
     kept = json.loads((trained.out / "summary.json").read_text(encoding="utf-8"))
     assert kept["samples"] == samples
-    assert "samples" in kept["seen_by"]
+    assert kept["written"] == written(samples)
+    assert "On these 3 rows: F1 of the words" in page
+    assert {"samples", "written"} <= set(kept["seen_by"])
     finished = run(trained.config, trained.out, resume=True)
     assert finished["samples"] == samples
 
 
 def test_no_samples_where_none_are_wanted(llama: Path, asked: Path, tmp_path: Path) -> None:
     summary = run(config_of(llama, asked, simulation__samples=0, train__rounds=1), tmp_path / "run")
-    assert summary["samples"] == []
+    assert (summary["samples"], summary["written"]) == ([], None)
     assert not (tmp_path / "run" / "samples.md").exists()
 
 

@@ -13,6 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hushtune.common.config import DataConfig
+from hushtune.common.errors import EmptyDataError
+from hushtune.common.tasks.data import load_data
 from hushtune.simulations.datacheck.near import (
     ALIKE,
     near_pairs,
@@ -180,6 +183,60 @@ def test_missing_values_and_broken_files_do_not_hide_each_other(
     }
 
 
+def test_every_target_that_a_run_refuses_is_found(hushtune: Any, tmp_path: Path) -> None:
+    """All of them in one look, the first twenty with where they stand."""
+    rows = [(sentence(i), str(i % 11)) for i in range(40)]
+    rows += [(sentence(100 + i), str(20 + i)) for i in range(26)]
+    north = written(tmp_path, "north.csv", rows)
+    south = written(tmp_path, "south.csv", [*rows[:40], (sentence(300), "lots"), ("", "3")])
+    options = ("--kind", "text-regression", "--range", "0,10", "--delta", "1e-3")
+    first, second = checked(hushtune, north, south, *options, status=2)["targets"]
+    assert first["text"].startswith("in 'label', 26 of 66 rows (39.4%): HT207")
+    assert first["places"] == [*(f"north.csv:{42 + i}" for i in range(20)), "and 6 more"]
+    assert second["places"] == ["south.csv:42"]
+    assert "lots" not in second["text"]
+    assert first["remedy"]
+
+
+def test_rows_that_a_run_stops_at_for_what_they_lack_are_all_found(
+    hushtune: Any, tmp_path: Path
+) -> None:
+    rows = [(sentence(i), str(i % 2), ("north", "south")[i % 2]) for i in range(80)]
+    rows += [(sentence(100 + i), "1", "") for i in range(3)] + [(sentence(200), "NaN", "north")]
+    path = written(tmp_path, "all.csv", rows, "text,label,site")
+    found = checked(hushtune, path, "--site", "site", "--delta", "1e-3", status=2)
+    lacks = {f["text"].split(":")[2]: f["places"] for f in found["missing values"]}
+    assert lacks[" a row names no site; expected"] == ["all.csv:82", "all.csv:83", "all.csv:84"]
+    assert lacks[" NaN stands among numbers; expected"] == ["all.csv:85"]
+
+
+@pytest.mark.parametrize("one_table", [False, True])
+def test_a_site_of_which_nothing_is_left_is_not_passed_over(
+    hushtune: Any, tmp_path: Path, one_table: bool
+) -> None:
+    whole, broken = many(60), [("", "yes"), (sentence(900), "")]
+    if one_table:
+        rows = [(*row, "north") for row in whole] + [(*row, "south") for row in broken]
+        options = (written(tmp_path, "all.csv", rows, "text,label,ward"), "--site", "ward")
+    else:
+        written(tmp_path, "north.csv", whole)
+        options = (tmp_path / "north.csv", written(tmp_path, "south.csv", broken))
+    answer = hushtune("data", "check", *options, "--delta", "1e-3", "--json")
+    assert answer.status == 2
+    report = json.loads(answer.out.splitlines()[-1])
+    assert report["sites"] == {"north": {"rows": 60, "read": 60}, "south": {"rows": 0, "read": 2}}
+    (problem,) = (f for f in report["findings"] if f["level"] == "problem")
+    assert "site 'south' has no rows left" in problem["text"]
+    assert "south: 0 rows (2 more lack a value)" in answer.err
+    # As the run, which does not begin without it.
+    files = {name: tmp_path / f"{name}.csv" for name in ("north", "south")}
+    data = (
+        DataConfig(file=tmp_path / "all.csv", site="ward") if one_table else DataConfig(files=files)
+    )
+    with pytest.raises(EmptyDataError, match="site 'south' has no rows left"):
+        load_data(data, seed=0)
+
+
 SECRET = "Xyzzy Quux"
 
 
@@ -211,6 +268,10 @@ def test_the_page_holds_everything_and_fetches_nothing(hushtune: Any, tmp_path: 
     hushtune("data", "check", written(tmp_path, "north.csv", rows), "--html", page)
     text = page.read_text(encoding="utf-8")
     assert "<script" not in text
+    # A head stands where its column does.
+    heads = re.findall(r'<th scope="col"( class="n")?>(\w+)', text)
+    assert [name for right, name in heads if right] == ["Rows", "Read"]
+    assert "th.n, td.n { text-align: right; }" in text
     assert "default-src 'none'" in text
     assert not re.search(r"(src|href)=\"(?!data:)", text)
     assert "<b>&" not in text

@@ -35,6 +35,7 @@ def summary(names: Sequence[str], *, epsilon: float = 2.0, **changes: Any) -> di
     return {
         "task": "text-classification",
         "samples": [],
+        "written": None,
         "metric": "accuracy",
         "higher_is_better": True,
         "trust": "site",

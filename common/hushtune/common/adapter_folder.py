@@ -14,9 +14,11 @@ from typing import Any
 from safetensors import SafetensorError
 
 from hushtune.common.adapter import AdapterState
-from hushtune.common.config import AdapterConfig, ModelConfig, TaskConfig
+from hushtune.common.config import AdapterConfig, DataConfig, ModelConfig, TaskConfig
+from hushtune.common.config_columns import column_names
 from hushtune.common.errors import DiskFullError
 from hushtune.common.files import write_errors
+from hushtune.common.kinds import Inputs
 from hushtune.common.lora_files import plain_adapter, save_adapter
 from hushtune.common.tasks.workspace import Workspace
 
@@ -25,13 +27,15 @@ DESCRIPTION = "hushtune.json"
 
 @dataclass(frozen=True, kw_only=True)
 class SavedModel:
-    """What is needed beside peft's files to use an adapter."""
+    """What is needed beside peft's files to use an adapter; ``columns``: of a table, as they were
+    read."""
 
     labels: tuple[str, ...]
     model: Mapping[str, Any]
     adapter: Mapping[str, Any]
     task: Mapping[str, Any]
     fingerprint: str
+    columns: tuple[str, ...] = ()
 
 
 def write_adapter_folder(
@@ -43,6 +47,7 @@ def write_adapter_folder(
     model: ModelConfig,
     adapter: AdapterConfig,
     task: TaskConfig,
+    data: DataConfig,
 ) -> None:
     """Write an adapter in peft's format, its head, what encodes its inputs (tokenizer, image
     processor or columns), model card and description.
@@ -59,6 +64,7 @@ def write_adapter_folder(
         adapter={**adapter.model_dump(mode="json"), **shape, "ranks": {}},
         task=task.model_dump(mode="json", exclude_none=True),
         fingerprint=workspace.task.model.fingerprint,
+        columns=column_names(data) if task.of.inputs is Inputs.COLUMNS else (),
     )
     text = json.dumps(asdict(description), indent=2, sort_keys=True)
     with whole_folder(folder, replace=True) as partial:

@@ -109,6 +109,7 @@ def check_columns(
             key="model.head" if model.head != "mean" else "model.layer",
             given=model.head if model.head != "mean" else str(model.layer),
             expected="no model.head and no model.layer",
+            remedy="leave it out",
         )
     if aggregation.rule not in WITHOUT_FACTORS:
         refuse(
@@ -124,6 +125,7 @@ def check_columns(
             key="adapter.ranks" if adapter.ranks else "adapter.targets",
             given=", ".join(adapter.ranks or adapter.targets),
             expected="no adapter.ranks and no adapter.targets",
+            remedy="leave it out",
         )
     if warmup_rounds not in (0, rounds):
         refuse(
@@ -147,6 +149,7 @@ def _check_lists(task: TaskConfig, data: DataConfig) -> None:
                 key=f"data.{key}",
                 given=", ".join(given),
                 expected=f"no data.{key}, or a kind that reads columns",
+                remedy=f"leave data.{key} out",
             )
         unknown = sorted(set(given) - set(column_names(data)))
         if unknown:
@@ -155,4 +158,5 @@ def _check_lists(task: TaskConfig, data: DataConfig) -> None:
                 key=f"data.{key}",
                 given=", ".join(unknown),
                 expected="some of " + ", ".join(column_names(data)),
+                remedy="name a column of data.columns, or add it there",
             )

@@ -18,6 +18,7 @@ from hushtune.common.config_base import (
     refuse,
     refuse_balanced,
 )
+from hushtune.common.config_column_lists import check_column_lists
 
 SOURCES = ("source", "file", "files", "folder", "dataset")
 """Keys of [data] of which exactly one names where the rows come from."""
@@ -208,6 +209,7 @@ class DataConfig(Section):
                 key="files",
                 given="an empty table",
                 expected="site = path, at least once",
+                remedy='name one file a site: data.files = {north = "north.csv"}',
             )
         self._check_labels()
         self._check_split_by()
@@ -217,9 +219,10 @@ class DataConfig(Section):
                 key="columns",
                 given=", ".join(self.columns),
                 expected=f"different columns without {self.label!r} (data.label)",
+                remedy="list in data.columns what is known before the target, each column once",
             )
         self._check_folds()
-        self._check_column_lists()
+        check_column_lists(self.column_ranges, self.column_values)
         if self.source == "sites":
             self._check_own_rows()
         if self.validation_fraction + self.tested_fraction >= 1:
@@ -228,6 +231,7 @@ class DataConfig(Section):
                 key="test_fraction",
                 given=f"{self.validation_fraction} + {self.tested_fraction}",
                 expected="a sum below 1",
+                remedy="lower data.validation_fraction or data.test_fraction",
             )
         return self
 
@@ -244,6 +248,7 @@ class DataConfig(Section):
                 key="split_by",
                 given=self.split_by,
                 expected="no data.split_by",
+                remedy="leave data.split_by out",
             )
 
     @property
@@ -276,6 +281,7 @@ class DataConfig(Section):
                 key="left_out",
                 given=f"left_out = {self.left_out}, folds = {self.folds}",
                 expected="one of the two",
+                remedy="leave data.folds or data.left_out out",
             )
 
     def _check_labels(self) -> None:
@@ -286,32 +292,7 @@ class DataConfig(Section):
                 key="labels",
                 given=", ".join(labels),
                 expected='such as labels = ["negative", "positive"]',
-            )
-
-    def _check_column_lists(self) -> None:
-        for name, (low, high) in self.column_ranges.items():
-            if not low < high:
-                refuse(
-                    f"the range of column {name!r} begins with the smaller number",
-                    key="column_ranges",
-                    given=[low, high],
-                    expected="least, then largest possible value",
-                )
-        for name, values in self.column_values.items():
-            if not values or len(set(values)) < len(values):
-                refuse(
-                    f"the values of column {name!r} are one at least, each named once",
-                    key="column_values",
-                    given=", ".join(values),
-                    expected='such as column_values = {job = ["nurse", "clerk"]}',
-                )
-        both = sorted(set(self.column_ranges) & set(self.column_values))
-        if both:
-            refuse(
-                f"column {both[0]!r} is either of numbers or of categories",
-                key="column_values",
-                given="a range and a list",
-                expected="one of the two",
+                remedy="list every label once in data.labels",
             )
 
     def _check_own_rows(self) -> None:
@@ -327,17 +308,14 @@ class DataConfig(Section):
                     expected=f"{expected}: {self.shots} of each of {len(self.labels)} labels",
                     remedy="set each of data.public_sizes to that number, or leave data.shots out",
                 )
-        for key, given, remedy in (
-            ("public_sizes", self.public_sizes, "data.public_sizes = {north = 5000, south = 3000}"),
-        ):
-            if not given:
-                refuse(
-                    f"with rows that only their sites see, data.{key} must be declared",
-                    key=key,
-                    given="nothing",
-                    expected="names and numbers that are public",
-                    remedy=f"set {remedy}",
-                )
+        if not self.public_sizes:
+            refuse(
+                "with rows that only their sites see, data.public_sizes must be declared",
+                key="public_sizes",
+                given="nothing",
+                expected="names and numbers that are public",
+                remedy="set data.public_sizes = {north = 5000, south = 3000}",
+            )
         if self.partition != "natural":
             refuse(
                 "rows that only their sites see cannot be dealt to sites",

@@ -78,6 +78,7 @@ def check_source(data: DataConfig, task: TaskConfig) -> None:
             key="data.group",
             given=data.group,
             expected="no data.group",
+            remedy="leave data.group out",
         )
 
 
@@ -135,6 +136,7 @@ def check_task(
             key="data.class_weights",
             given=", ".join(data.class_weights),
             expected="no data.class_weights",
+            remedy="leave data.class_weights out",
         )
     for key, given, what in (
         ("train.label_smoothing", smoothing, "to smooth"),
@@ -146,6 +148,7 @@ def check_task(
                 key=key,
                 given=str(given),
                 expected=f"no {key}, or a kind with one class an example",
+                remedy=f"leave {key} out",
             )
     if data.form != "auto" and kind.targets is not Targets.ANSWER:
         refuse(
@@ -153,6 +156,7 @@ def check_task(
             key="data.form",
             given=data.form,
             expected="no data.form, or task.kind = causal-lm or seq2seq",
+            remedy="leave data.form out",
         )
     if attack == "label_flip" and not kind.has_classes:
         refuse(
@@ -160,6 +164,7 @@ def check_task(
             key="simulation.attack",
             given=attack,
             expected="another attack",
+            remedy="leave simulation.attack out, or name another",
         )
     _check_labels(kind, data)
     _check_inputs(kind, data, image_size=image_size)
@@ -174,6 +179,7 @@ def _check_labels(kind: Kind, data: DataConfig) -> None:
             key="data.labels",
             given=", ".join(data.labels),
             expected="no data.labels",
+            remedy="leave data.labels out",
         )
     if data.source == "sites" and named and data.labels is None:
         refuse(
@@ -194,6 +200,7 @@ def _check_inputs(kind: Kind, data: DataConfig, *, image_size: int | None) -> No
             key="model.image_size",
             given=image_size,
             expected="no model.image_size",
+            remedy="leave model.image_size out",
         )
     if images and data.dataset is not None:
         refuse(
@@ -201,6 +208,7 @@ def _check_inputs(kind: Kind, data: DataConfig, *, image_size: int | None) -> No
             key="data.dataset",
             given=data.dataset,
             expected="data.folder, data.file or data.files",
+            remedy="set data.folder in place of data.dataset",
         )
     if data.folder is not None and (not images or data.group is not None):
         refuse(
@@ -210,6 +218,7 @@ def _check_inputs(kind: Kind, data: DataConfig, *, image_size: int | None) -> No
             key="data.folder",
             given=str(data.folder),
             expected="data.file or data.files" + (", with a column of paths" if images else ""),
+            remedy="set data.file or data.files in place of data.folder",
         )
     for key, inputs, what in (
         ("second", Inputs.PAIR, "the column with the second text"),
@@ -222,6 +231,7 @@ def _check_inputs(kind: Kind, data: DataConfig, *, image_size: int | None) -> No
                 key=f"data.{key}",
                 given=str(getattr(data, key)),
                 expected=f"no data.{key}, or a kind that does",
+                remedy=f"leave data.{key} out, or set task.kind to a kind that reads it",
             )
         if data.source is None and kind.inputs is inputs and not given:
             refuse(
@@ -229,4 +239,5 @@ def _check_inputs(kind: Kind, data: DataConfig, *, image_size: int | None) -> No
                 key=f"data.{key}",
                 given="nothing",
                 expected=what,
+                remedy=f"set data.{key}",
             )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from hushtune.common.config_base import Range, Section, refuse
-from hushtune.common.kinds import KINDS, Kind, Targets
+from hushtune.common.kinds import KINDS, Kind, Targets, metrics_in_words
 
 KindName = Literal[
     "text-classification",
@@ -32,8 +33,7 @@ class TaskConfig(Section):
     metric: str | None = Field(
         default=None,
         description="the figure that models are compared by; left out = the first that the kind "
-        "has: accuracy (classes), micro_f1 (several labels), rmse (numbers), token_accuracy "
-        "(tags), perplexity (answers)",
+        f"has. {metrics_in_words()}",
         examples=["macro_f1"],
     )
     range: Range | None = Field(
@@ -69,6 +69,11 @@ class TaskConfig(Section):
             raise ValueError(f"{self.kind} has no range")
         return self.range
 
+    def _metric_remedy(self, given: str) -> str:
+        near = get_close_matches(given, self.of.metrics, n=1)
+        default = f"leave task.metric out for {self.of.metrics[0]}"
+        return f"did you mean {near[0]!r}? Or {default}" if near else default
+
     @model_validator(mode="after")
     def _consistent(self) -> TaskConfig:
         if self.metric is not None and self.metric not in self.of.metrics:
@@ -77,6 +82,7 @@ class TaskConfig(Section):
                 key="metric",
                 given=self.metric,
                 expected=" or ".join(self.of.metrics),
+                remedy=self._metric_remedy(self.metric),
             )
         numbers = self.of.targets is Targets.NUMBER
         if numbers and self.range is None:
@@ -94,6 +100,7 @@ class TaskConfig(Section):
                 key="positive",
                 given=self.positive,
                 expected="no task.positive, or a kind with classes",
+                remedy="leave task.positive out",
             )
         if self.range is not None and not numbers:
             refuse(
@@ -101,6 +108,7 @@ class TaskConfig(Section):
                 key="range",
                 given=list(self.range),
                 expected="no task.range, or a regression",
+                remedy="leave task.range out, or set task.kind to a regression",
             )
         if self.range is not None and not self.range[0] < self.range[1]:
             refuse(
@@ -108,5 +116,6 @@ class TaskConfig(Section):
                 key="range",
                 given=list(self.range),
                 expected="least, then largest possible target",
+                remedy=f"set task.range = [{self.range[1]:g}, {self.range[0]:g}]",
             )
         return self

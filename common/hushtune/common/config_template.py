@@ -62,7 +62,7 @@ def commented(
 
 def _comment(text: str | None) -> list[str]:
     words = " ".join((text or "").split())
-    return [f"# {line}" for line in textwrap.wrap(words, _WIDTH)]
+    return [f"# {line}" for line in textwrap.wrap(words, _WIDTH, break_on_hyphens=False)]
 
 
 def _assignment(key: str, field: FieldInfo, values: Mapping[str, Any]) -> str:

@@ -100,7 +100,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
                 "token-classification",
                 Inputs.TEXT,
                 Targets.TAGS,
-                ("token_accuracy", "macro_f1"),
+                ("token_accuracy", "macro_f1", "span_f1"),
                 "token_accuracy",
             ),
             Kind("causal-lm", Inputs.MESSAGES, Targets.ANSWER, _OF_WORDS, "token_accuracy"),
@@ -121,6 +121,25 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         )
     }
 )
+
+
+def kinds_by_metrics() -> Mapping[tuple[str, ...], tuple[str, ...]]:
+    """The kinds that have the same figures, by these; the first figure is the one that a run takes
+    unless it names another."""
+    found: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for kind in KINDS.values():
+        found[kind.metrics] = (*found.get(kind.metrics, ()), kind.name)
+    return found
+
+
+def metrics_in_words() -> str:
+    """Which figures each kind has, and which way is better."""
+    lists = "; ".join(
+        f"{', '.join(kinds)}: {', '.join(metrics)}" for metrics, kinds in kinds_by_metrics().items()
+    )
+    known = [metric for metrics in kinds_by_metrics() for metric in metrics]
+    lower = sorted(LOWER_IS_BETTER.intersection(known))
+    return f"{lists}. Lower is better of {', '.join(lower)}, higher of all others"
 
 
 def higher_is_better(metric: str) -> bool:

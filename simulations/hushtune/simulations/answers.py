@@ -8,23 +8,50 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hushtune.common.errors import BadValueError
+from hushtune.common.errors import BadValueError, MissingColumnError
 from hushtune.common.kinds import Inputs, Kind, Targets
 from hushtune.common.tasks.kinds.token_classification import tokens_of_words
 from hushtune.common.tasks.objectives import Regression
+from hushtune.common.tasks.rows import json_of, nearest_column
 from hushtune.common.tasks.writing import write
 
 if TYPE_CHECKING:
     from hushtune.simulations.saved import Predictor
 
 
-def canonical_inputs(kind: Kind, asked: Sequence[str]) -> list[str]:
+def canonical_inputs(
+    kind: Kind, asked: Sequence[str], *, columns: tuple[str, ...] = ()
+) -> list[str]:
     """What a user asks, as the model's inputs: of a pair a JSON list of two texts; of a table's row
     a JSON object, or its cells as ``age: 41; home: rent``; of words a JSON list, or a text.
 
-    Raises BadValueError, which names the input by its number.
+    ``columns``: those that a model of tables was trained on, in their order; none where that is
+    not known. A row may lack some of them.
+
+    Raises BadValueError, which names the input by its number, and MissingColumnError for a column
+    that the model does not know.
     """
-    return [_canonical(kind.inputs, kind.targets, text, n) for n, text in enumerate(asked, 1)]
+    found = [_canonical(kind.inputs, kind.targets, text, n) for n, text in enumerate(asked, 1)]
+    if kind.inputs is not Inputs.COLUMNS or not columns:
+        return found
+    return [_of_columns(text, columns, n) for n, text in enumerate(found, 1)]
+
+
+def _of_columns(row: str, columns: tuple[str, ...], number: int) -> str:
+    """The cells in the order in which the model has read them."""
+    cells = json.loads(row)
+    for name in cells:
+        if name not in columns:
+            near = nearest_column(name, columns)
+            raise MissingColumnError(
+                f"input {number} has a column {name!r}, which the model was not trained on"
+                + ("" if near is None else f"; did you mean {near!r}?"),
+                column=name,
+                given=", ".join(cells),
+                expected=", ".join(columns),
+                remedy="name the columns as the rows named them that the model was trained on",
+            )
+    return json_of({name: cells[name] for name in columns if name in cells})
 
 
 def _canonical(inputs: Inputs, targets: Targets, text: str, number: int) -> str:
@@ -43,7 +70,7 @@ def _canonical(inputs: Inputs, targets: Targets, text: str, number: int) -> str:
         if not (isinstance(found, dict) and found):
             wanted = '"age: 41; home: rent", or the same as a JSON object'
             raise _refused("is no row of a table", text, number, wanted)
-        return json.dumps(found, ensure_ascii=False)
+        return json_of(found)
     elif targets is Targets.TAGS and isinstance(found, list | dict):
         if not (isinstance(found, list) and found and _texts(found)):
             raise _refused("is no text of words", text, number, 'a text, or ["its", "words"]')
@@ -56,7 +83,12 @@ def _texts(found: Sequence[Any]) -> bool:
 
 
 def _refused(what: str, given: str, number: int, expected: str) -> BadValueError:
-    return BadValueError(f"input {number} {what}", given=given[:100], expected=expected)
+    return BadValueError(
+        f"input {number} {what}",
+        given=given[:100],
+        expected=expected,
+        remedy="ask in the form that is expected",
+    )
 
 
 def answers_of(trained: Predictor, texts: Sequence[str]) -> list[Any]:

@@ -59,7 +59,10 @@ def bounds(given: str | None) -> tuple[float, float] | None:
     except ValueError:
         pass
     raise ConfigError(
-        "--range is no range", given=given, expected="least and largest number: --range 0,100"
+        "--range is no range",
+        given=given,
+        expected="least and largest number: --range 0,100",
+        remedy="give two numbers, the smaller first",
     )
 
 
@@ -80,6 +83,7 @@ def run_over(paths: Sequence[Path], settings: Mapping[str, Mapping[str, Any]]) -
             "several files are one site each, so no column names the site",
             given=f"{len(paths)} files and --site {data['site']}",
             expected="one file with --site, or several without",
+            remedy="leave --site out, or give one file",
         )
     else:
         data["files"] = dict(zip(site_names(paths), paths, strict=True))
@@ -125,6 +129,7 @@ def shares(given: Sequence[str]) -> dict[str, float]:
                 "--public-share is no share of a class",
                 given=text,
                 expected="LABEL=SHARE with a number above 0, such as bad=0.1",
+                remedy="give a label of the rows and a number",
             )
         found[name] = value
     return found

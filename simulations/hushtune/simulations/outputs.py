@@ -37,6 +37,7 @@ from hushtune.simulations.forgetting import forgetting
 from hushtune.simulations.overfit import fit_of
 from hushtune.simulations.privacy_report import privacy_of
 from hushtune.simulations.samples import FILE, Sample, as_page, has_samples
+from hushtune.simulations.written import written
 
 Table = Mapping[str, Mapping[str, float]]
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
@@ -48,14 +49,14 @@ SUMMARY_KEYS = frozenset(
         *("personal", "worst_site", "spread", "aggregation_bias", "largest_bias", "saved_rank"),
         *("rounds", "trust", "refusals", "rejected", "seconds", "seed", "config_hash"),
         *("adapter_digest", "out", "data_notes", "unit", "group", "seen_by", "attack"),
-        *("rests_on", "fit", "stopped", "forgetting", "samples"),
+        *("rests_on", "fit", "stopped", "forgetting", "samples", "written"),
     )
 )
 """What every summary has; ``missing`` comes with them where no picture could be drawn."""
 _RESEARCHER_S = (
     *("value", "metrics", "macro_f1", "alone_private", "baselines", "head_by_layer", "table"),
     *("personal", "worst_site", "spread"),
-    *("train_rows", "validation_rows", "test_rows", "data_notes", "fit", "samples"),
+    *("train_rows", "validation_rows", "test_rows", "data_notes", "fit", "samples", "written"),
 )
 _MOST_CHANGED = 8
 
@@ -92,6 +93,7 @@ def write_all(run: FinishedRun) -> dict[str, Any]:
         model=context.config.model,
         adapter=context.config.adapter,
         task=context.config.task,
+        data=context.config.data,
     )
     if find_spec("matplotlib") is not None:
         from hushtune.simulations.plots import plot_run
@@ -216,6 +218,7 @@ def summarise(run: FinishedRun, privacy: Mapping[str, Any]) -> dict[str, Any]:
         "out": str(context.out),
         "data_notes": workspace.data_notes(),
         "samples": [dict(sample) for sample in run.samples],
+        "written": written(run.samples),
     }
 
 

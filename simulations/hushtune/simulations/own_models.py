@@ -148,5 +148,6 @@ def own_folder(folder: Path, site: str) -> Generator[Path]:
             model=config.model,
             adapter=config.adapter,
             task=config.task,
+            data=config.data,
         )
         yield Path(place) / "adapter"

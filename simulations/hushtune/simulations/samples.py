@@ -24,6 +24,7 @@ from hushtune.common.tasks.workspace import Workspace
 from hushtune.common.tasks.writing import write
 from hushtune.server.strategy import FederationResult
 from hushtune.simulations.own_models import site_states
+from hushtune.simulations.written import written_line
 
 Sample = Mapping[str, str]
 """site, prompt, reference, and the answers of the models ``untrained`` and ``trained``."""
@@ -110,7 +111,7 @@ def as_page(summary: Mapping[str, Any]) -> str:
         "part of the model, its card or the privacy statement, and goes nowhere with them.",
         f"{metric.replace('_', ' ').capitalize()} on all test rows: "
         f"{table['untrained'][POOLED]:.3f} untrained, {table['federated'][POOLED]:.3f} trained. "
-        "Each answer is the most likely token after the other.",
+        "Each answer is the most likely token after the other. " + written_line(summary["written"]),
     ]
     for number, sample in enumerate(summary["samples"], start=1):
         parts.append(f"## {number}. A row of site {sample['site']}")

@@ -56,13 +56,14 @@ MEND = (
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained model that is ready to answer."""
+    """A trained model that is ready to answer; ``columns``: of a table, that it was trained on."""
 
     model: AdaptedModel
     encoder: Encoder
     labels: tuple[str, ...]
     settings: ModelConfig
     task: TaskConfig
+    columns: tuple[str, ...] = ()
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -96,9 +97,9 @@ class Predictor:
         """For each text its answer: of classes the label and every label's probability.
 
         Pairs and rows of tables are given as ``answers.canonical_inputs`` reads them; raises
-        BadValueError.
+        BadValueError and MissingColumnError.
         """
-        texts = canonical_inputs(self.task.of, texts)
+        texts = canonical_inputs(self.task.of, texts, columns=self.columns)
         if self.task.of.targets is not Targets.CLASS:
             answers = answers_of(self, texts)
             return [
@@ -155,7 +156,7 @@ def adapter_folder(folder: Path) -> Path:
 def load(folder: Path | str) -> Predictor:
     """Load a saved adapter onto its base; raises CheckpointError if the base is another one."""
     folder = adapter_folder(Path(folder))
-    labels, settings, adapter, task, fingerprint = _description(folder / DESCRIPTION)
+    labels, settings, adapter, task, fingerprint, columns = _description(folder / DESCRIPTION)
     head = head_for(task, settings)
     if head is Head.COLUMNS:
         return _on_columns(folder, labels, settings, adapter, task, fingerprint)
@@ -177,7 +178,7 @@ def load(folder: Path | str) -> Predictor:
     if isinstance(encoder, PreTrainedTokenizerBase):
         set_padding(base, cast("int | None", encoder.pad_token_id))
         model.separator = separator_id(encoder)
-    return Predictor(model, encoder, labels, settings, task)
+    return Predictor(model, encoder, labels, settings, task, columns)
 
 
 def _on_columns(
@@ -197,7 +198,8 @@ def _on_columns(
     _check_base(model, settings, fingerprint)
     lora.install(model, _read_state(model, folder, rank=adapter.rank))
     model.frozen_mode()
-    return Predictor(model, encoder, labels, settings, task)
+    names = tuple(column.name for column in encoder.columns)
+    return Predictor(model, encoder, labels, settings, task, names)
 
 
 def _check_base(model: AdaptedModel, settings: ModelConfig, fingerprint: str) -> None:
@@ -212,9 +214,9 @@ def _check_base(model: AdaptedModel, settings: ModelConfig, fingerprint: str) ->
 
 def _description(
     path: Path,
-) -> tuple[tuple[str, ...], ModelConfig, AdapterConfig, TaskConfig, str]:
-    """Labels, settings of model, adapter and task, and the base's fingerprint; or
-    CheckpointError."""
+) -> tuple[tuple[str, ...], ModelConfig, AdapterConfig, TaskConfig, str, tuple[str, ...]]:
+    """Labels, settings of model, adapter and task, the base's fingerprint, and the columns of a
+    table, which adapters of earlier versions do not tell; or CheckpointError."""
     raw = read_json(path, remedy=MEND)
     try:
         return (
@@ -224,6 +226,7 @@ def _description(
             AdapterConfig.model_validate(raw["adapter"]),
             TaskConfig.model_validate(raw["task"]),
             str(raw["fingerprint"]),
+            tuple(map(str, raw.get("columns", ()))),
         )
     except (KeyError, TypeError, ValueError) as error:
         lacking = f"no {error.args[0]}" if isinstance(error, KeyError) else str(error)[:200]

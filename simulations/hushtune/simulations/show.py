@@ -16,6 +16,7 @@ from hushtune.simulations.attacks import show_attack
 from hushtune.simulations.overfit import fit_line, forgetting_line, stopped_line
 from hushtune.simulations.planner_clients import show_clients
 from hushtune.simulations.weak import show_warning
+from hushtune.simulations.written import written_line
 
 _MOST_LABELS = 8
 _MOST_LETTERS = 200
@@ -93,7 +94,7 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
     if len(worst) < len(rejected):
         more = len(rejected) - len(worst)
         console.print(f"[yellow]nor did {more} more sites in some rounds[/] (summary.json)")
-    _show_samples(console, summary["samples"])
+    _show_samples(console, summary)
     _show_notes(console, summary["data_notes"])
     for path, what in _WRITTEN.items():
         if (Path(summary["out"]) / path).exists():  # ledgers may lie beside policies instead
@@ -103,8 +104,9 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
     console.print(f"{'took':>12}  {summary['seconds']['total']:.0f} s", highlight=False)
 
 
-def _show_samples(console: Console, samples: Sequence[Mapping[str, str]]) -> None:
+def _show_samples(console: Console, summary: Mapping[str, Any]) -> None:
     """Answers of a language model before and after training."""
+    samples: Sequence[Mapping[str, str]] = summary["samples"]
     if not samples:
         return
     table = Table(title=f"Answers to test rows ({SEEN_BY})", title_justify="left", show_lines=True)
@@ -114,6 +116,7 @@ def _show_samples(console: Console, samples: Sequence[Mapping[str, str]]) -> Non
     for sample in samples:
         table.add_row(*(_plain(_short(sample[name])) for name in names))
     console.print(table)
+    console.print(written_line(summary["written"]), highlight=False, markup=False, soft_wrap=True)
 
 
 def _short(text: str) -> str:

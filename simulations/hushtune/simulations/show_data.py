@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import indent
 from typing import Any
 
 from rich.console import Console
@@ -26,7 +27,9 @@ def show_preview(console: Console, found: Mapping[str, Any]) -> None:
             head.append(f"  site {row['site']}", style="not bold")
         console.print(head)
         if row["note"]:
-            console.print("  " + row["note"], style="yellow", markup=False, highlight=False)
+            style = "red" if row["refused"] else "yellow"
+            told = indent(row["note"], "  ")
+            console.print(told, style=style, markup=False, highlight=False, soft_wrap=True)
         text = str(row["text"] or "")
         shown = text.partition(":")[2] if row["size"] else text
         console.print("  " + shown, markup=False, highlight=False)

@@ -50,7 +50,7 @@ def preview_file(
     """
     try:
         tokenizer, two_parts = (None, False) if columns.images else tokenizer_of(model)
-        found = preview(file, rows=rows, columns=columns)
+        found = preview(file, rows=rows, columns=columns, bounds=bounds)
     except HushtuneError as error:
         _speak_of_options(error)
         raise

@@ -17,6 +17,7 @@ from hushtune.common.kinds import Inputs
 from hushtune.common.tasks.data import LabelledRows, load_data
 from hushtune.common.tasks.kinds.texts import columns_text, tokenize
 from hushtune.common.tasks.kinds.token_classification import tokens_of_words
+from hushtune.common.tasks.partition import draw
 from hushtune.common.tasks.tokenizer import load_tokenizer
 
 WORDS = ("red", "blue", "green", "old", "new", "tall")
@@ -211,3 +212,26 @@ def test_every_error_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(HushtuneError) as caught:
         read(path, "token-classification")
     assert caught.value.expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "cells", "task", "title", "named"),
+    [
+        ("text-classification", ("no", "yes"), {}, "label", ["no", "yes"]),
+        ("multi-label", ("b|a", "|"), {}, "first label", ["a", "b", "none of them"]),
+        ("text-regression", ("1", "9"), {"range": [0.0, 10.0]}, "target", ["0 to 2", "8 to 10"]),
+        ("token-classification", ("N V N", "V V N"), {}, "", ["sentences"]),
+        ("seq2seq", ("hm", "ah"), {}, "", ["answers"]),
+    ],
+)
+def test_the_picture_of_the_sites_names_what_its_bars_are_of(
+    tmp_path: Path, kind: str, cells: Sequence[str], task: Any, title: str, named: list[str]
+) -> None:
+    rows = [(f"one two {i}", cells[i % 2]) for i in range(40)]
+    path = table(tmp_path / "a.csv", ["text", "label"], rows)
+    (axes, *_) = draw(read(path, kind, task=task)).axes
+    legend = axes.get_legend()
+    assert legend is not None
+    assert legend.get_title().get_text() == title
+    assert set(named) <= {text.get_text() for text in legend.get_texts()}
+    assert "texts" not in {text.get_text() for text in legend.get_texts()}

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hushtune.common.config import DataConfig
 from hushtune.common.errors import (
     BadValueError,
     DataError,
@@ -324,19 +323,3 @@ def test_preview_shows_rows_as_read_and_as_tokens(tmp_path: Path) -> None:
     assert [row.tokens for row in shown] == [("some", "words"), ("more",)]
     assert [row.note for row in shown] == [None, "left out: no label"]
     assert shown[1].place == f"{path}:3"
-
-
-def test_preview_says_what_a_run_would_refuse(tmp_path: Path) -> None:
-    path = written(tmp_path, "text,label,ward\na,1,x\nb,nan,x\nc,2,\n,2,x\n")
-    shown = preview(path, columns=Columns("text", "label", "ward"))
-    assert [row.note for row in shown] == [
-        None,
-        'NaN as label: an error, unless data.missing = "drop"',
-        'no site: an error, unless data.missing = "drop"',
-        "left out: no text",
-    ]
-    config = DataConfig(file=path, site="ward", missing="drop")
-    assert [row.note for row in preview(config)] == [
-        None,
-        *(f"left out: no {what}" for what in ("label", "site", "text")),
-    ]

@@ -22,23 +22,29 @@ from hushtune.client.deployment.site_file import SiteFile
 from hushtune.client.terms import Terms
 from hushtune.common.config import RunConfig
 from hushtune.common.config_data import DataConfig
+from hushtune.common.config_task import TaskConfig
 from hushtune.common.deployment import SiteCard
-from hushtune.common.errors import KeyFileError
+from hushtune.common.errors import HushtuneError, KeyFileError
 from hushtune.common.packages import CORE, installed
 from hushtune.common.privacy.figures import upwards
 from hushtune.common.privacy.ledger_files import head_path
 from hushtune.common.privacy.ledger_record import read_ledger
 from hushtune.common.signing import load_signing_key, public_text, read_private
 from hushtune.common.tasks.data import LabelledRows
+from hushtune.common.tasks.formats import format_of
+from hushtune.common.tasks.forms import layout_of
+from hushtune.common.tasks.readers import open_records
+from hushtune.common.tasks.rows import Columns
 
 _FEW_OF_A_LABEL, _MOST_LABELS = 10, 8
 _DISK_LEAST, _DISK_GOOD = 200, 2048
 _MEMORY_GOOD = 2048
 _SIZE_OFF = 0.2
+NAME_THE_RUN = "--config RUN.toml reads them as that run does"
 
 
 def own_data(site: SiteFile, terms: Terms | None) -> DataConfig:
-    """The site's rows as a run without settings of its own would read them."""
+    """The site's rows where no run says how they are read: by the defaults of a run's settings."""
     table = site.table.data
     group = None if terms is None else terms.group
     return DataConfig(
@@ -51,8 +57,32 @@ def own_data(site: SiteFile, terms: Terms | None) -> DataConfig:
     )
 
 
-def check_data(rows: LabelledRows, site: SiteFile) -> list[Check]:
-    """What was read: rows, units, labels, and what was left out. Counts stay here."""
+def likely_task(site: SiteFile) -> TaskConfig:
+    """What is learnt from a site's rows where no run says it: by what ``site.toml`` names, how the
+    file is called, and its columns. Whether numbers are classes nothing here tells."""
+    table = site.table.data
+    if table.columns:
+        return TaskConfig(kind="tabular-classification")
+    if table.second is not None:
+        return TaskConfig(kind="text-pair-classification")
+    if format_of(table.file) == ".conll":
+        return TaskConfig(kind="token-classification")
+    answers = TaskConfig(kind="causal-lm")
+    try:
+        records = open_records(table.file)
+        if not records.own_names:
+            return answers
+        layout = layout_of(records, Columns(table.text, table.label, kind=answers.kind))
+    except HushtuneError:  # told where the rows are read
+        return TaskConfig()
+    return TaskConfig() if layout.form == "columns" else answers
+
+
+def check_data(rows: LabelledRows, site: SiteFile, *, of_run: bool) -> list[Check]:
+    """What was read: rows, units, labels, and what was left out. Counts stay here.
+
+    ``of_run``: read as a run reads them, and not as its kind is likely to be.
+    """
     split = rows.sites[site.name]
     parts = (split.train, split.validation, split.test)
     units = len(rows.units(split.train))
@@ -63,7 +93,8 @@ def check_data(rows: LabelledRows, site: SiteFile) -> list[Check]:
             "data",
             f"{site.table.data.file.name}: {rows.report.read} rows read, {used} used{of} "
             f"({len(split.train)} to train on, {len(split.validation)} to judge by, "
-            f"{len(split.test)} kept for a test)",
+            f"{len(split.test)} kept for a test)"
+            + ("" if of_run else f", as {rows.kind.name} reads them; {NAME_THE_RUN}"),
         )
     ]
     if rows.report.dropped:

@@ -86,7 +86,8 @@ def default_run(site: SiteFile, terms: Terms | None, rows: LabelledRows) -> RunC
         **({} if group is None else {"group": group}),
     }
     privacy = {"delta": 0.1 / units, "unit": "example" if group is None else "group"}
-    return loads_config(tomli_w.dumps({"data": data, "privacy": privacy}))
+    task = {"kind": rows.kind.name}
+    return loads_config(tomli_w.dumps({"task": task, "data": data, "privacy": privacy}))
 
 
 def check_training(

@@ -14,8 +14,10 @@ from hushtune.client.deployment.check_kinds import (
     of_error,
     of_os_error,
     tried,
+    warning,
 )
 from hushtune.client.deployment.check_local import (
+    NAME_THE_RUN,
     check_data,
     check_disk,
     check_keys,
@@ -23,13 +25,14 @@ from hushtune.client.deployment.check_local import (
     check_policy,
     check_size,
     check_versions,
+    likely_task,
     own_data,
 )
 from hushtune.client.deployment.check_network import check_server
 from hushtune.client.deployment.site_file import SiteFile
 from hushtune.client.terms import Terms, load_terms
 from hushtune.common.config import RunConfig
-from hushtune.common.errors import HushtuneError
+from hushtune.common.errors import HushtuneError, LabelError
 from hushtune.common.tasks.data import LabelledRows, load_data
 
 if TYPE_CHECKING:
@@ -88,11 +91,12 @@ def check_site(
     found += check_server(site)
     hear("the rows")
     run = None if config is None else _kept(found, "run", lambda: _of_this_site(config, site))
-    rows = _kept(found, "data", lambda: _rows(site, terms, run))
+    read_by = config if config is not None and config.data.source == "sites" else None
+    rows = _kept(found, "data", lambda: _rows(found, site, terms, read_by))
     units = None
     if rows is not None:
         units = len(rows.units(rows.sites[site.name].train))
-        found += check_data(rows, site)
+        found += check_data(rows, site, of_run=read_by is not None)
     if terms is not None:
         found += check_policy(terms, units, site)
     if run is not None and rows is not None:
@@ -113,6 +117,9 @@ def _training(
 ) -> list[Check]:
     if rows is None or (config is not None and run is None):
         return [cannot_tell("training step", "no rows can be trained on yet")]
+    if run is None and not rows.kind.has_head:
+        told = "cannot tell: which language model is trained, a run says"
+        return [warning("training step", told, do="name the run: --config RUN.toml")]
     from hushtune.client.deployment.check_training import check_training, default_run
 
     def look() -> Sequence[Check]:
@@ -140,11 +147,21 @@ def _of_this_site(config: RunConfig, site: SiteFile) -> RunConfig:
     return config
 
 
-def _rows(site: SiteFile, terms: Terms | None, run: RunConfig | None) -> LabelledRows:
-    if run is None:
-        return load_data(own_data(site, terms), seed=0)
-    data = site.configured(run).data
-    return load_data(data, run.task, seed=run.seed, records_per_group=run.privacy.records_per_group)
+def _rows(
+    found: list[Check], site: SiteFile, terms: Terms | None, run: RunConfig | None
+) -> LabelledRows | None:
+    """As the run reads them; without one as its kind is likely to be, where targets that make no
+    classes are no fault yet: they may be numbers."""
+    if run is not None:
+        of_unit = {"records_per_group": run.privacy.records_per_group}
+        return load_data(site.configured(run).data, run.task, seed=run.seed, **of_unit)
+    try:
+        return load_data(own_data(site, terms), likely_task(site), seed=0)
+    except LabelError as error:
+        told = of_error("data", error)
+        do = "; ".join(part for part in (told.do, NAME_THE_RUN) if part)
+        found.append(warning("data", told.given, expected=told.expected, do=do))
+    return None
 
 
 def _in_order(checks: Sequence[Check]) -> list[Check]:

@@ -246,6 +246,7 @@ def _write(
         model=mine.model,
         adapter=mine.adapter,
         task=mine.task,
+        data=mine.data,
     )
     write_bytes(folder / MODEL_FILE, adapter.to_bytes())
     write_text(folder / CONFIG, toml)

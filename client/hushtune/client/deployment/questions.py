@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from hushtune.common.deployment import Invitation
 from hushtune.common.errors import ConfigError, MissingColumnError
 from hushtune.common.tasks.assets import resolve_model
 from hushtune.common.tasks.guess import Proposal, propose_columns
+from hushtune.common.tasks.rows import nearest_column
 
 Ask = Callable[[str, str | None], str]
 """``ask(question, default)``: the answer; "" only where the default is ""."""
@@ -150,14 +150,13 @@ def _group(found: Proposal, given: str | None, data: Path, ask: Ask | None) -> s
 def _known(found: Proposal, role: str, name: str, data: Path) -> str:
     if name in found.columns:
         return name
-    folded = {column.casefold(): column for column in found.columns}
-    near = get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
+    near = nearest_column(name, found.columns)
     raise MissingColumnError(
-        f"there is no column {name!r}" + (f"; did you mean {folded[near[0]]!r}?" if near else ""),
+        f"there is no column {name!r}" + ("" if near is None else f"; did you mean {near!r}?"),
         file=data,
         column=name,
         given=", ".join(found.columns) or "no columns",
-        remedy=f"--{role} " + (folded[near[0]] if near else "COLUMN"),
+        remedy=f"--{role} {near or 'COLUMN'}",
     )
 
 

@@ -92,7 +92,7 @@ def load_data(
     # By site, so that a text of two sites stays at the first by name, however the file is ordered.
     read = complete_rows(_read(config, task, report), config, report, kind=task.of)
     complete = sorted(read, key=lambda row: row.site or "")
-    check_targets(complete, task, column=config.label)
+    check_targets(complete, task, config)
     rows = (
         complete if task.of.repeats else _distinct(complete, config.inconsistent, task.of, report)
     )
@@ -291,8 +291,8 @@ def _check_sites(
     complete: Sequence[RawRow], rows: Sequence[RawRow], config: DataConfig, report: DataReport
 ) -> None:
     """A site that has nothing left must not vanish unsaid."""
-    named = {row.site for row in complete} | set(config.files or {})
-    for site in sorted(str(site) for site in named - {row.site for row in rows}):
+    named = report.sites | set(config.files or {})
+    for site in sorted(named - {str(row.site) for row in rows}):
         raise EmptyDataError(
             f"site {site!r} has no rows left after cleaning",
             given="; ".join(report.lines()),

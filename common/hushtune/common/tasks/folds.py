@@ -70,6 +70,7 @@ def take_out(
             "data.left_out names no site of the data, or the only one",
             given=name,
             expected=f"one of several sites: {', '.join(sorted(sites))}",
+            remedy="name a site of the data, of which there must be two",
         )
     rows = np.sort(sites.pop(name).rows)
     if blocks is not None:

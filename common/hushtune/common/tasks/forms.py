@@ -73,7 +73,13 @@ def answer_rows(records: Records, columns: Columns) -> Iterator[RawRow]:
             found = layout.make(cells)
         except ValueError as error:
             column = layout.columns[0] if len(layout.columns) == 1 else None
-            raise BadValueError(str(error), file=records.file, row=row, column=column) from None
+            raise BadValueError(
+                str(error),
+                file=records.file,
+                row=row,
+                column=column,
+                remedy="mend the row: docs/data-forms.md shows each form",
+            ) from None
         messages = found.messages
         text = None if messages is None else json_of(messages) if chat else _source(messages)
         yield owned_row(

@@ -45,7 +45,10 @@ def read_image_folder(folder: Path, *, sites: bool) -> Iterator[RawRow]:
                 yield RawRow(text, named.name, place.name if sites else None, str(path))
     if not count:
         raise EmptyDataError(
-            "the folder holds no images", file=folder, expected=_layout(sites=sites)
+            "the folder holds no images",
+            file=folder,
+            expected=_layout(sites=sites),
+            remedy="put each image into a folder that is called as its class",
         )
 
 

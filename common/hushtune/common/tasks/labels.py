@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -20,40 +21,89 @@ BINS = 5
 """Strata of numbers: equal parts of their public range."""
 
 
-def check_targets(rows: Iterable[RawRow], task: TaskConfig, *, column: str) -> None:
-    """BadValueError for a number that is none or outside the public range, LabelError for a text
-    that has not one tag for each word."""
-    targets = task.of.targets
+def check_targets(rows: Iterable[RawRow], task: TaskConfig, config: DataConfig) -> None:
+    """Raise the first of ``bad_targets``."""
+    for error in bad_targets(rows, task, config):
+        raise error
+
+
+def bad_targets(
+    rows: Iterable[RawRow], task: TaskConfig, config: DataConfig
+) -> Iterator[BadValueError | LabelError]:
+    """An error for each row that a run refuses for its target: see ``target_error``."""
+    targets, bounds, column = task.of.targets, task.range, config.label
     for row in rows:
-        if targets is Targets.NUMBER:
-            _check_number(row, task.bounds, column)
-        elif targets is Targets.TAGS:
-            words, tags = len(str(row.text).split(" ")), len(str(row.label).split(" "))
-            if words != tags:
-                raise LabelError(
-                    "a text has another number of tags than of words",
-                    given=f"{words} words, {tags} tags at {row.place}",
-                    expected="a tag for each word, both parted by single spaces",
-                )
+        error = target_error(row, targets, bounds=bounds, labels=config.labels, column=column)
+        if error is not None:
+            yield error
 
 
-def _check_number(row: RawRow, bounds: tuple[float, float], column: str) -> None:
-    try:
-        value = float(str(row.label))
-    except ValueError:
-        value = math.nan
-    low, high = bounds
-    if not low <= value <= high:
-        file, _, number = row.place.rpartition(":")
-        raise BadValueError(
-            "the target is no number within task.range",
-            file=file,
-            row=int(number) if number.isdecimal() else None,
-            column=column,
+def target_error(
+    row: RawRow,
+    targets: Targets,
+    *,
+    bounds: tuple[float, float] | None,
+    labels: tuple[str, ...] | None,
+    column: str,
+) -> BadValueError | LabelError | None:
+    """What is wrong with a row's target, which is there; None where nothing is.
+
+    BadValueError for a number that is none or outside ``bounds``; LabelError for a text that has
+    not one tag for each word, and for a label that is not one of ``labels``. None for either of
+    these: any will do.
+    """
+    file, number = row.where
+    where: dict[str, Any] = {"file": file, "row": number, "column": column}
+    if targets is Targets.NUMBER:
+        low, high = bounds or (-math.inf, math.inf)
+        if _is_within(str(row.label), low, high):
+            return None
+        return BadValueError(
+            "the target is no number" + (" within task.range" if bounds else ""),
             given=str(row.label)[:80],
-            expected=f"{low:g} to {high:g}",
+            expected=f"{low:g} to {high:g}" if bounds else "a number",
             remedy="mend the row, or set task.range to what can be",
+            **where,
         )
+    if targets is Targets.TAGS:
+        words, tags = len(str(row.text).split(" ")), len(str(row.label).split(" "))
+        if words != tags:
+            return LabelError(
+                "a text has another number of tags than of words",
+                given=f"{words} words, {tags} tags",
+                expected="a tag for each word, both parted by single spaces",
+                remedy="mend the row; where a word holds a space, write both columns as lists",
+                **where,
+            )
+    if labels is None or targets is Targets.ANSWER:
+        return None
+    unknown = next((n for n in _names_in(str(row.label), targets) if n not in labels), None)
+    if unknown is None:
+        return None
+    near = get_close_matches(unknown, labels, n=1)
+    return LabelError(
+        "a row has a label that data.labels does not have",
+        given=repr(unknown),
+        expected=", ".join(labels),
+        remedy=(f"did you mean {near[0]!r}? " if near else "")
+        + f"Mend the row, or see whether column {column!r} is the label",
+        **where,
+    )
+
+
+def _is_within(text: str, low: float, high: float) -> bool:
+    try:
+        value = float(text)
+    except ValueError:
+        return False
+    return math.isfinite(value) and low <= value <= high
+
+
+def _names_in(target: str, targets: Targets) -> list[str]:
+    """The classes, labels or tags of a canonical target."""
+    if targets is Targets.CLASSES:
+        return names_of(target)
+    return target.split() if targets is Targets.TAGS else [target]
 
 
 def names_of(answer: str) -> list[str]:
@@ -71,7 +121,7 @@ def stratified(
     """By what rows are split and dealt: the names of the strata, and each row's, ``(n,)``.
 
     A class is one. Numbers are parted into equal bins of their public range, of several labels the
-    first counts, and texts with tags or answers are all alike.
+    first counts, and sentences with tags, or answers, are all alike.
     """
     targets, strata = task.of.targets, tuple(names)
     if targets is Targets.CLASS:
@@ -89,29 +139,25 @@ def stratified(
         bins = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, BINS - 1)
         named = tuple(f"{a:g} to {b:g}" for a, b in pairwise(edges.tolist()))
         return named, bins.astype(np.int64)
-    return ("texts",), np.zeros(len(rows), dtype=np.int64)
+    alike = "sentences" if targets is Targets.TAGS else "answers"
+    return (alike,), np.zeros(len(rows), dtype=np.int64)
 
 
 def label_names(rows: Sequence[RawRow], config: DataConfig, task: TaskConfig) -> tuple[str, ...]:
     """All classes, labels or tags: those that are declared, or else those of the rows, sorted.
 
-    None for numbers and answers. Raises LabelError where a row has one that is not declared. Where
-    none is, unless there are two classes, each occurs twice and, where the data say who holds what
-    and there are more sites than one, at two sites.
+    None for numbers and answers. Where none is declared, raises LabelError unless there are two
+    classes, each occurs twice and, where the data say who holds what and there are more sites than
+    one, at two sites.
     """
     targets = task.of.targets
     if targets in (Targets.NUMBER, Targets.ANSWER):
         return ()
-    if targets is Targets.CLASSES or targets is Targets.TAGS:
-        parted = names_of if targets is Targets.CLASSES else str.split
-        each = ((name, row.place) for row in rows for name in parted(str(row.label)))
-    else:
-        each = ((str(row.label), row.place) for row in rows)
     if config.labels is not None:
-        return _declared(each, config.labels, column=config.label)
+        return config.labels
     if targets is Targets.CLASS:
         return _checked(rows, config, sampled=None)
-    names = tuple(sorted({name for name, _ in each}))
+    names = tuple(sorted({name for row in rows for name in _names_in(str(row.label), targets)}))
     if len(names) < 2:
         raise _error(
             "the data have fewer than two labels, so there is nothing to learn",
@@ -144,27 +190,6 @@ def check_sample(
                 f"label {name!r} has no row left", "0 rows", "rows of each label", None, by
             )
     _checked(rows, config, sampled=by)
-
-
-def _declared(
-    each: Iterable[tuple[str, str]], labels: tuple[str, ...], *, column: str
-) -> tuple[str, ...]:
-    """The declared labels, in their order; LabelError for a row that has another.
-
-    ``each``: labels and where they stand.
-    """
-    known = frozenset(labels)
-    for label, place in each:
-        if label not in known:
-            near = get_close_matches(label, labels, n=1)
-            raise LabelError(
-                "a row has a label that data.labels does not have",
-                given=f"{label!r} at {place}",
-                expected=", ".join(labels),
-                remedy=(f"did you mean {near[0]!r}? " if near else "")
-                + f"Mend the row, or see whether column {column!r} is the label",
-            )
-    return labels
 
 
 def _checked(rows: Sequence[RawRow], config: DataConfig, *, sampled: str | None) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ column tells. So readers hand it on, and it is decided here, over all rows of a 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from hushtune.common.config import DataConfig
 from hushtune.common.errors import BadValueError
@@ -25,14 +25,20 @@ _NOT_A_NUMBER = frozenset({"nan", "na", "n/a", "#n/a", "<na>", "null", "none"})
 
 
 def complete_rows(
-    rows: Iterable[RawRow], config: DataConfig, report: DataReport, *, kind: Kind | None = None
+    rows: Iterable[RawRow],
+    config: DataConfig,
+    report: DataReport,
+    *,
+    kind: Kind | None = None,
+    refused: Callable[[BadValueError], None] | None = None,
 ) -> Sequence[RawRow]:
     """The rows that have all that a run needs; the others are counted in ``report``.
 
     A row without a text or a label is left out. One with NaN in a column of numbers, or without the
     site or group that the settings ask for, is left out with `data.missing = "drop"`; else it
-    raises BadValueError with file, row and column. Names that may have been meant as no value are
-    noted in ``report``. What a model is to answer is no name and no number, whatever it says.
+    raises BadValueError with file, row and column; ``refused`` hears such errors, which are not
+    raised then. Names that may have been meant as no value are noted in ``report``, and the sites
+    that rows name. What a model is to answer is no name and no number, whatever it says.
     """
     found = list(rows)
     answers = kind is not None and kind.targets is Targets.ANSWER
@@ -43,13 +49,18 @@ def complete_rows(
         lacks = lacking(row, numbers, columns)
         if answers and row.label is None:
             lacks = {**lacks, "answer": ABSENT}
-        for role, why in lacks.items():
-            if config.missing == "error" and is_error(role, why):
-                raise _error(role, why, row, columns[role])
-            report.drop(f"no {role}", row.place)
-            break
-        else:
+        if row.site is not None and "site" not in lacks:
+            report.sites.add(row.site)
+        if not lacks:
             kept.append(row)
+            continue
+        error = refusal(row, lacks, columns, dropped=config.missing == "drop")
+        if error is None:
+            report.drop(f"no {lacked(row, next(iter(lacks)))}", row.place)
+        elif refused is None:
+            raise error
+        else:
+            refused(error)
     for role in columns:
         _note_names(kept, role, report)
     return kept
@@ -119,19 +130,36 @@ def lacking(row: RawRow, numbers: frozenset[str], roles: Iterable[str]) -> Mappi
     return lacks | {r: ABSENT for r, value in values.items() if value is None and r not in nan}
 
 
-def is_error(role: str, why: str) -> bool:
-    """Whether a row that lacks this is an error, unless `data.missing` says otherwise."""
-    return why == NAN or role in ("site", "group", "block")
+def lacked(row: RawRow, role: str) -> str:
+    """What a row has none of, in words: a role, and of a pair which of its texts."""
+    if role != "text" or not row.absent:
+        return role
+    return f"text in {' and '.join(map(repr, row.absent))}"
+
+
+def refusal(
+    row: RawRow, lacks: Mapping[str, str], columns: Mapping[str, str], *, dropped: bool
+) -> BadValueError | None:
+    """The error that a row is for what it lacks; None where it is left out.
+
+    ``columns``: those that ``columns_read`` gives. ``dropped``: `data.missing = "drop"`.
+    """
+    if dropped or not lacks:
+        return None
+    role, why = next(iter(lacks.items()))
+    if why != NAN and role not in ("site", "group", "block"):
+        return None
+    return _error(role, why, row, columns[role])
 
 
 def _error(role: str, why: str, row: RawRow, column: str) -> BadValueError:
-    file, _, number = row.place.rpartition(":")
+    file, number = row.where
     shown = getattr(row, role) or (NAN if why == NAN or role in row.nan else "an empty cell")
     named = NAN if shown.casefold() == "nan" else repr(shown)
     return BadValueError(
         f"{named} stands among numbers" if why == NAN else f"a row names no {role}",
-        file=file if number.isdecimal() else row.place,
-        row=int(number) if number.isdecimal() else None,
+        file=file,
+        row=number,
         column=column,
         given=shown,
         expected="a number" if why == NAN else f"the name of a {role}",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hushtune.common.tasks.objectives import Metrics
+from hushtune.common.tasks.spans import spans
 
 IGNORED = -100
 
@@ -34,10 +35,15 @@ def _example_losses(outputs: Tensor, targets: Tensor, weights: Tensor | None = N
 
 @dataclass(frozen=True, eq=False)
 class TokenTags:
-    """A tag for each word, at its first token; figures: loss, words, right ones, and for each tag
-    how often it was told rightly, told wrongly, and missed."""
+    """A tag for each word, at its first token; figures: loss, words, right ones, the spans that
+    there are, that were told, and both, and for each tag how often it was told rightly, told
+    wrongly, and missed.
+
+    ``names``: of the tags, where they mark spans; none, and no spans are counted, where not.
+    """
 
     weights: Tensor  # (tags,)
+    names: tuple[str, ...] = ()
 
     @property
     def num_outputs(self) -> int:
@@ -49,7 +55,7 @@ class TokenTags:
         return _example_losses(outputs, targets, self.weights)
 
     def figures(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """``(b, 3 + 3 tags)``."""
+        """``(b, 6 + 3 tags)``."""
         counted = targets != IGNORED
         predicted = outputs.argmax(-1)
         held = nn.functional.one_hot(targets.clamp_min(0), self.num_outputs)
@@ -59,19 +65,38 @@ class TokenTags:
         hits = held * told
         tags = [(part).sum(1) for part in (hits, told - hits, held - hits)]
         losses = _example_losses(outputs, targets).unsqueeze(1)
-        return torch.cat([losses, counted.sum(1, keepdim=True), right, *tags], dim=1).float()
+        spanned = self._spans(predicted, targets, counted).to(losses.device)
+        words = counted.sum(1, keepdim=True)
+        return torch.cat([losses, words, right, spanned, *tags], dim=1).float()
+
+    def _spans(self, predicted: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
+        """Spans that there are, that were told, and both, ``(b, 3)``."""
+        found = torch.zeros(len(targets), 3)
+        predicted, targets, counted = predicted.cpu(), targets.cpu(), counted.cpu()
+        for row in range(len(targets)) if self.names else ():
+            words = counted[row]
+            held, told = (
+                spans([self.names[tag] for tag in tags[row][words].tolist()])
+                for tags in (targets, predicted)
+            )
+            found[row] = torch.tensor([len(held), len(told), len(held & told)])
+        return found
 
     def judged(self, figures: Tensor) -> tuple[Tensor, Tensor]:
         """The share of an example's words that are tagged rightly, and its loss."""
         return figures[:, 2] / figures[:, 1].clamp_min(1), figures[:, 0]
 
     def scores(self, figures: Tensor) -> Metrics:
-        """Accuracy over words, and F1 by tag, its mean over the tags that occur."""
+        """Accuracy over words, F1 by tag, its mean over the tags that occur, and where tags mark
+        spans F1 over all spans: 1 where there are none, and none is told."""
         sums = figures.double().sum(0)
-        right, wrong, missed = sums[3:].view(3, self.num_outputs)
+        right, wrong, missed = sums[6:].view(3, self.num_outputs)
         occurs = right + missed > 0
         f1 = 2 * right / (2 * right + wrong + missed).clamp_min(1)
+        held, told, both = sums[3:6].tolist()
+        span_f1 = 2 * both / (held + told) if held + told else 1.0
         return {
+            **({"span_f1": span_f1} if self.names else {}),
             "loss": float(figures[:, 0].mean()),
             "token_accuracy": float(sums[2] / sums[1].clamp_min(1)),
             "macro_f1": float(f1[occurs].mean()) if occurs.any() else 0.0,

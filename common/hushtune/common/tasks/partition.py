@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hushtune.common.errors import TooFewRowsError
+from hushtune.common.kinds import Targets
 from hushtune.common.names import SEEN_BY
 from hushtune.common.seeds import rng
 from hushtune.common.tasks.units import Rows
@@ -38,6 +39,7 @@ def partition(
             "there are too few rows for that many sites",
             given=f"{len(labels)} rows, data.sites = {sites}",
             expected=f"data.sites <= {len(labels) // 2}",
+            remedy="lower data.sites",
         )
     ways = {"iid": _iid, "dirichlet": _dirichlet, "quantity": _quantity, "shards": _shards}
     for attempt in range(_ATTEMPTS):
@@ -108,6 +110,14 @@ def table(data: LabelledRows) -> list[dict[str, Any]]:
     return rows
 
 
+_TITLES = {
+    Targets.CLASS: "label",
+    Targets.CLASSES: "first label",
+    Targets.NUMBER: "target",
+}
+"""What the bars are parted by; of tags and answers by nothing."""
+
+
 def plot(data: LabelledRows, path: Path) -> None:
     """Draw who has what as stacked bars, one bar a site."""
     from hushtune.common.pictures import fonts, save_picture
@@ -150,6 +160,7 @@ def draw(data: LabelledRows) -> Figure:
     axes.set_xlabel(f"rows ({SEEN_BY})")
     explain(figure, named)
     if shown:
-        axes.legend(title="label", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+        title = _TITLES.get(data.kind.targets)
+        axes.legend(title=title, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -8,16 +8,18 @@ from itertools import islice
 from pathlib import Path
 
 from hushtune.common.config import DataConfig, TaskConfig
+from hushtune.common.errors import HushtuneError
 from hushtune.common.kinds import Targets
 from hushtune.common.tasks.image_files import size_of
 from hushtune.common.tasks.image_folder import read_image_folder
+from hushtune.common.tasks.labels import target_error
 from hushtune.common.tasks.missing import (
     ABSENT,
-    NAN,
     columns_of_numbers,
     columns_read,
-    is_error,
+    lacked,
     lacking,
+    refusal,
 )
 from hushtune.common.tasks.readers import read_dataset, read_file
 from hushtune.common.tasks.rows import Columns, RawRow, columns_of
@@ -28,7 +30,8 @@ Tokenize = Callable[[str], Sequence[str]]
 
 @dataclass(frozen=True, slots=True)
 class PreviewRow:
-    """One row as it will be read; ``note`` says why it would be left out or refused, if so.
+    """One row as it will be read; ``note`` says why it would be left out, or, where it is
+    ``refused``, the error that a run ends with.
 
     ``size``: of an image, width and height in pixels.
 
@@ -42,6 +45,7 @@ class PreviewRow:
     tokens: tuple[str, ...] | None
     note: str | None
     size: tuple[int, int] | None = None
+    refused: bool = False
 
 
 def preview(
@@ -51,6 +55,7 @@ def preview(
     rows: int = 5,
     columns: Columns | None = None,
     task: TaskConfig | None = None,
+    bounds: tuple[float, float] | None = None,
 ) -> tuple[PreviewRow, ...]:
     """The first rows of a file, or of each source that the settings name.
 
@@ -59,6 +64,7 @@ def preview(
             settings [data], which go with those of [task].
         tokenize: text to tokens, e.g. ``tokenizer.tokenize``; without it there are no tokens.
         rows: how many, from each file.
+        bounds: of a file's numbers, as `task.range` is of those of the settings.
 
     Raises:
         DataError: whatever is wrong up to the last row shown; what follows is not read.
@@ -67,8 +73,8 @@ def preview(
         task = task or TaskConfig()
         columns = columns_of(source, task)
         streams = list(_streams(source, columns))
-        roles = set(columns_read(source)) - {"group", "block"}
-        dropped = source.missing == "drop"
+        roles = dict(columns_read(source))
+        dropped, bounds, labels = source.missing == "drop", task.range, source.labels
     else:
         columns = columns or Columns("text", "label")
         stream = (
@@ -77,19 +83,25 @@ def preview(
             else read_file(source, columns)
         )
         streams = [(None, stream)]
-        roles = {"label", *(["site"] if columns.site is not None else [])}
-        dropped = False
+        roles = {"label": columns.label}
+        roles |= {} if columns.site is None else {"site": columns.site}
+        dropped, labels = False, None
     targets = columns.of.targets
+    if targets is Targets.ANSWER:
+        del roles["label"]
     shown: list[PreviewRow] = []
     for named, stream in streams:
         found = list(islice(stream, rows))
-        names = roles - {"label"} if targets is Targets.ANSWER else roles
-        numbers = columns_of_numbers(found, names)
+        numbers = columns_of_numbers(found, roles)
         for row in found:
-            lacks = lacking(row, numbers, sorted(names))
+            lacks = lacking(row, numbers, roles)
             if row.label is None and targets is Targets.ANSWER:
                 lacks = {**lacks, "answer": ABSENT}
-            shown.append(_shown(row, named, tokenize, _note(lacks, dropped=dropped)))
+            error: HushtuneError | None = refusal(row, lacks, roles, dropped=dropped)
+            if not lacks:
+                column = columns.label
+                error = target_error(row, targets, bounds=bounds, labels=labels, column=column)
+            shown.append(_shown(row, named, tokenize, _note(row, lacks), error))
     if not columns.images:
         return tuple(shown)
     return tuple(
@@ -99,10 +111,9 @@ def preview(
 
 def _streams(config: DataConfig, columns: Columns) -> Iterator[tuple[str | None, Iterator[RawRow]]]:
     """Each source with the site that it is, where the settings say so."""
-    columns = replace(columns, site=config.site, group=None, block=None)
     if config.files is not None:
         for name, path in sorted(config.files.items()):
-            yield name, read_file(path, replace(columns, site=None))
+            yield name, read_file(path, columns)
     elif config.file is not None:
         yield None, read_file(config.file, columns)
     elif config.folder is not None:
@@ -113,18 +124,19 @@ def _streams(config: DataConfig, columns: Columns) -> Iterator[tuple[str | None,
         yield None, read_named(str(config.source))
 
 
-def _note(lacks: Mapping[str, str], *, dropped: bool) -> str | None:
+def _note(row: RawRow, lacks: Mapping[str, str]) -> str | None:
+    """Why a row is left out, where nothing refuses it."""
     if not lacks:
         return None
-    role, why = next(iter(lacks.items()))
-    if is_error(role, why) and not dropped:
-        what = f"{NAN} as {role}" if why == NAN else f"no {role}"
-        return f'{what}: an error, unless data.missing = "drop"'
-    return f"left out: no {' and no '.join(lacks)}"
+    return f"left out: no {' and no '.join(lacked(row, role) for role in lacks)}"
 
 
 def _shown(
-    row: RawRow, site: str | None, tokenize: Tokenize | None, note: str | None
+    row: RawRow,
+    site: str | None,
+    tokenize: Tokenize | None,
+    note: str | None,
+    error: HushtuneError | None,
 ) -> PreviewRow:
     return PreviewRow(
         place=row.place,
@@ -132,5 +144,6 @@ def _shown(
         label=row.label,
         text=row.text,
         tokens=None if tokenize is None or row.text is None else tuple(tokenize(row.text)),
-        note=note,
+        note=note if error is None else f"a run stops here: {error.code} {error}",
+        refused=error is not None,
     )

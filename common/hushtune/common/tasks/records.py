@@ -44,7 +44,7 @@ def csv_records(path: Path, wanted: Collection[str]) -> Records:
     rows = _csv_rows(path, delimiter_of(path, wanted))
     _, header = next(rows, (0, None))
     if header is None:
-        raise EmptyDataError("the file is empty", file=path)
+        raise EmptyDataError("the file is empty", file=path, remedy="name a file with rows")
     names = tuple(name.strip() for name in header)
 
     def read(_: Collection[str]) -> Iterator[tuple[int, Cells]]:
@@ -124,6 +124,7 @@ def conll_records(path: Path, wanted: Collection[str]) -> Records:
                     row=number,
                     given=f"{len(parts)} column",
                     expected="word TAB tag, and a blank line between sentences",
+                    remedy="mend the line: each has a word, a tab or a space, and its tag",
                 )
             first = first if words else number
             words.append(parts[0])
@@ -135,6 +136,7 @@ def conll_records(path: Path, wanted: Collection[str]) -> Records:
                     file=path,
                     row=first,
                     expected="a blank line between sentences",
+                    remedy="put a blank line behind each sentence",
                 )
         if words:
             yield first, {"text": words, "label": tags}

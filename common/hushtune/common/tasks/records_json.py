@@ -48,7 +48,7 @@ def json_records(path: Path, wanted: Collection[str]) -> Records:
 def _records(path: Path, objects: Iterator[tuple[int, Cells]]) -> Records:
     first = next(objects, None)
     if first is None:
-        raise EmptyDataError("the file has no rows", file=path)
+        raise EmptyDataError("the file has no rows", file=path, remedy="name a file with rows")
     return Records(str(path), tuple(first[1]), lambda _: chain([first], objects))
 
 
@@ -169,4 +169,5 @@ def _broken(path: Path, number: int, why: str) -> NoReturn:
         file=path,
         row=max(1, number),
         expected="objects between [ and ], parted by commas; rows count the objects from 1",
+        remedy="mend the file, or write an object a line and call it .jsonl",
     )

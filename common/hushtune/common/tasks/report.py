@@ -28,7 +28,8 @@ def rows_text(count: int) -> str:
 class DataReport:
     """What was read and what was left out, with places as ``file:row`` and no folder.
 
-    ``notes``: what else was decided about the rows, a sentence each.
+    ``notes``: what else was decided about the rows, a sentence each. ``sites``: that rows name,
+    those that are left out included.
     """
 
     read: int = 0
@@ -36,6 +37,7 @@ class DataReport:
     examples: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     notes: list[str] = field(default_factory=list[str])
     remarked: Counter[str] = field(default_factory=Counter[str])
+    sites: set[str] = field(default_factory=set[str])
 
     def hear(self, row: RawRow) -> None:
         """Count a row that was read, and what is to be said of it."""

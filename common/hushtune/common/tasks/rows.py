@@ -9,8 +9,8 @@ from __future__ import annotations
 import difflib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -119,7 +119,7 @@ class RawRow:
 
     ``nan``: which of label, site and group are None because the cell held the number NaN. The word
     NaN is handed on as it stands: in a column of names it is one. ``remarks``: what was left out of
-    the row, if anything.
+    the row, if anything. ``absent``: of a pair the columns that hold no text.
     """
 
     text: str | None
@@ -130,6 +130,13 @@ class RawRow:
     nan: tuple[str, ...] = ()
     block: str | None = None
     remarks: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+
+    @property
+    def where(self) -> tuple[str, int | None]:
+        """File and row of ``place``; of an image, which is a file of its own, no row."""
+        file, _, number = self.place.rpartition(":")
+        return (file, int(number)) if number.isdecimal() else (self.place, None)
 
 
 def check_file(path: Path) -> None:
@@ -164,16 +171,26 @@ def check_columns(found: Sequence[str], columns: Columns, *, file: str) -> None:
                 remedy="rename all but one of them",
             )
         if count == 0:
-            folded = {other.casefold(): other for other in found}
-            near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
+            near = nearest_column(name, found)
             raise MissingColumnError(
                 f"there is no column {name!r}"
-                + (f"; did you mean {folded[near[0]]!r}?" if near else ""),
+                + ("" if near is None else f"; did you mean {near!r}?"),
                 file=file,
                 column=name,
                 given=", ".join(found) or "no columns",
                 remedy=f"set {columns.setting(name)} to a column of the file",
             )
+
+
+def nearest_column(name: str, found: Iterable[str]) -> str | None:
+    """The column that may have been meant, whatever its case; None where none is alike.
+
+    >>> nearest_column("AGE", ["job", "age"]), nearest_column("height", ["job", "age"])
+    ('age', None)
+    """
+    folded = {other.casefold(): other for other in found}
+    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
+    return folded[near[0]] if near else None
 
 
 def to_row(cells: Mapping[str, object], columns: Columns, *, file: str, row: int) -> RawRow:
@@ -201,11 +218,14 @@ def to_row(cells: Mapping[str, object], columns: Columns, *, file: str, row: int
             value = cells.get(name)
             read[name] = words_text(value, "word") if targets is Targets.TAGS else cell_text(value)
     except ValueError as error:
-        raise _bad_cell(error, cells, name, file=file, row=row) from None
+        raise _bad_cell(error, cells, columns, name, file=file, row=row) from None
     text = _input(read, columns)
     if columns.images and text is not None:
         text = canonical(Path(file).parent / text, file=file, row=row)
-    return owned_row(cells, columns, text=text, label=label, file=file, row=row)
+    found = owned_row(cells, columns, text=text, label=label, file=file, row=row)
+    if columns.second is None or text is not None:
+        return found
+    return replace(found, absent=tuple(name for name in columns.inputs if read[name] is None))
 
 
 def owned_row(
@@ -225,7 +245,7 @@ def owned_row(
         for name in columns.owners:
             owners[name] = _shared(cell_text(cells.get(name)))
     except ValueError as error:
-        raise _bad_cell(error, cells, name, file=file, row=row) from None
+        raise _bad_cell(error, cells, columns, name, file=file, row=row) from None
     site, group, block = (
         None if name is None else owners[name]
         for name in (columns.site, columns.group, columns.block)
@@ -241,10 +261,21 @@ def _shared(name: str | None) -> str | None:
 
 
 def _bad_cell(
-    error: ValueError, cells: Mapping[str, object], name: str, *, file: str, row: int
+    error: ValueError,
+    cells: Mapping[str, object],
+    columns: Columns,
+    name: str,
+    *,
+    file: str,
+    row: int,
 ) -> BadValueError:
     return BadValueError(
-        str(error), file=file, row=row, column=name, given=repr(cells.get(name))[:80]
+        str(error),
+        file=file,
+        row=row,
+        column=name,
+        given=repr(cells.get(name))[:80],
+        remedy=f"mend the row, or set {columns.setting(name)} to another column",
     )
 
 
@@ -273,7 +304,7 @@ def refuse_all_missing(rows: Iterator[RawRow], *, file: str, columns: Columns) -
         num_labels += row.label is not None
         yield row
     if num_rows == 0:
-        raise EmptyDataError("the file has no rows", file=file)
+        raise EmptyDataError("the file has no rows", file=file, remedy="name a file with rows")
     answers = columns.of.targets is Targets.ANSWER  # from which columns, their form says
     inputs, label = ", ".join(columns.inputs), columns.label
     for role, name, count in (("input", inputs, num_texts), ("answer", label, num_labels)):

@@ -22,7 +22,7 @@ def parquet_records(path: Path, wanted: Collection[str]) -> Records:
     Raises UnsupportedDataError: pyarrow is not installed, or the file is not Parquet.
     """
     if path.stat().st_size == 0:
-        raise EmptyDataError("the file is empty", file=path)
+        raise EmptyDataError("the file is empty", file=path, remedy="name a file with rows")
 
     def read(names: Collection[str]) -> Iterator[tuple[int, Cells]]:
         with _parquet(path) as table:
@@ -45,7 +45,10 @@ def _parquet(path: Path) -> Generator[Any]:
             yield table
     except cast("type[Exception]", arrow.ArrowException) as error:
         raise UnsupportedDataError(
-            "the file cannot be read as Parquet", file=path, given=str(error)[:200]
+            "the file cannot be read as Parquet",
+            file=path,
+            given=str(error)[:200],
+            remedy="write the file anew, or as CSV",
         ) from error
 
 

@@ -140,6 +140,7 @@ def check_sizes(config: RunConfig) -> None:
             "data.public_sizes must name every site of the data, and no other",
             given=", ".join(sorted(sizes)),
             expected=", ".join(sorted(sites)),
+            remedy="name these sites in data.public_sizes, or leave it out",
         )
 
 
@@ -161,6 +162,7 @@ def open_workspace(
             "data.public_sizes names a site that the data do not have",
             given=", ".join(sorted(unknown)),
             expected=", ".join(data.sites),
+            remedy="leave that site out of data.public_sizes",
         )
     key = _key(config)
     if key not in _workspaces:

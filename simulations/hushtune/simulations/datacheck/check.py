@@ -63,7 +63,8 @@ def _findings(
         return
     kind, data = config.task.of, config.data
     yield from repeats(rows, kind, inconsistent=data.inconsistent)
-    yield from labels(gathered.rows, config, shares=shares)
+    held = {site: found for site, found in gathered.rows.items() if found}
+    yield from labels(held, config, shares=shares)
     yield from lengths(rows, config, model)
     yield from personal(rows, config)
     if any(f.level is Level.PROBLEM for f in gathered.findings):

@@ -3,14 +3,22 @@ of their own, and do not keep the others from being looked at."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hushtune.common.config import RunConfig
-from hushtune.common.errors import DataError, HushtuneError, LabelError, MissingColumnError
+from hushtune.common.errors import (
+    DataError,
+    EmptyDataError,
+    HushtuneError,
+    LabelError,
+    MissingColumnError,
+)
 from hushtune.common.tasks.data import read_rows
 from hushtune.common.tasks.guess import propose_columns
+from hushtune.common.tasks.labels import bad_targets
 from hushtune.common.tasks.missing import complete_rows
 from hushtune.common.tasks.report import ENTITIES, DataReport
 from hushtune.common.tasks.rows import RawRow
@@ -18,11 +26,15 @@ from hushtune.simulations.datacheck.findings import Finding, Level, places, shar
 
 _TOLD = (LabelError, MissingColumnError)
 """Errors that give labels or names of columns, and no text."""
+MOST_REFUSED = 20
+"""Rows that a run refuses for one reason of which the place is told."""
+_ALL = "all rows"
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """``rows``: those with text and label, by site; ``read``: how many there were."""
+    """``rows``: those with text and label, by site; ``read``: how many there were. A site of which
+    nothing can be used has no rows, and is there all the same."""
 
     rows: Mapping[str, Sequence[RawRow]]
     read: Mapping[str, int]
@@ -36,28 +48,69 @@ class Gathered:
 
 def gather(config: RunConfig) -> Gathered:
     """Read all that can be read."""
-    rows: dict[str, list[RawRow]] = {}
-    read: dict[str, int] = {}
+    rows: dict[str, list[RawRow]] = {site: [] for site in config.data.files or ()}
+    read = Counter(dict.fromkeys(rows, 0))
     findings: list[Finding] = []
     for part in _parts(config):
-        report = DataReport()
+        report, lacking, targets = DataReport(), _Refused(), _Refused()
         try:
-            found = complete_rows(
-                _heard(part, report),
-                part.data.model_copy(update={"missing": "drop"}),
+            complete = complete_rows(
+                _heard(part, report, read),
+                part.data,
                 report,
                 kind=part.task.of,
+                refused=lacking.hear,
             )
         except HushtuneError as error:
             findings.append(of_error("file", error))
             continue
-        for row in found:
-            rows.setdefault(row.site or "all rows", []).append(row)
-        for site in {row.site or "all rows" for row in found}:
-            whole = len(part.data.files or ()) == 1
-            read[site] = report.read if whole else len(rows[site])
+        for site in report.sites:
+            rows.setdefault(site, [])
+        for row in complete:
+            rows.setdefault(row.site or _ALL, []).append(row)
         findings += _of_report(report)
-    return Gathered(rows, read, tuple(findings))
+        for error in bad_targets(complete, part.task, part.data):
+            targets.hear(error)
+        findings += lacking.findings("missing values", report.read)
+        findings += targets.findings("targets", report.read)
+        findings += [_nothing_left(name) for name in sorted(report.sites) if not rows[name]]
+    return Gathered(rows, {site: read[site] for site in rows}, tuple(findings))
+
+
+@dataclass
+class _Refused:
+    """Errors of single rows, alike ones together: how many, and the first of them."""
+
+    counts: Counter[tuple[str, str | None]] = field(default_factory=Counter[tuple[str, str | None]])
+    first: dict[tuple[str, str | None], list[DataError]] = field(
+        default_factory=dict[tuple[str, str | None], list[DataError]]
+    )
+
+    def hear(self, error: DataError) -> None:
+        alike = (error.message, error.column)
+        self.counts[alike] += 1
+        kept = self.first.setdefault(alike, [])
+        if len(kept) < MOST_REFUSED:
+            kept.append(error)
+
+    def findings(self, what: str, whole: int) -> Iterator[Finding]:
+        """A finding for each thing that a run refuses, with where the first rows stand."""
+        for (message, column), count in self.counts.items():
+            errors = self.first[message, column]
+            told = of_error(what, errors[0])
+            names = [f"{Path(str(error.file)).name}:{error.row}" for error in errors]
+            if count > len(names):
+                names.append(f"and {count - len(names)} more")
+            text = f"in {column!r}, {share(count, whole)}: {told.text}"
+            yield replace(told, text=text, places=tuple(names))
+
+
+def _nothing_left(site: str) -> Finding:
+    error = EmptyDataError(
+        f"site {site!r} has no rows left after cleaning",
+        remedy="fill the cells, see whether the right columns are named, or remove the site",
+    )
+    return of_error("site", error)
 
 
 def _parts(config: RunConfig) -> Iterator[RunConfig]:
@@ -69,9 +122,10 @@ def _parts(config: RunConfig) -> Iterator[RunConfig]:
         yield config
 
 
-def _heard(config: RunConfig, report: DataReport) -> Iterator[RawRow]:
+def _heard(config: RunConfig, report: DataReport, read: Counter[str]) -> Iterator[RawRow]:
     for row in read_rows(config.data, config.task):
         report.hear(row)
+        read[row.site or _ALL] += 1
         yield row
 
 

@@ -73,6 +73,7 @@ def _weights(total: Counter[str], shares: Mapping[str, float]) -> Finding:
             "--public-share is needed of each label, and of no other",
             given=", ".join(sorted(shares)),
             expected=", ".join(map(quoted, sorted(total))),
+            remedy="give one --public-share for each of these labels",
         )
     weights = class_weights(shares)
     written = ", ".join(f'"{name}" = {weight:.3g}' for name, weight in sorted(weights.items()))

@@ -150,6 +150,7 @@ def prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> l
             f"the model's chat template refuses a conversation: {error}",
             given=f"roles {', '.join(message['role'] for message in messages)}",
             expected="a user's and the assistant's messages in turn, the user's first and last",
+            remedy="mend the order of its turns, or take a model whose template takes them",
         ) from error
     return _ids(tokenizer, cast(str, text))
 

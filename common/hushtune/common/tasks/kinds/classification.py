@@ -54,12 +54,14 @@ def objective(config: RunConfig, names: Sequence[str]) -> Classification:
             "what is to be detected is one of two classes",
             given=f"{len(names)} classes: {', '.join(names[:8])}",
             expected="two, or task.metric = accuracy or macro_f1 and no task.positive",
+            remedy="leave task.positive out, and take another task.metric",
         )
     if task.positive is not None and task.positive not in names:
         raise ConfigError(
             "task.positive is no class of the data",
             given=task.positive,
             expected=" or ".join(names),
+            remedy="set task.positive to one of the classes",
         )
     return Classification(
         class_weights(weights_of(names, config.data.class_weights), len(names)),
@@ -77,6 +79,7 @@ def weights_of(names: Sequence[str], given: Mapping[str, float]) -> list[float] 
             "data.class_weights names a label that the data do not have",
             given=", ".join(unknown),
             expected=", ".join(names),
+            remedy="give a weight to labels of the data alone",
         )
     return [given.get(name, 1.0) for name in names] if given else None
 

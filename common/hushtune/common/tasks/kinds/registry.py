@@ -52,6 +52,7 @@ def prepare(config: RunConfig, data: LabelledRows, encoder: Encoder) -> Prepared
             "this kind of supervision is not available yet",
             given=config.task.kind,
             expected=", ".join(PREPARE),
+            remedy="take another task.kind",
         )
     return PREPARE[config.task.kind](config, data, encoder)
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from hushtune.common.config import RunConfig
-from hushtune.common.errors import ModelError
+from hushtune.common.config import RunConfig, TaskConfig
+from hushtune.common.errors import ConfigError, ModelError
 from hushtune.common.tasks.activations import TokenRows
 from hushtune.common.tasks.data import LabelledRows
 from hushtune.common.tasks.kinds.classification import weights_of
@@ -16,6 +16,7 @@ from hushtune.common.tasks.kinds.prepared import Prepared
 from hushtune.common.tasks.kinds.texts import ragged, token_rows
 from hushtune.common.tasks.objectives import class_weights
 from hushtune.common.tasks.objectives_tokens import IGNORED, TokenTags
+from hushtune.common.tasks.spans import mark_spans
 from hushtune.common.tasks.targets import TokenTargets
 
 
@@ -33,8 +34,22 @@ def prepare(config: RunConfig, data: LabelledRows, tokenizer: PreTrainedTokenize
     return Prepared(
         inputs,
         TokenTargets(ragged(targets, pad_id=IGNORED, max_tokens=config.model.max_tokens)),
-        TokenTags(weights),
+        TokenTags(weights, _spanning(names, config.task)),
     )
+
+
+def _spanning(names: tuple[str, ...], task: TaskConfig) -> tuple[str, ...]:
+    """The tags where they mark spans; ConfigError where they do not and the run is about spans."""
+    if mark_spans(names):
+        return names
+    if task.main_metric == "span_f1":
+        raise ConfigError(
+            "the tags mark no spans",
+            given=", ".join(names[:8]),
+            expected="O and tags such as B-PER and I-PER",
+            remedy="leave task.metric out for token_accuracy",
+        )
+    return ()
 
 
 def tokens_of_words(
