@@ -8,9 +8,18 @@ from __future__ import annotations
 import ctypes
 import sys
 import time
+from enum import StrEnum
 from functools import cache
 
 import torch
+
+
+class GradientMethod(StrEnum):
+    """How each example's gradient is taken; both give the same numbers."""
+
+    FUSED = "fused"  # by the layers' own backward pass, which then adds up nothing else
+    HOOKS = "hooks"  # by Opacus, beside autograd's sums over the batch
+
 
 _WORTH_IT = 2.0
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
