@@ -21,6 +21,7 @@ from hushtune.common.errors import (
 )
 from hushtune.common.lora_rules import RULES
 from hushtune.common.planning import POOLED, global_rank
+from hushtune.common.self_test import kept_precision
 from hushtune.common.tasks.activations import padded_alike
 from hushtune.common.tasks.assets import public_name, resolve_model
 from hushtune.common.tasks.base_model import adapted_model
@@ -31,7 +32,7 @@ from hushtune.common.tasks.kinds.registry import head_for, prepare
 from hushtune.common.tasks.kinds.texts import padding_id, separator_id
 from hushtune.common.tasks.supervised import Supervised
 from hushtune.common.tasks.units import Rows, Units
-from hushtune.common.tuning import GradientMethod, keep_freed_memory, measured_precision
+from hushtune.common.tuning import GradientMethod, keep_freed_memory
 
 Progress = Callable[[str, int, int], None]
 """Hears (what, done, total) while something long is prepared."""
@@ -123,7 +124,7 @@ def resolve(config: RunConfig) -> RunConfig:
     then on nothing depends on how many rows a site really has.
     """
     if config.model.precision == "auto":
-        model = config.model.model_copy(update={"precision": measured_precision()})
+        model = config.model.model_copy(update={"precision": kept_precision()})
         config = config.model_copy(update={"model": model})
     if config.data.public_sizes:
         return config
