@@ -19,6 +19,8 @@ import torch
 from opacus.grad_sample import GradSampleHooks, register_grad_sampler
 from torch import Tensor, nn
 
+from hushtune.client import example_gradients
+from hushtune.client.example_gradients import token_samples
 from hushtune.common.errors import PrivacyError, UnsupportedModelError
 from hushtune.common.lora_embedding import TokenFactor
 from hushtune.common.model import AdaptedModel, Level
@@ -26,6 +28,7 @@ from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import PrivacyPlan, Trust
 from hushtune.common.tasks.base import Task
 from hushtune.common.tasks.units import Units
+from hushtune.common.tuning import GradientMethod
 
 Gradients = Mapping[str, Tensor]
 
@@ -37,14 +40,8 @@ _MOST_NORM = 1e30
 def _of_token_factor(
     layer: TokenFactor, activations: Sequence[Tensor], backprops: Tensor
 ) -> dict[nn.Parameter, Tensor]:
-    """Each example's gradient of an embedding's A, ``(b, r, vocab)``.
-
-    A token's column is the sum of ``backprops (b, t, r)`` at the places where ``ids (b, t)`` name
-    it. Written out with the zeros of all other tokens, since noise will reach those too.
-    """
-    ids = activations[0].unsqueeze(1).expand(-1, layer.out_features, -1)  # (b, r, t)
-    sample = backprops.new_zeros(len(ids), *layer.weight.shape)
-    return {layer.weight: sample.scatter_add_(2, ids, backprops.transpose(1, 2))}
+    """See ``token_samples``."""
+    return {layer.weight: token_samples(activations[0], backprops, layer.weight)}
 
 
 def poisson_batch(units: Units, probability: float, random: np.random.Generator) -> Units:
@@ -58,7 +55,21 @@ def poisson_batch(units: Units, probability: float, random: np.random.Generator)
 
 @contextmanager
 def per_example_gradients(model: AdaptedModel) -> Generator[None]:
-    """Opacus' hooks on the trained modules: a backward pass leaves ``grad_sample (b, ...)``."""
+    """A backward pass in the block leaves ``grad_sample (b, ...)`` on what is trained.
+
+    By the layers' own backward pass where ``model.gradients`` asks for it and all trained layers
+    are of kinds that it knows, else by Opacus' hooks: the same numbers in another time.
+    """
+    if model.gradients is GradientMethod.FUSED and example_gradients.knows(model):
+        with example_gradients.recorded(model):
+            yield
+        return
+    with _opacus_hooks(model):
+        yield
+
+
+@contextmanager
+def _opacus_hooks(model: AdaptedModel) -> Generator[None]:
     try:
         hooks = GradSampleHooks(model, loss_reduction="sum")
     except NotImplementedError as error:

@@ -33,6 +33,7 @@ from hushtune.common.config_kind import check_source, check_task, with_source, w
 from hushtune.common.config_model import AdapterConfig, ModelConfig
 from hushtune.common.config_privacy import PrivacyConfig, check_together
 from hushtune.common.config_rules import check_rule
+from hushtune.common.config_speed import SpeedConfig
 from hushtune.common.config_task import TaskConfig
 from hushtune.common.config_train import DEFAULT_SAMPLING_PROBABILITY, TrainConfig
 
@@ -49,6 +50,7 @@ __all__ = [
     "PrivacyConfig",
     "RunConfig",
     "SimulationConfig",
+    "SpeedConfig",
     "TaskConfig",
     "TrainConfig",
 ]
@@ -67,6 +69,7 @@ class RunConfig(Section):
     adapter: AdapterConfig = Field(default_factory=AdapterConfig)
     privacy: PrivacyConfig = Field(default_factory=PrivacyConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
+    speed: SpeedConfig = Field(default_factory=SpeedConfig)
     aggregation: AggregationConfig = Field(default_factory=AggregationConfig)
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     personal: PersonalConfig = Field(default_factory=PersonalConfig)

@@ -105,8 +105,8 @@ class TrainConfig(Section):
     )
     microbatch: Count = Field(
         default=32,
-        description="rows computed at once; cannot change results; left out = 4 for language "
-        "models",
+        description="most rows computed at once, of smaller steps fewer; cannot change results; "
+        "left out = 4 for language models",
     )
     cache_megabytes: CountOrNone = Field(
         default=2048, description="memory for cached outputs of the frozen layers; 0 = no cache"

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hushtune.common.errors import UnsupportedModelError
+from hushtune.common.tuning import GradientMethod
 
 Inputs = Mapping[str, Tensor]
 
@@ -68,6 +69,8 @@ class AdaptedModel(nn.Module):
     block, or ``features (b, f)``, what the mean-pooled head reads: ``f`` is ``d``, of pairs twice
     that. For words see ``ANSWER_AT``.
     """
+
+    gradients = GradientMethod.FUSED
 
     def __init__(
         self,

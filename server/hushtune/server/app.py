@@ -11,7 +11,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from hushtune.common.adapter import AdapterState
-from hushtune.common.config import RunConfig, SimulationConfig
+from hushtune.common.config import RunConfig, SimulationConfig, SpeedConfig, TrainConfig
 from hushtune.common.config_io import config_hash, dump_toml
 from hushtune.common.errors import ConfigError, OutputExistsError
 from hushtune.common.files import write_text
@@ -72,8 +72,18 @@ def federate(
 
 
 def run_name(config: RunConfig) -> str:
-    """What a run is called in its messages and ledgers."""
-    plain = config.model_copy(update={"simulation": SimulationConfig()})
+    """What a run is called in its messages and ledgers.
+
+    Nothing that only saves time is in it: batches drawn from the name stay those they are.
+    """
+    cache = TrainConfig.model_fields["cache_megabytes"].default
+    plain = config.model_copy(
+        update={
+            "simulation": SimulationConfig(),
+            "speed": SpeedConfig(),
+            "train": config.train.model_copy(update={"cache_megabytes": cache}),
+        }
+    )
     return config_hash(plain)[:16]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
@@ -25,6 +26,10 @@ __all__ = [
     "step_of_round",
     "trainable_of",
 ]
+
+
+FEWEST_AT_ONCE = 8
+"""Rows, of which fewer at once take hardly less time; orders name multiples of it."""
 
 
 def chosen_sites(config: RunConfig, sites: Collection[str], *, round: int) -> tuple[str, ...]:
@@ -65,11 +70,18 @@ def local_training(config: RunConfig, *, round: int) -> LocalTraining:
     )
 
 
-def _at_site(training: LocalTraining, config: RunConfig, site: str) -> LocalTraining:
-    """With the rate of records in a client's own steps, of which a plan for clients has none."""
-    if Unit(config.privacy.unit) is not Unit.CLIENT:
-        return training
-    return replace(training, sampling_probability=local_rate(config, site))
+def _at_site(
+    training: LocalTraining, config: RunConfig, site: str, *, plan: PrivacyPlan, size: int
+) -> LocalTraining:
+    """With the rate of records in a client's own steps, of which a plan for clients has none, and
+    no more rows at once than a step is expected to have: what fills a piece up is computed too."""
+    of_client = Unit(config.privacy.unit) is Unit.CLIENT
+    rate = local_rate(config, site) if of_client else plan.sampling_probability
+    views = config.augment.views * (config.privacy.records_per_group if config.data.group else 1)
+    expected = math.ceil(rate * size) * views
+    few = max(1, -(-expected // FEWEST_AT_ONCE)) * FEWEST_AT_ONCE
+    training = replace(training, microbatch=min(training.microbatch, few))
+    return replace(training, sampling_probability=rate) if of_client else training
 
 
 def make_orders(
@@ -100,7 +112,7 @@ def make_orders(
             plan=plans[site],
             local_steps=steps,
             num_examples=sizes[site],
-            training=_at_site(training, config, site),
+            training=_at_site(training, config, site, plan=plans[site], size=sizes[site]),
             control=control,
             encoding=config.aggregation.encoding,
         )

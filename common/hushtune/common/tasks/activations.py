@@ -8,8 +8,8 @@ is no room for is computed anew, in the same shapes and so to the same bits.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -52,6 +52,8 @@ class TokenRows:
     offsets: Rows  # (n + 1,)
     pad_id: int
     max_tokens: int
+    step: int = _WIDTH
+    """Widths are multiples of it."""
 
     @property
     def lengths(self) -> Rows:
@@ -65,7 +67,7 @@ class TokenRows:
         Products of another width round otherwise, by a percent in bfloat16. A row that were padded
         to the longest beside it would so change with it, beyond what clipping bounds.
         """
-        return np.minimum(-(-self.lengths // _WIDTH) * _WIDTH, self.max_tokens)
+        return np.minimum(-(-self.lengths // self.step) * self.step, self.max_tokens)
 
     def inputs(self, rows: Rows) -> dict[str, Tensor]:
         """``input_ids`` and ``attention_mask``, each ``(b, t)``, padded to the largest width."""
@@ -77,6 +79,20 @@ class TokenRows:
             ids[place, :size] = self.ids[start : start + size]
             mask[place, :size] = 1
         return {"input_ids": ids, "attention_mask": mask}
+
+
+_Held = TypeVar("_Held")
+
+
+def padded_alike(rows: _Held) -> _Held:
+    """The same inputs, targets or views with all their texts padded to ``max_tokens``."""
+    if isinstance(rows, TokenRows):
+        return replace(rows, step=rows.max_tokens)
+    if not is_dataclass(rows):
+        return rows
+    held = {field.name: getattr(rows, field.name) for field in fields(rows)}
+    texts = {name: padded_alike(own) for name, own in held.items() if isinstance(own, TokenRows)}
+    return replace(cast(Any, rows), **texts)
 
 
 @dataclass(frozen=True)

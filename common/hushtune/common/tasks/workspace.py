@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -20,6 +21,8 @@ from hushtune.common.errors import (
 )
 from hushtune.common.lora_rules import RULES
 from hushtune.common.planning import POOLED, global_rank
+from hushtune.common.self_test import kept_precision
+from hushtune.common.tasks.activations import padded_alike
 from hushtune.common.tasks.assets import public_name, resolve_model
 from hushtune.common.tasks.base_model import adapted_model
 from hushtune.common.tasks.data import LabelledRows, load_data
@@ -29,7 +32,7 @@ from hushtune.common.tasks.kinds.registry import head_for, prepare
 from hushtune.common.tasks.kinds.texts import padding_id, separator_id
 from hushtune.common.tasks.supervised import Supervised
 from hushtune.common.tasks.units import Rows, Units
-from hushtune.common.tuning import keep_freed_memory, measured_precision
+from hushtune.common.tuning import GradientMethod, keep_freed_memory
 
 Progress = Callable[[str, int, int], None]
 """Hears (what, done, total) while something long is prepared."""
@@ -52,6 +55,13 @@ class Workspace:
         source = str(resolve_model(config.model.name))
         self.encoder = load_encoder(source, config.task, config.model, config.data)
         prepared = prepare(config, data, self.encoder)
+        if config.speed.pad == "max_tokens":
+            prepared = replace(
+                prepared,
+                inputs=padded_alike(prepared.inputs),
+                targets=padded_alike(prepared.targets),
+                augmented=padded_alike(prepared.augmented),
+            )
         self.notes = prepared.notes
         model = adapted_model(
             config,
@@ -114,7 +124,7 @@ def resolve(config: RunConfig) -> RunConfig:
     then on nothing depends on how many rows a site really has.
     """
     if config.model.precision == "auto":
-        model = config.model.model_copy(update={"precision": measured_precision()})
+        model = config.model.model_copy(update={"precision": kept_precision()})
         config = config.model_copy(update={"model": model})
     if config.data.public_sizes:
         return config
@@ -166,12 +176,15 @@ def open_workspace(
         )
     key = _key(config)
     if key not in _workspaces:
-        keep_freed_memory()
+        if config.speed.keep_freed_memory:
+            keep_freed_memory()
         if config.model.name != COLUMNS:  # one pretrained model in memory at a time
             _workspaces.clear()
             gc.collect()
         _workspaces[key] = Workspace(config, data, progress, layers=layers)
-    return _workspaces[key]
+    workspace = _workspaces[key]
+    workspace.task.model.gradients = GradientMethod(config.speed.gradients)
+    return workspace
 
 
 def _data(config: RunConfig) -> LabelledRows:
@@ -223,7 +236,7 @@ def _unit_alone(config: RunConfig) -> PrivacyConfig:
 def _key(config: RunConfig) -> str:
     """What model, rows and activations depend on."""
     data = config.data.model_copy(update={"public_sizes": {}})
-    cache = f"{config.train.cache_megabytes}-{config.train.pixel_megabytes}"
+    cache = f"{config.train.cache_megabytes}-{config.train.pixel_megabytes}-{config.speed.pad}"
     kept = RunConfig(
         task=config.task,
         data=data,

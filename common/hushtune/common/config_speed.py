@@ -1,0 +1,31 @@
+"""The settings of [speed]: what makes training cheaper and cannot change a result."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from hushtune.common.config_base import Section
+
+
+class SpeedConfig(Section):
+    """What saves time, each with a way to do without it, to compare. None of it changes a result
+    but for rounding, nor which batches are drawn. See train.cache_megabytes, model.precision too.
+    """
+
+    gradients: Literal["fused", "hooks"] = Field(
+        default="fused",
+        description="how each example's gradient is taken: fused = by the layers' own backward "
+        "pass; hooks = by Opacus. Layers that fused does not know are left to Opacus",
+    )
+    pad: Literal["length", "max_tokens"] = Field(
+        default="length",
+        description="length = texts of one length are computed together, hardly padded; max_tokens "
+        "= any are, all padded to model.max_tokens",
+    )
+    keep_freed_memory: bool = Field(
+        default=True,
+        description="let glibc keep what is freed for the next step, in place of asking the "
+        "system for it anew",
+    )

@@ -1,0 +1,78 @@
+"""What saves time changes no result: without it a run ends at the same adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hushtune.common.config import SpeedConfig
+from hushtune.common.planning import POOLED
+from hushtune.common.tasks.activations import shapes_of
+from hushtune.common.tasks.workspace import open_workspace
+from hushtune.server import checkpoint
+from hushtune.server.app import run_name
+from hushtune.simulations import run
+
+OFF: dict[str, dict[str, Any]] = {
+    "fused gradients": {"speed__gradients": "hooks"},
+    "texts of one length together": {"speed__pad": "max_tokens"},
+    "kept activations": {"train__cache_megabytes": 0},
+    "freed memory kept": {"speed__keep_freed_memory": False},
+}
+
+
+def ended_at(config: Any, out: Path) -> tuple[torch.Tensor, float]:
+    """The run's adapter as one vector, and its loss on the test rows."""
+    run(config, out)
+    state = checkpoint.load(out / "checkpoint").state
+    vector = torch.cat([state.tensors[key].flatten() for key in state.keys])
+    workspace = open_workspace(config)
+    groups = {"all": workspace.rows(POOLED, "test")}
+    return vector, workspace.task.metrics_by_group(state, groups)["all"]["loss"]
+
+
+@pytest.fixture(scope="module")
+def plain_run(tiny_bert: Path, three_sites: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from ..conftest import Settings
+
+    config = Settings(tiny_bert, three_sites).config(train__rounds=2)
+    return ended_at(config, tmp_path_factory.mktemp("plain") / "out")
+
+
+@pytest.mark.parametrize("name", OFF)
+def test_without_it_a_run_ends_where_it_does_with_it(
+    name: str, settings: Any, tmp_path: Path, plain_run: Any
+) -> None:
+    found = ended_at(settings.config(train__rounds=2, **OFF[name]), tmp_path / "out")
+    assert torch.linalg.norm(found[0] - plain_run[0]) <= 1e-5 * plain_run[0].norm()
+    assert found[1] == pytest.approx(plain_run[1], abs=1e-5)
+
+
+def test_every_switch_is_tested() -> None:
+    tested = {key for changes in OFF.values() for key in changes}
+    assert {f"speed__{key}" for key in SpeedConfig.model_fields} <= tested
+
+
+@pytest.mark.parametrize("name", OFF)
+def test_no_batch_is_drawn_otherwise(name: str, settings: Any) -> None:
+    assert run_name(settings.config(**OFF[name])) == run_name(settings.config())
+    assert run_name(settings.config(seed=8)) != run_name(settings.config())
+
+
+def test_the_switches_are_at_work(settings: Any) -> None:
+    """Also in a process that has had the other setting before."""
+    widths = []
+    for pad in ("length", "max_tokens", "length"):
+        workspace = open_workspace(settings.config(speed__pad=pad))
+        inputs = workspace.task.inputs
+        widths.append(int(shapes_of(inputs)[:, 0].max()))
+        assert workspace.task.batch(workspace.rows("east", "train")[:2], "tokens").inputs[
+            "input_ids"
+        ].shape[1] == (32 if pad == "max_tokens" else widths[-1])
+    assert widths[1] == 32 > widths[0] == widths[2]
+    for method in ("hooks", "fused"):
+        workspace = open_workspace(settings.config(speed__gradients=method))
+        assert workspace.task.model.gradients == method
