@@ -33,6 +33,7 @@ from w_processes import measured
 from w_table import BEGIN, END, as_markdown, plot
 from w_work import write_work
 
+from hushtune.common.config import RunConfig
 from hushtune.common.files import write_text
 from hushtune.common.tuning import measured_precision
 from hushtune.common.version import source_commit
@@ -95,6 +96,9 @@ def switched_off(precision: str) -> dict[str, Contender]:
             of="hushtune-top",
         ),
     }
+    if "speed" in RunConfig.model_fields:
+        found["off-fused"] = one("Opacus' hooks in place of fused ones", "speed.gradients=hooks")
+        found["off-pad"] = one("all texts padded to 128 tokens", "speed.pad=max_tokens")
     if precision != "float32":
         found["off-bfloat16"] = one("float32 in place of bfloat16", "model.precision=float32")
     return found
@@ -114,9 +118,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/w"))
     parser.add_argument("--again", action="store_true", help="forget what was measured before")
     parser.add_argument("--setup-pfl", action="store_true")
+    parser.add_argument("--pfl", type=Path, default=Path("runs/pfl"), help="its environment")
     options = parser.parse_args()
     if options.setup_pfl:
-        set_up_pfl(options.out)
+        set_up_pfl(options.pfl)
         return
     if options.again:
         (options.out / "results.jsonl").unlink(missing_ok=True)
@@ -124,7 +129,7 @@ def main() -> None:
     everyone = contenders(about["precision"])
     if options.switch_off:
         everyone |= switched_off(about["precision"])
-    if not pfl_python(options.out).exists():
+    if not pfl_python(options.pfl).exists():
         print("without pfl-research: python benchmarks/w.py --setup-pfl", flush=True)
         everyone.pop("pfl")
     wanted = options.contenders or list(everyone)
@@ -174,7 +179,7 @@ def command(name: str, contender: Contender, options: argparse.Namespace) -> lis
     if contender.program != "hushtune":
         work = options.out / f"{name}.json"
         write_work(work, settings)
-        python = str(pfl_python(options.out)) if contender.program == "pfl" else sys.executable
+        python = str(pfl_python(options.pfl)) if contender.program == "pfl" else sys.executable
         return [python, str(HERE / f"w_{contender.program}.py"), str(work)]
     run = options.out / name / "run"
     shutil.rmtree(run, ignore_errors=True)
@@ -216,22 +221,21 @@ def processor() -> str:
     return f"{fields.get('model name', platform.machine())} ({', '.join(flags)})"
 
 
-def pfl_python(out: Path) -> Path:
+def pfl_python(folder: Path) -> Path:
     """The interpreter of pfl-research's own environment."""
-    return (out / "pfl" / "bin" / "python").absolute()
+    return (folder / "bin" / "python").absolute()
 
 
-def set_up_pfl(out: Path) -> None:
+def set_up_pfl(folder: Path) -> None:
     """Make that environment, on top of the one that runs this: torch is not fetched again."""
-    folder = out / "pfl"
     venv.create(folder, with_pip=True, clear=True)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     inside = folder / "lib" / version / "site-packages"
     shared = sorted({path for path in sys.path if path.endswith("site-packages")})
     (inside / "shared.pth").write_text("\n".join(shared) + "\n", encoding="utf-8")
-    pip = [str(pfl_python(out)), "-m", "pip", "install", "-q", "--no-deps"]
+    pip = [str(pfl_python(folder)), "-m", "pip", "install", "-q", "--no-deps"]
     subprocess.run([*pip, *PFL], check=True)
-    subprocess.run([str(pfl_python(out)), "-c", "import pfl.privacy"], check=True)
+    subprocess.run([str(pfl_python(folder)), "-c", "import pfl.privacy"], check=True)
 
 
 if __name__ == "__main__":

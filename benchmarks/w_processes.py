@@ -81,20 +81,28 @@ def memory_of(process: psutil.Process) -> int:
 def measured(
     command: Sequence[str], folder: Path, *, core: int | None, timeout: float
 ) -> dict[str, Any]:
-    """Run a command to its end; seconds by part, from the events that it told.
-
-    start-up is all before the first local training begins; orchestration is what no part explains.
-    SystemExit, with the end of what it said, for a command that fails.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
+    """Run a command to its end; what ``watched`` tells, and ``by_part`` of its events."""
     events = folder / "events.jsonl"
     events.unlink(missing_ok=True)
+    seen = watched(command, folder, core=core, timeout=timeout)
+    lines = [json.loads(line) for line in events.read_text().splitlines()]
+    return {**by_part(lines, seen["began"], seen["wall"]), **seen}
+
+
+def watched(
+    command: Sequence[str], folder: Path, *, core: int | None, timeout: float
+) -> dict[str, Any]:
+    """Run a command to its end; when it began, its wall and CPU seconds, and its peak memory.
+
+    What it says and tells is in ``folder``. SystemExit, with the end of it, for one that fails.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     here = str(Path(__file__).parent)
     paths = [here, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     environment = {
         **os.environ,
         **_QUIET,
-        EVENTS: str(events.absolute()),
+        EVENTS: str((folder / "events.jsonl").absolute()),
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
     }
 
@@ -120,14 +128,16 @@ def measured(
     if child.returncode != 0:
         said = (folder / "output.txt").read_text(encoding="utf-8", errors="replace")
         raise SystemExit(f"{' '.join(command)}\nfailed with {child.returncode}:\n{said[-3000:]}")
-    found = by_part([json.loads(line) for line in events.read_text().splitlines()], began, wall)
     # Of daemons, such as Ray's, nobody waits for, so that only the watcher knows them.
     cpu = max(usage.ru_utime + usage.ru_stime, sum(watcher.cpu.values()))
-    return {**found, "wall": wall, "cpu": cpu, "memory_mb": watcher.peak / 2**20}
+    return {"began": began, "wall": wall, "cpu": cpu, "memory_mb": watcher.peak / 2**20}
 
 
 def by_part(events: Sequence[Mapping[str, Any]], began: float, wall: float) -> dict[str, Any]:
-    """Seconds of each part of a run, its first step after ``began``, and its last figures."""
+    """Seconds of each part of a run, its first step after ``began``, and its last figures.
+
+    The start is all before the first local training begins; orchestration is what no part explains.
+    """
 
     def of(part: str) -> list[Mapping[str, Any]]:
         return sorted((e for e in events if e["part"] == part), key=lambda event: event["began"])

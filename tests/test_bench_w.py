@@ -10,16 +10,23 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from hushtune.common.tasks.workspace import open_workspace
 from hushtune.simulations import run
 
 from .programs import FOLDER, benchmark
 
+# What transformers says of Opacus' look at all of a model's attributes, and torch of its hooks.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning"),
+]
+
 MICRO = [
     *("data.max_rows_per_site=20", "data.test_fraction=0.2", "privacy.delta=0.01"),
-    *("train.rounds=2", "train.local_steps=2", "train.batch_size=8", "model.precision=float32"),
-    "model.max_tokens=32",
+    *("train.rounds=2", "train.warmup_rounds=0", "train.local_steps=2", "train.batch_size=8"),
+    *("model.precision=float32", "model.max_tokens=32"),
 ]
 NO_NOISE = ["privacy.trust=off", "train.batch_size=16"]
 """Every row is in every batch, so that whoever draws it computes the same step."""
@@ -94,12 +101,11 @@ def test_the_plain_loop_trains_as_hushtune_does(
     assert [row["accuracy"] for row in theirs] == pytest.approx([right for _, right in ours])
     # Adam divides by the gradient's own size, so that rounding of what is near zero shows.
     assert [row["loss"] for row in theirs] == pytest.approx([loss for loss, _ in ours], abs=2e-4)
-    assert ours[0][0] != pytest.approx(ours[1][0], abs=2e-3)  # rounds do change it
+    assert ours[0][0] != pytest.approx(ours[1][0], abs=1e-3)  # rounds do change it
     check_whole(events, steps=False)
 
 
 def test_the_plain_loop_clips_and_adds_its_noise(tmp_path: Path, tiny_bert: Path) -> None:
-    """With a learning rate of zero nothing moves; the gradient says what would have."""
     path, _ = written(tmp_path, tiny_bert)
     bare, work = benchmark("w_bare"), benchmark("w_work").Work.read(path)
     model, batches = bare.build(work), bare.Batches(work)
@@ -109,7 +115,7 @@ def test_the_plain_loop_clips_and_adds_its_noise(tmp_path: Path, tiny_bert: Path
         found = [p.grad for group in optimizer.param_groups for p in group["params"]]
         seen.append(torch.cat([gradient.flatten() for gradient in found]))
 
-    handle = torch.optim.optimizer.register_optimizer_step_pre_hook(keep)
+    handle = register_optimizer_step_pre_hook(keep)
     try:
         bare.train(model, next(iter(work.train.values())), batches, work, 0)
     finally:

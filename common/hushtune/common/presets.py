@@ -66,7 +66,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             "local_steps": 4,
             "batch_size": 32,
             "learning_rate": 1e-3,
-            "microbatch": 8,
+            "microbatch": 4,
         },
         "aggregation": {"rule": "fedit"},
         "simulation": {"baselines": False, "train_sample": 0, "forgetting": False},

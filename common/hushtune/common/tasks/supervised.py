@@ -22,7 +22,8 @@ from hushtune.common.tasks.objectives import Objective
 from hushtune.common.tasks.targets import DenseTargets, TargetRows
 from hushtune.common.tasks.units import Piece, Rows, Units
 
-EVALUATION_BATCH = 32
+EVALUATION_BATCH = 16
+"""Rows judged at once, all of about one length: of more, many would only fill a batch up."""
 MOST_LAYERS = 6
 """Of heads that are compared by the frozen layer they read, the last one included."""
 
