@@ -65,9 +65,10 @@ check: $(STAMP) ## style, types and the direction of imports
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-bench: $(STAMP) ## measure: noise against torch.randn, calibration (benchmarks/five_seeds.py takes 20 minutes)
+bench: $(STAMP) ## measure, in about ten minutes: noise, calibration, speed beside other programs
 	$(BIN)/python benchmarks/noise.py
 	$(BIN)/python benchmarks/calibration.py
+	$(BIN)/python benchmarks/w.py --repetitions 1 --again --out runs/bench
 
 clean: ## remove caches and bundles; keeps .venv and runs
 	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist *.fab

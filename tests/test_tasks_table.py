@@ -69,7 +69,7 @@ def test_the_runs_are_those_of_the_commands_in_the_readme(tasks: Any) -> None:
     ]
     assert "--set privacy.trust=off" in readme
     assert "--engine flower" in readme
-    assert {"demo", "clients", "tiny", *tasks.TASKS} == {*PRESETS}
+    assert {"demo", "clients", "tiny", "bench-w", *tasks.TASKS} == {*PRESETS}
 
 
 def test_the_readme_s_table_has_every_kind_of_supervision(tasks: Any) -> None:

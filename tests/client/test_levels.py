@@ -320,6 +320,36 @@ def test_filling_the_activations_leaves_the_installed_adapter_and_ignores_it() -
     )
 
 
+def test_only_what_is_read_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads alone read features: filling them for adapters is a pass through all blocks for
+    nothing, and so is keeping what enters the first block."""
+    task, state = cached("bert", "mean"), lora.initial_state(cached("bert", "mean").model, seed=0)
+    run = AdaptedModel.frozen_activations
+    seen: list[bool] = []
+
+    def counted(self: AdaptedModel, *args: Any, pooled: bool = True) -> Any:
+        seen.append(pooled)
+        return run(self, *args, pooled=pooled)
+
+    monkeypatch.setattr(AdaptedModel, "frozen_activations", counted)
+    assert task.level(state, state.keys) is Level.HIDDEN
+    assert set(seen) == {False}
+    seen.clear()
+    assert task.level(state, ("head.weight",)) is Level.FEATURES
+    assert set(seen) == {True}
+    seen.clear()
+    both = [task.batch(np.arange(3, dtype=np.int64), level) for level in Level]
+    assert not seen  # all of it is kept by now
+    fresh = cached("bert", "mean")
+    fresh.fill(features=True)
+    for level, batch in zip(Level, both, strict=True):  # in one pass or in two: the same bits
+        once = fresh.batch(np.arange(3, dtype=np.int64), level).inputs
+        assert all(torch.equal(once[key], value) for key, value in batch.inputs.items())
+    bottom = cached("bert", "mean", layers=0)
+    whole = lora.initial_state(bottom.model, seed=0)
+    assert bottom.level(whole, whole.keys) is Level.TOKENS
+
+
 @pytest.mark.parametrize(("megabytes", "passes"), [(0, (1, 1)), (1, (0, 1)), (40, (0, 0))])
 def test_the_cache_keeps_to_its_megabytes(
     megabytes: int, passes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
@@ -331,7 +361,7 @@ def test_the_cache_keeps_to_its_megabytes(
     many = TokenRows(ids, np.arange(count + 1, dtype=np.int64) * long, 0, long)
     # (7000 x 40 + 7000) x 32 x 4 bytes are 35 MiB; the features alone are 0.85 MiB.
     task = text_classification(model, many, labels(count), cache_megabytes=megabytes)
-    task.level(lora.initial_state(model, seed=0))
+    task.fill(features=True)
     run = AdaptedModel.frozen_activations
     seen: list[int] = []
 

@@ -22,7 +22,7 @@ from hushtune.simulations.outputs import SUMMARY_KEYS
 from ..client.words import make_words
 from ..pictures import vision_model
 
-DEMO = {"demo", "clients", "tiny"}
+DEMO = {"demo", "clients", "tiny", "bench-w"}
 OF_KINDS = sorted({*PRESETS} - DEMO)
 BY_DAY = ("text-pair", "tabular-classification", "image-classification", "causal-lm")
 """One of each way to read; tests/e2e/test_kinds.py runs every kind, on made-up rows."""

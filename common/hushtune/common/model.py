@@ -129,11 +129,13 @@ class AdaptedModel(nn.Module):
 
     @property
     def keeps_hidden(self) -> bool:
-        """Whether the states that enter the first adapted block never change, and can be kept.
+        """Whether states that enter the first adapted block are kept: they never change, and blocks
+        below it have made them.
 
         Of a model with an encoder and a decoder, both adapted, those of the decoder do.
         """
-        return bool(self._blocks) and not self.adapts_tokens and not self.reads_and_writes
+        fixed = not self.adapts_tokens and not self.reads_and_writes
+        return bool(self._blocks) and fixed and self.first_adapted > 0
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Outputs of a batch."""

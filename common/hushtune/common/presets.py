@@ -49,6 +49,28 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "privacy": {"delta": 1e-3},
         "train": {"rounds": 3, "warmup_rounds": 2, "local_steps": 2, "sampling_probability": 0.3},
     },
+    # One piece of work of known size, to measure speed by (benchmarks/w.py): the adapter from the
+    # first round on, 512 rows a site, batches of 32, the other 100 rows a site judged each round.
+    "bench-w": {
+        "data": {
+            "source": "demo",
+            "max_rows_per_site": 612,
+            "validation_fraction": 0.0,
+            "test_fraction": 100 / 612,
+        },
+        "adapter": {"rank": 8, "alpha": 16.0, "targets": ["query", "value"], "layers": 0},
+        "privacy": {"epsilon": 8.0, "delta": 1e-3},
+        "train": {
+            "rounds": 5,
+            "warmup_rounds": 0,
+            "local_steps": 4,
+            "batch_size": 32,
+            "learning_rate": 1e-3,
+            "microbatch": 4,
+        },
+        "aggregation": {"rule": "fedit"},
+        "simulation": {"baselines": False, "train_sample": 0, "forgetting": False},
+    },
     # One of each kind of supervision, on real data by name (docs/tasks.md has what they reach). The
     # head alone is trained where the adapter was seen to add nothing; numbers want a lower rate.
     "text-classification": {

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from hushtune.common.adapter import AdapterState
 from hushtune.common.config import RunConfig
 from hushtune.common.errors import TooFewRowsError
 from hushtune.common.files import write_errors, write_text
@@ -13,6 +14,7 @@ from hushtune.common.names import seen_by
 from hushtune.common.planning import POOLED
 from hushtune.common.run_context import RunContext
 from hushtune.common.stopping import chosen_by, is_judged
+from hushtune.common.tasks.base import Metrics
 from hushtune.common.tasks.workspace import Workspace
 from hushtune.server.strategy import RoundResult
 from hushtune.simulations import outputs
@@ -52,6 +54,7 @@ class Judge:
         self._part = "validation" if len(workspace.rows(POOLED, "validation")) else "test"
         self.seconds = 0.0
         self.already = 0
+        self._latest: tuple[str, Mapping[str, Metrics]] | None = None
 
     def begin(self, resume: bool) -> None:
         """Before the first round: keep the lines of the rounds that the checkpoint has."""
@@ -75,12 +78,19 @@ class Judge:
         self._observer.round_done(row)
         return extra
 
+    def test_figures(self, state: AdapterState) -> Mapping[str, Metrics] | None:
+        """What was found last, on each site's rows and on all, if it is of this model and of test
+        rows: they need not be gone through again."""
+        if self._latest is None or self._part != "test" or self._latest[0] != state.digest():
+            return None
+        return self._latest[1]
+
     def _evaluate(self, outcome: RoundResult) -> dict[str, Any]:
-        figures = dict(
-            global_metrics(
-                self._context, self._workspace, outcome.state, self._part, run=outcome.run
-            )
+        judged = global_metrics(
+            self._context, self._workspace, outcome.state, self._part, run=outcome.run
         )
+        self._latest = outcome.state.digest(), judged
+        figures = dict(judged)
         found: dict[str, Any] = {
             **figures.pop(POOLED),
             "sites": {name: dict(row) for name, row in figures.items()},

@@ -75,10 +75,19 @@ def own_metrics(
 
 
 def final_figures(
-    context: RunContext, workspace: Workspace, result: FederationResult
+    context: RunContext,
+    workspace: Workspace,
+    result: FederationResult,
+    *,
+    judged: Mapping[str, Metrics] | None = None,
 ) -> tuple[Mapping[str, Metrics], dict[str, Mapping[str, float]]]:
-    """The final model's figures on test rows, and the run's own rows of the result table."""
-    final = global_metrics(context, workspace, result.state, "test", run=result.run)
+    """The final model's figures on test rows, and the run's own rows of the result table.
+
+    ``judged``: those figures, where they were taken when the last round was over.
+    """
+    final = judged
+    if final is None:
+        final = global_metrics(context, workspace, result.state, "test", run=result.run)
     metric = context.config.task.main_metric
     table = {"federated": {name: row[metric] for name, row in final.items()}}
     if has_own_models(context.config):

@@ -105,7 +105,7 @@ def run(
         observer.forgetting(forgotten)
     _prepare_folder(context, overwrite=overwrite)
     _keep_data(context, workspace)
-    workspace.warm()
+    workspace.warm(features=config.train.warmup_rounds > 0 or config.simulation.baselines)
     prepared = time.perf_counter()
 
     judge = Judge(context, workspace, observer)
@@ -122,7 +122,7 @@ def run(
         kept=checkpoint_folder(context.out) / "baselines.json",
         observer=observer,
     )
-    final, ours = final_figures(context, workspace, result)
+    final, ours = final_figures(context, workspace, result, judged=judge.test_figures(result.state))
     table |= ours
     answers, ended = samples(context, workspace, result), time.perf_counter()
     of_rounds = [row["seconds"]["training"] for row in result.history]

@@ -7,6 +7,7 @@ is pessimistic: the figure is an upper bound of the true epsilon at any interval
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial, reduce
 from importlib.metadata import version
@@ -66,14 +67,8 @@ def epsilon_rdp(
             given=f"relation = {relation}",
             expected=Relation.ADD_OR_REMOVE_ONE.value,
         )
-    from dp_accounting.rdp import RdpAccountant
-
-    # Whole orders only: the series for fractional ones does not always converge, and says so.
-    orders = [*range(2, 64), 80, 128, 256, 512]
-    accountant = RdpAccountant(orders, _dp_accounting_relation(relation))
-    for event in events:
-        accountant.compose(event.to_dp_event())
-    return float(accountant.get_epsilon(delta)) if events else 0.0
+    counts = tuple(Counter(events).items())
+    return _epsilon_rdp(counts, delta, Relation(relation)) if counts else 0.0
 
 
 def epsilon_group(events: Sequence[DpSgdEvent], *, delta: float, records: int) -> float:
@@ -226,6 +221,21 @@ def _merged(steps: Mapping[tuple[float, float], int]) -> _Merged:
 @lru_cache(maxsize=4096)
 def _epsilon(merged: _Merged, delta: float, relation: Relation, widen: int = 1) -> float:
     return float(_pld(merged, relation, widen).get_epsilon_for_delta(delta))
+
+
+@lru_cache(maxsize=256)
+def _epsilon_rdp(
+    counts: tuple[tuple[DpSgdEvent, int], ...], delta: float, relation: Relation
+) -> float:
+    """Many sites of one run were charged alike, and each one's bound is looked for anew."""
+    from dp_accounting.rdp import RdpAccountant
+
+    # Whole orders only: the series for fractional ones does not always converge, and says so.
+    orders = [*range(2, 64), 80, 128, 256, 512]
+    accountant = RdpAccountant(orders, _dp_accounting_relation(relation))
+    for event, count in counts:
+        accountant.compose(event.to_dp_event(), count)
+    return float(accountant.get_epsilon(delta))
 
 
 @lru_cache(maxsize=16)

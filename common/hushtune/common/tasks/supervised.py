@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -21,7 +22,8 @@ from hushtune.common.tasks.objectives import Objective
 from hushtune.common.tasks.targets import DenseTargets, TargetRows
 from hushtune.common.tasks.units import Piece, Rows, Units
 
-EVALUATION_BATCH = 32
+EVALUATION_BATCH = 16
+"""Rows judged at once, all of about one length: of more, many would only fill a batch up."""
 MOST_LAYERS = 6
 """Of heads that are compared by the frozen layer they read, the last one included."""
 
@@ -60,6 +62,7 @@ class Supervised:
         self._on_fill = on_fill
         self._augmented = augmented
         self._kept: Activations | None = None
+        self._features_tried = False
         self._fills_layers = layers
         self._layer: int | None = None
         self._of_layers: dict[int, Tensor] = {}  # of the rows in use, (n, d) each
@@ -89,10 +92,12 @@ class Supervised:
         """
         if trainable and self.augments:
             return Level.TOKENS
-        self._activations()
         still = all(key.startswith("head.") for key in trainable) and not state.has_effect()
         if still and self._model.reads_features:
+            if trainable:  # every step reads them; a look at a few rows makes its own
+                self._activations(features=True)
             return Level.FEATURES
+        self._activations()
         return Level.HIDDEN if self._model.keeps_hidden else Level.TOKENS
 
     @contextmanager
@@ -249,20 +254,29 @@ class Supervised:
             kept = self._computed(np.unique(rows), hidden=True, features=False)
         return kept.padded_hidden(rows)
 
-    def _activations(self) -> Activations:
-        """What is kept: all of it, or the features alone, or nothing, as there is room."""
-        if self._kept is None:
-            count, total = len(self._in_use), int(self._inputs.lengths[self._in_use].sum())
-            a_value, a_pooled = self._model.hidden_size * 4, self._model.feature_size * 4
-            layers = len(self.readable_layers) if self._fills_layers else 0
-            self._kept = self._computed(
-                self._in_use,
-                hidden=self._model.keeps_hidden
-                and total * a_value + count * a_pooled <= self._budget,
-                features=count * a_pooled <= self._budget,
-                layers=layers > 0 and (1 + layers) * count * a_pooled <= self._budget,
-                on_fill=self._on_fill,
-            )
+    def fill(self, *, features: bool) -> None:
+        """Compute now what is kept; ``features``: of the base too, which heads alone read."""
+        self._activations(features=features)
+
+    def _activations(self, *, features: bool = False) -> Activations:
+        """What is kept as there is room: hidden states and, once asked for, features."""
+        before = self._kept
+        if before is not None and (self._features_tried or not features):
+            return before
+        self._features_tried |= features
+        count, total = len(self._in_use), int(self._inputs.lengths[self._in_use].sum())
+        a_value, a_pooled = self._model.hidden_size * 4, self._model.feature_size * 4
+        layers = len(self.readable_layers) if self._fills_layers and features else 0
+        found = self._computed(
+            self._in_use,
+            hidden=before is None
+            and self._model.keeps_hidden
+            and total * a_value + count * a_pooled <= self._budget,
+            features=features and count * a_pooled <= self._budget,
+            layers=layers > 0 and (1 + layers) * count * a_pooled <= self._budget,
+            on_fill=self._on_fill,
+        )
+        self._kept = found if before is None else replace(before, features=found.features)
         return self._kept
 
     @torch.no_grad()

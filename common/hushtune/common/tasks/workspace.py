@@ -98,9 +98,9 @@ class Workspace:
         """What was left out of the data, and what is odd of them: one readable line each."""
         return [*self.data.report.lines(), *self.notes]
 
-    def warm(self) -> None:
-        """Fill the activations now, so that no round pays for them."""
-        self.task.level(self.initial_state)
+    def warm(self, *, features: bool = True) -> None:
+        """Fill the activations now, so that no round pays for them; see ``Supervised.fill``."""
+        self.task.fill(features=features)
 
     def train_units(self, site: str) -> Units:
         """Training rows of a site, or of all sites together, by the unit that is protected."""
