@@ -21,7 +21,7 @@ from hushtune.common.privacy.plan import MOST_NOISE_MULTIPLIER, DpSgdEvent, Rela
 from hushtune.simulations.audit.bounds import Curve
 
 Events = tuple[DpSgdEvent, ...]
-_DELTAS = (*np.logspace(-8, -1.5, 22).tolist(), *np.linspace(0.04, 0.96, 24).tolist())
+_DELTAS = (*np.logspace(-7, -1.6, 12).tolist(), *np.linspace(0.04, 0.94, 16).tolist())
 _STEP = 1.05
 _MOST_NOISE = 16.0
 
@@ -50,15 +50,15 @@ class Claim:
 
         ``refutes`` must hold for more noise where it holds for less.
         """
-        scales = [_STEP**power for power in range(_lowest(self.sites), _highest() + 1)]
-        low, high = 0, len(scales)  # of those from `high` on each is refuted, of those below `low`
-        while low < high:  # none
+        lowest, highest = _lowest(self.sites), _highest()
+        low, high = (lowest, 0) if refutes(self.curve()) else (1, highest + 1)
+        while low < high:  # each power from `high` on is refuted, and none below `low`
             middle = (low + high) // 2
-            if refutes(self.curve(scales[middle])):
+            if refutes(self.curve(_STEP**middle)):
                 high = middle
             else:
                 low = middle + 1
-        return self.epsilon(scales[high]) if high < len(scales) else 0.0
+        return self.epsilon(_STEP**high) if high <= highest else 0.0
 
 
 def _lowest(sites: tuple[Events, ...]) -> int:
