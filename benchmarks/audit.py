@@ -70,7 +70,7 @@ def measured(key: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A row for each run, bounds by method; "from what" is who guesses."""
+    """A row for each run: gradient canaries by method, seen in each step, then other ways."""
     lines = [
         "| run | claimed | by rates | of its kind | one run | one run, curve | from each round "
         "| mislabelled rows | refuted |",
@@ -102,8 +102,8 @@ def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         [
             *lines,
             "",
-            f"{first['canaries']} gradient canaries and {natural} mislabelled rows, {first['sites']} "
-            f"sites, {first['steps']} steps, delta {first['delta']:g}, confidence 95%.",
+            f"{first['canaries']} gradient canaries and {natural} mislabelled rows, "
+            f"{first['sites']} sites, {first['steps']} steps, delta {first['delta']:g}, confidence 95%.",
             f"Source commit{'s' * (len(commits) > 1)} of these runs: {', '.join(commits)}.",
         ]
     )
