@@ -103,7 +103,8 @@ def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             *lines,
             "",
             f"{first['canaries']} gradient canaries and {natural} mislabelled rows, "
-            f"{first['sites']} sites, {first['steps']} steps, delta {first['delta']:g}, confidence 95%.",
+            f"{first['sites']} sites, {first['steps']} steps, delta {first['delta']:g}, "
+            "confidence 95%.",
             f"Source commit{'s' * (len(commits) > 1)} of these runs: {', '.join(commits)}.",
         ]
     )
