@@ -24,7 +24,7 @@ from hushtune.common.tasks.units import Piece, Rows, Units
 
 WEIGHT = "head.weight"
 _LOUDNESS = 100.0
-"""Clip norms in a canary's gradient, and what its bias has less: a hundredth leaks there."""
+"""Clip norms in a canary's gradient. Its output's bias has one, so that a hundredth goes there."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Placed:
 
 
 class CanaryTask:
-    """A site's task with gradient canaries among its rows; everything else is the task's own."""
+    """A site's task with gradient canaries in place of its rows; all else is the task's own."""
 
     def __init__(self, task: Task, placed: Placed, *, clip_norm: float) -> None:
         self._task = task

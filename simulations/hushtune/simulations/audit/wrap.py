@@ -29,7 +29,11 @@ _HARDLY_ANY = 1e-6
 
 
 class Plant(StrEnum):
-    """A fault that an audit should find."""
+    """A fault that an audit should find.
+
+    No noise is a millionth of it, as the source of noise refuses to add none. A reset accountant
+    forgets all charges but the last.
+    """
 
     NO_NOISE = "no-noise"
     HALF_NOISE = "half-noise"
