@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ from hushtune.server.aggregation.central_dp import Memory
 from hushtune.server.checkpoint import Checkpoint
 from hushtune.server.orders import chosen_sites
 from hushtune.server.secure import SecureSession
+from hushtune.simulations.audit.bounds import two_sample
 
-from ..audit import lower_bound
 from ..client.families import moved, tensor_task
 from .fake_grid import state
 from .secure_grid import Sites, order
@@ -46,6 +47,7 @@ from .test_central import NAMES, settings
 # --------------------------------------------------------- a whole client, at a trusted server ----
 
 TRIALS, DELTA = 160, 1e-3
+bound = partial(two_sample, confidence=0.99)
 CANARY, KEYS = NAMES[0], ("head.bias", "head.weight")
 WAYS: dict[str, dict[str, Any]] = {
     "all": {},
@@ -130,7 +132,7 @@ def scores_of_clients(config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("way", WAYS)
 def test_the_bound_of_an_honest_server_is_below_what_is_claimed(way: str) -> None:
     config = of_clients(way)
-    assert lower_bound(*scores_of_clients(config), delta=DELTA) < claimed(config) <= 1.0
+    assert bound(*scores_of_clients(config), delta=DELTA) < claimed(config) <= 1.0
 
 
 SOUND_SUM, SOUND_SPLIT = central_dp.clipped_sum, central_dp.split
@@ -166,7 +168,7 @@ def test_a_gross_fault_at_the_server_lifts_the_bound_above_what_is_claimed(
 ) -> None:
     monkeypatch.setattr(central_dp, *FAULTS_AT_SERVER[fault])
     config = of_clients(way)
-    assert lower_bound(*scores_of_clients(config), delta=DELTA) > claimed(config)
+    assert bound(*scores_of_clients(config), delta=DELTA) > claimed(config)
 
 
 # ----------------------------------------------------------------- a record, in a secure sum ----
@@ -246,7 +248,7 @@ def batches_of(site: str) -> Callable[[str, int, int], np.random.Generator]:
 def test_the_bound_of_an_honest_sum_is_below_what_is_claimed(tmp_path: Path) -> None:
     of_one = [ONE_STEP.event(1)]
     spent = accountant.epsilon(of_one, delta=ONE_STEP.delta, relation=ONE_STEP.relation)
-    assert lower_bound(*scores_of_sums(tmp_path), delta=ONE_STEP.delta) < spent <= 1.0
+    assert bound(*scores_of_sums(tmp_path), delta=ONE_STEP.delta) < spent <= 1.0
 
 
 SOUND_GRADIENTS = dp.clipped_sum
@@ -272,4 +274,4 @@ def test_a_gross_fault_in_a_sum_lifts_the_bound_above_what_is_claimed(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(*FAULTS_IN_SUMS[fault])
-    assert lower_bound(*scores_of_sums(tmp_path), delta=ONE_STEP.delta) > 1.0
+    assert bound(*scores_of_sums(tmp_path), delta=ONE_STEP.delta) > 1.0

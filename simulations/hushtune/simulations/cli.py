@@ -22,6 +22,7 @@ from hushtune.common.errors import (
     HushtuneError,
     InterruptedRunError,
 )
+from hushtune.simulations.cli_audit import audit
 from hushtune.simulations.cli_data import data_app
 from hushtune.simulations.cli_export import export
 from hushtune.simulations.cli_ledger import ledger_app
@@ -69,6 +70,7 @@ app.command()(export)
 app.command()(track)
 app.command()(report)
 app.command()(tune)
+app.command()(audit)
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(server_app, name="server")
 app.add_typer(site_app, name="site")
