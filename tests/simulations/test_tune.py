@@ -309,7 +309,13 @@ def test_no_run_at_all_releases_nothing(
 def test_public_data_are_all_that_a_public_choice_looks_at(
     hushtune: Command, settings: Settings, tmp_path: Path, public: Path
 ) -> None:
-    config = settings.file(tmp_path, privacy=PRIVATE, train__rounds=1, train__warmup_rounds=0)
+    config = settings.file(
+        tmp_path,
+        privacy=PRIVATE,
+        train__rounds=1,
+        train__warmup_rounds=0,
+        simulation__ledgers=str(tmp_path / "ledgers"),
+    )
     space, out = written(tmp_path), tmp_path / "out"
     common = ("--config", config, "--space", space, "--choice", "public", "--public", public)
     answer = hushtune("tune", *common, "--trials", 3, "--out", out, "--json")
@@ -326,10 +332,11 @@ def test_public_data_are_all_that_a_public_choice_looks_at(
     assert best == replace(own, told["settings"])
     assert config_hash(best) != config_hash(own)
     assert not (out / "selected").exists()
+    assert not (tmp_path / "ledgers").exists()  # the sites' lasting ones
 
 
 def test_a_public_choice_by_the_sites_own_data_is_refused(
-    hushtune: Command, settings: Settings, tmp_path: Path
+    hushtune: Command, settings: Settings, tmp_path: Path, public: Path
 ) -> None:
     config = settings.file(tmp_path, privacy=PRIVATE)
     common = ("--config", config, "--space", written(tmp_path), "--trials", 3)
@@ -338,6 +345,12 @@ def test_a_public_choice_by_the_sites_own_data_is_refused(
     )
     assert own.status == 2
     assert "the public data are the sites' own" in own.err
+    for trials in ("nan", "0", "2.5"):
+        odd = hushtune(
+            "tune", *common, "--trials", trials, "--choice", "public", "--public", public
+        )
+        assert odd.status == 2
+        assert "a whole number" in odd.err
     none = hushtune("tune", *common, "--choice", "public", "--out", tmp_path / "o")
     assert none.status == 2
     assert "data that are nobody's" in none.err

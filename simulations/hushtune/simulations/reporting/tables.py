@@ -145,10 +145,16 @@ def baseline_rows(view: View) -> list[Row]:
             },
         }
     ]
+    known = {name for name in BASELINES if reference(done, name)}
     for name in BASELINES:
         found = reference(done, name)
         if found:
-            cells = {epsilon: each.mean for epsilon, each in found.items()}
+            # Without privacy the two kinds of pooled training are one.
+            cells = {
+                epsilon: each.mean
+                for epsilon, each in found.items()
+                if not (epsilon is None and name == "pooled_private" and "pooled" in known)
+            }
             rows.append({"name": label_of(view.study, name), "cells": cells})
     return rows
 

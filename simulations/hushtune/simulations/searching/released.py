@@ -57,7 +57,7 @@ def selection_statement(
                 f"For neighbouring datasets that differ by adding or removing one training {unit} "
                 f"at site {name}, the model that was chosen and its settings are "
                 f"({upwards(site.epsilon)}, {at_most(site.delta)})-DP towards whoever gets these "
-                "and nothing else of the search."
+                "and nothing else of the search, the number of each site's records being public."
             ),
         }
         for name, site in cost.sites.items()

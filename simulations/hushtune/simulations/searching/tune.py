@@ -11,6 +11,7 @@ Two kinds of choice have a named cost, and any other is refused (docs/laboratory
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -106,7 +107,8 @@ def check_search(search: Search) -> Cost | None:
             expected="--public FILE: a configuration whose [data] names public data",
             remedy="name some, or have the choice charged: --choice charged",
         )
-    if search.law is not CountLaw.FIXED or search.trials != int(search.trials):
+    whole = math.isfinite(search.trials) and search.trials == int(search.trials) >= 1
+    if search.law is not CountLaw.FIXED or not whole:
         raise ConfigError(
             "on public data the number of runs is fixed",
             given=f"--trials {search.trials:g} --count {search.law}",
@@ -127,9 +129,13 @@ def check_search(search: Search) -> Cost | None:
 
 
 def on_public_data(config: RunConfig, file: Path) -> RunConfig:
-    """The configuration with the data that another one names, and all else as it is."""
+    """The configuration with the data that another one names, and all else as it is.
+
+    But for the sites' own policies and ledgers, which runs on other data are nothing to.
+    """
     other = load_config(file)
-    joined = config.model_copy(update={"data": other.data})
+    apart = config.simulation.model_copy(update={"policies": None, "ledgers": None})
+    joined = config.model_copy(update={"data": other.data, "simulation": apart})
     return loads_config(dump_toml(joined))  # checked as a whole
 
 
