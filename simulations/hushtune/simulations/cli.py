@@ -35,6 +35,7 @@ from hushtune.simulations.cli_options import (
 )
 from hushtune.simulations.cli_server import server_app
 from hushtune.simulations.cli_site import site_app
+from hushtune.simulations.cli_sweep import sweep
 from hushtune.simulations.cli_verify import verify
 from hushtune.simulations.exits import (
     BUG,
@@ -63,6 +64,7 @@ app.add_typer(policy_app, name="policy")
 app.command()(plan)
 app.command()(verify)
 app.command()(export)
+app.command()(sweep)
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(server_app, name="server")
 app.add_typer(site_app, name="site")

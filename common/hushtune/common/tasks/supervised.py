@@ -18,6 +18,7 @@ from hushtune.common.tasks.activations import Activations, InputRows, in_pieces
 from hushtune.common.tasks.augment import AugmentedRows
 from hushtune.common.tasks.base import Batch, Metrics
 from hushtune.common.tasks.objectives import Objective
+from hushtune.common.tasks.shared_states import filled
 from hushtune.common.tasks.targets import DenseTargets, TargetRows
 from hushtune.common.tasks.units import Piece, Rows, Units
 
@@ -255,15 +256,26 @@ class Supervised:
             count, total = len(self._in_use), int(self._inputs.lengths[self._in_use].sum())
             a_value, a_pooled = self._model.hidden_size * 4, self._model.feature_size * 4
             layers = len(self.readable_layers) if self._fills_layers else 0
-            self._kept = self._computed(
-                self._in_use,
+            self._kept, of_layers = filled(
+                (self._model, self._inputs, self._in_use),
                 hidden=self._model.keeps_hidden
                 and total * a_value + count * a_pooled <= self._budget,
                 features=count * a_pooled <= self._budget,
-                layers=layers > 0 and (1 + layers) * count * a_pooled <= self._budget,
-                on_fill=self._on_fill,
+                layers=self.readable_layers
+                if layers > 0 and (1 + layers) * count * a_pooled <= self._budget
+                else (),
+                compute=self._fill,
             )
+            self._of_layers |= of_layers
         return self._kept
+
+    def _fill(
+        self, hidden: bool, features: bool, layers: bool
+    ) -> tuple[Activations, Mapping[int, Tensor]]:
+        kept = self._computed(
+            self._in_use, hidden=hidden, features=features, layers=layers, on_fill=self._on_fill
+        )
+        return kept, self._of_layers
 
     @torch.no_grad()
     def _computed(

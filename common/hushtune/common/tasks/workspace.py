@@ -162,7 +162,7 @@ def open_workspace(
             given=", ".join(sorted(unknown)),
             expected=", ".join(data.sites),
         )
-    key = _key(config)
+    key = workspace_key(config)
     if key not in _workspaces:
         keep_freed_memory()
         if config.model.name != COLUMNS:  # one pretrained model in memory at a time
@@ -218,8 +218,8 @@ def _unit_alone(config: RunConfig) -> PrivacyConfig:
     )
 
 
-def _key(config: RunConfig) -> str:
-    """What model, rows and activations depend on."""
+def workspace_key(config: RunConfig) -> str:
+    """What model, rows and activations depend on: runs with equal ones share a workspace."""
     data = config.data.model_copy(update={"public_sizes": {}})
     cache = f"{config.train.cache_megabytes}-{config.train.pixel_megabytes}"
     kept = RunConfig(
