@@ -32,7 +32,7 @@ def row_of(point: Point, outcome: Outcome) -> Row:
     ``seconds`` and ``cpu_seconds`` are those of the process that ended it: of a run that was found
     finished, what its summary tells, and no time of processors.
     """
-    return {
+    row = {
         **_described(point),
         "status": outcome["status"],
         "error": outcome.get("error"),
@@ -43,6 +43,7 @@ def row_of(point: Point, outcome: Outcome) -> Row:
         "bytes_down": outcome.get("bytes_down"),
         "summary": outcome.get("summary"),
     }
+    return json.loads(json_text(row))  # as whoever reads the file gets it
 
 
 def described_anew(row: Row, point: Point) -> Row:
