@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hushtune.common.planning import POOLED
-from hushtune.common.tasks import shared_states
+from hushtune.common.tasks import shared_states, workspace
 from hushtune.common.tasks.shared_states import SharedStates, share_states
 from hushtune.common.tasks.supervised import Supervised
 from hushtune.common.tasks.workspace import Workspace, open_workspace, resolve
@@ -20,6 +20,7 @@ from ...conftest import Settings
 
 @pytest.fixture
 def sharing() -> Iterator[None]:
+    workspace._workspaces.clear()  # of earlier tests, which has its states already
     share_states(64)
     yield
     share_states(0)
@@ -40,9 +41,9 @@ class Passes:
 
     def of(self, config: Any, *, layers: bool = False) -> tuple[Workspace, list[tuple[bool, bool]]]:
         self.asked.clear()
-        workspace = open_workspace(resolve(config), layers=layers)
-        workspace.warm()
-        return workspace, [*self.asked]
+        opened = open_workspace(resolve(config), layers=layers)
+        opened.warm()
+        return opened, [*self.asked]
 
 
 NOTHING = [(False, False)]
@@ -64,10 +65,10 @@ def test_what_states_follow_from_is_in_their_names(
     _, first = passes.of(settings.config())
     assert first == [(True, True)]
     other = OTHER.get(what) or {"model__name": str(another_bert)}
-    workspace, asked = passes.of(settings.config(**other))
+    opened, asked = passes.of(settings.config(**other))
     assert any(features for _, features in asked)
-    kept = workspace.task._kept
-    alone = workspace.task._computed(workspace.task._in_use, hidden=True, features=True)
+    kept = opened.task._kept
+    alone = opened.task._computed(opened.task._in_use, hidden=True, features=True)
     assert kept is not None
     assert torch.equal(kept.features, alone.features)
     assert torch.equal(kept.hidden, alone.hidden)

@@ -59,17 +59,9 @@ def points_of(study: Study, *, precision: str | None = None) -> tuple[list[Point
     found: dict[str, Point] = {}
     first: dict[str, int] = {}
     notes: list[str] = []
-    chosen = precision or measured_precision()
     short = _short_names(study.keys)
-    for number, asked in enumerate(study.asked, 1):
-        config = load_config(
-            study.config, preset=study.preset, presets=PRESETS, layers=study.layers(asked)
-        )
-        if config.model.precision == "auto":
-            model = config.model.model_copy(update={"precision": chosen})
-            config = config.model_copy(update={"model": model})
-        with _told(asked.place):
-            config, plans = checked(config)
+    sound = _checked(study, precision or measured_precision())
+    for number, (asked, (config, plans)) in enumerate(zip(study.asked, sound, strict=True), 1):
         digest = config_hash(config)
         if digest in found:
             notes.append(f"points {first[digest]} and {number} are one run, which runs once")
@@ -86,6 +78,30 @@ def points_of(study: Study, *, precision: str | None = None) -> tuple[list[Point
             shares=(_base_and_rows(config), workspace_key(config)),
         )
     return _with_own_names(found.values()), notes
+
+
+def _checked(study: Study, precision: str) -> list[tuple[RunConfig, Mapping[str, PrivacyPlan]]]:
+    """The configuration and plans of each point, in the order of the study."""
+    configs: list[RunConfig] = []
+    for asked in study.asked:
+        config = load_config(
+            study.config, preset=study.preset, presets=PRESETS, layers=study.layers(asked)
+        )
+        if config.model.precision == "auto":
+            model = config.model.model_copy(update={"precision": precision})
+            config = config.model_copy(update={"model": model})
+        configs.append(config)
+    # One table of rows is kept at a time, so that points of equal rows are checked together.
+    order = sorted(range(len(configs)), key=lambda at: (_rows(configs[at]), at))
+    found: dict[int, tuple[RunConfig, Mapping[str, PrivacyPlan]]] = {}
+    for at in order:
+        with _told(study.asked[at].place):
+            found[at] = checked(configs[at])
+    return [found[at] for at in range(len(configs))]
+
+
+def _rows(config: RunConfig) -> str:
+    return json.dumps([config.data.model_dump(mode="json"), config.seed], sort_keys=True)
 
 
 @contextmanager
