@@ -59,8 +59,7 @@ def test_points_on_a_cluster_of_two_nodes(settings: Settings, tmp_path: Path) ->
         cluster.add_node(num_cpus=1)
         there = list(sweep(file, out=tmp_path / "there", engine="ray", address=cluster.address))
         assert not ray.is_initialized()
-        nodes = [node for node in cluster.list_all_nodes() if node.resources_ready]
-        assert len(nodes) == 2
+        assert len(cluster.list_all_nodes()) == 2
     finally:
         cluster.shutdown()
     found = {row["point"]: row for row in there}

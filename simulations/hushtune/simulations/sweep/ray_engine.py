@@ -6,6 +6,8 @@ Each node has hushtune installed, and the sweep's folder at the same path (a sha
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,9 @@ from hushtune.common.tasks.shared_states import share_states
 from hushtune.simulations.sweep.execute import SHARED_MEGABYTES, Outcome, Task, execute, task_from
 from hushtune.simulations.sweep.points import Point
 from hushtune.simulations.sweep.workers import Event
+
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def run_point(text: str) -> str:
@@ -43,7 +48,9 @@ def run_on_ray(
     ours = not ray.is_initialized()
     if ours:
         try:
-            ray.init(address=address, log_to_driver=False)
+            # Modules that were put on this process's path are found by the workers as well.
+            paths = {key: os.environ[key] for key in ("PYTHONPATH",) if key in os.environ}
+            ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": paths})
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise RunError(
                 "Ray cannot be reached",
@@ -66,7 +73,7 @@ def run_on_ray(
                 outcome = _failed(
                     RunError(
                         "Ray lost this point",
-                        given=str(error)[:300],
+                        given=_COLOURS.sub("", str(error))[-400:],
                         remedy="--retry goes on with it",
                     )
                 )
