@@ -10,6 +10,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,6 +38,16 @@ __all__ = [
 
 Tree = dict[str, Any]
 
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """Settings as a tree, where they stood, and the folder that relative paths in them are from."""
+
+    place: str
+    tree: Mapping[str, Any]
+    folder: Path
+
+
 _ALTERNATIVES: tuple[tuple[str, frozenset[str]], ...] = (
     ("data", frozenset(SOURCES)),
     ("train", frozenset({"batch_size", "sampling_probability"})),
@@ -51,9 +62,10 @@ def load_config(
     *,
     preset: str | None = None,
     presets: Mapping[str, Mapping[str, Any]] | None = None,
+    layers: Sequence[Layer] = (),
     overrides: Sequence[str] = (),
 ) -> RunConfig:
-    """A checked configuration from a preset, a TOML file over it and overrides over both.
+    """A checked configuration from a preset, a TOML file over it, and further settings over both.
 
     Relative paths of data are taken from the file's folder, those in overrides from the working
     directory; the result holds absolute ones.
@@ -62,6 +74,7 @@ def load_config(
         path: a TOML file.
         preset: a name in `presets`.
         presets: the settings of each preset.
+        layers: settings that lie over these, in turn.
         overrides: ``section.key=value``; the value is read as TOML, else as bare text.
 
     Raises:
@@ -70,23 +83,25 @@ def load_config(
         PresetError: there is no such preset.
         MissingFileError: there is no such TOML file.
     """
-    layers: list[tuple[str, Tree]] = []
+    found: list[tuple[str, Tree]] = []
     if preset is not None:
-        layers.append((f"{_PRESET}{preset}", _preset(preset, presets or {})))
+        found.append((f"{_PRESET}{preset}", _preset(preset, presets or {})))
     if path is not None:
-        layers.append((str(path), _with_absolute_paths(_parse_file(path), path.absolute().parent)))
+        found.append((str(path), _with_absolute_paths(parse_file(path), path.absolute().parent)))
+    for over in layers:
+        found.append((over.place, _with_absolute_paths(dict(over.tree), over.folder)))
     given: Tree = {}  # one layer, so that two alternatives in it are an error, not a silent choice
     for override in overrides:
-        given = _merge(given, _parse_override(override))
+        given = merged(given, _parse_override(override))
     if given:
-        layers.append(("--set", _with_absolute_paths(given, Path.cwd())))
+        found.append(("--set", _with_absolute_paths(given, Path.cwd())))
     tree: Tree = {}
     places: dict[str, str] = {}
-    for place, layer in layers:
+    for place, layer in found:
         own = not places.get(_WARMUP, _PRESET).startswith(_PRESET)
-        tree = _merge(_without_replaced(tree, layer, keep_warmup=own), layer)
+        tree = merged(_without_replaced(tree, layer, keep_warmup=own), layer)
         places.update(dict.fromkeys(_dotted(layer), place))
-    return _validate(tree, Origins(places, list(dict.fromkeys(place for place, _ in layers))))
+    return _validate(tree, Origins(places, list(dict.fromkeys(place for place, _ in found))))
 
 
 def loads_config(text: str) -> RunConfig:
@@ -111,8 +126,8 @@ def replace(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     """
     tree = _plain(config)
     for dotted, value in changes.items():
-        layer = _nested(dotted.split("."), value)
-        tree = _merge(_without_replaced(tree, layer), layer)
+        layer = nested(dotted.split("."), value)
+        tree = merged(_without_replaced(tree, layer), layer)
     return _validate(tree, Origins({}, ["the changed settings"]))
 
 
@@ -145,7 +160,7 @@ def _without_none(tree: Tree) -> Tree:
 
 def _preset(name: str, presets: Mapping[str, Mapping[str, Any]]) -> Tree:
     if name in presets:
-        return _merge({}, presets[name])
+        return merged({}, presets[name])
     near = difflib.get_close_matches(name, presets, n=1) or sorted(presets)[:1]
     raise PresetError(
         "there is no such preset",
@@ -155,17 +170,17 @@ def _preset(name: str, presets: Mapping[str, Mapping[str, Any]]) -> Tree:
     )
 
 
-def _merge(tree: Mapping[str, Any], other: Mapping[str, Any]) -> Tree:
+def merged(tree: Mapping[str, Any], other: Mapping[str, Any]) -> Tree:
     """`other` over `tree`, table by table; neither is changed."""
-    merged = dict(tree)
+    found = dict(tree)
     for key, value in other.items():
         if isinstance(value, Mapping):
-            old = merged.get(key)
+            old = found.get(key)
             below = cast(Tree, old) if isinstance(old, dict) else {}
-            merged[key] = _merge(below, cast("Mapping[str, Any]", value))
+            found[key] = merged(below, cast("Mapping[str, Any]", value))
         else:
-            merged[key] = value
-    return merged
+            found[key] = value
+    return found
 
 
 def _without_replaced(tree: Tree, layer: Tree, *, keep_warmup: bool = False) -> Tree:
@@ -193,7 +208,8 @@ def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _dotted(cast("Mapping[str, Any]", value), f"{prefix}{key}.")
 
 
-def _parse_file(path: Path) -> Tree:
+def parse_file(path: Path) -> Tree:
+    """A TOML file as it stands; MissingFileError, or ConfigError for what is none."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -228,7 +244,7 @@ def _parse_override(text: str) -> Tree:
             expected="section.key=value",
             remedy="for instance --set privacy.epsilon=1",
         )
-    return _nested(path, _override_value(path, value))
+    return nested(path, _override_value(path, value))
 
 
 def _key_path(key: str) -> list[str]:
@@ -262,7 +278,8 @@ def _bare(text: str) -> float | str:
         return text
 
 
-def _nested(path: Sequence[str], value: Any) -> Tree:
+def nested(path: Sequence[str], value: Any) -> Tree:
+    """A tree that holds one value, at a path of keys."""
     for part in reversed(path):
         value = {part: value}
     return cast(Tree, value)

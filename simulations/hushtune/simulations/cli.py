@@ -37,6 +37,7 @@ from hushtune.simulations.cli_options import (
 from hushtune.simulations.cli_report import report
 from hushtune.simulations.cli_server import server_app
 from hushtune.simulations.cli_site import site_app
+from hushtune.simulations.cli_sweep import sweep
 from hushtune.simulations.cli_track import track
 from hushtune.simulations.cli_tune import tune
 from hushtune.simulations.cli_verify import verify
@@ -71,6 +72,7 @@ app.command()(track)
 app.command()(report)
 app.command()(tune)
 app.command()(audit)
+app.command()(sweep)
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(server_app, name="server")
 app.add_typer(site_app, name="site")

@@ -75,13 +75,7 @@ def run(
     observer = observer or Silent()
     close_sites()  # of an earlier run in this process, whose ledgers may be gone
     folder = Path(out).resolve()
-    config = resolve(_as_before(config, folder) if resume else config)
-    check_sizes(config)
-    plans = site_plans(config)
-    check_sites(config, plans, config.data.public_sizes)
-    if config.simulation.baselines:
-        for baseline in trained_baselines(config).values():
-            site_plans(baseline)  # one that cannot be had is found now, and not after the training
+    config, plans = checked(_as_before(config, folder) if resume else config)
     context = RunContext(config, folder)
     with write_errors(folder):
         _check_folder(context, resume=resume, overwrite=overwrite)
@@ -148,6 +142,18 @@ def run(
             samples=answers,
         )
     )
+
+
+def checked(config: RunConfig) -> tuple[RunConfig, dict[str, PrivacyPlan]]:
+    """The resolved configuration and each site's plan; raises what is found without the model."""
+    config = resolve(config)
+    check_sizes(config)
+    plans = site_plans(config)
+    check_sites(config, plans, config.data.public_sizes)
+    if config.simulation.baselines:
+        for baseline in trained_baselines(config).values():
+            site_plans(baseline)  # one that cannot be had is found now, and not after the training
+    return config, plans
 
 
 def _asked(

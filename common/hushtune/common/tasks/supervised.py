@@ -19,6 +19,7 @@ from hushtune.common.tasks.activations import Activations, InputRows, in_pieces
 from hushtune.common.tasks.augment import AugmentedRows
 from hushtune.common.tasks.base import Batch, Metrics
 from hushtune.common.tasks.objectives import Objective
+from hushtune.common.tasks.shared_states import filled
 from hushtune.common.tasks.targets import DenseTargets, TargetRows
 from hushtune.common.tasks.units import Piece, Rows, Units
 
@@ -266,18 +267,27 @@ class Supervised:
         self._features_tried |= features
         count, total = len(self._in_use), int(self._inputs.lengths[self._in_use].sum())
         a_value, a_pooled = self._model.hidden_size * 4, self._model.feature_size * 4
-        layers = len(self.readable_layers) if self._fills_layers and features else 0
-        found = self._computed(
-            self._in_use,
+        layers = self.readable_layers if self._fills_layers and features else ()
+        found, of_layers = filled(
+            (self._model, self._inputs, self._in_use),
             hidden=before is None
             and self._model.keeps_hidden
             and total * a_value + count * a_pooled <= self._budget,
             features=features and count * a_pooled <= self._budget,
-            layers=layers > 0 and (1 + layers) * count * a_pooled <= self._budget,
-            on_fill=self._on_fill,
+            layers=layers if (1 + len(layers)) * count * a_pooled <= self._budget else (),
+            compute=self._fill,
         )
+        self._of_layers |= of_layers
         self._kept = found if before is None else replace(before, features=found.features)
         return self._kept
+
+    def _fill(
+        self, hidden: bool, features: bool, layers: bool
+    ) -> tuple[Activations, Mapping[int, Tensor]]:
+        kept = self._computed(
+            self._in_use, hidden=hidden, features=features, layers=layers, on_fill=self._on_fill
+        )
+        return kept, self._of_layers
 
     @torch.no_grad()
     def _computed(

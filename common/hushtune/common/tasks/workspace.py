@@ -174,7 +174,7 @@ def open_workspace(
             expected=", ".join(data.sites),
             remedy="leave that site out of data.public_sizes",
         )
-    key = _key(config)
+    key = workspace_key(config)
     if key not in _workspaces:
         if config.speed.keep_freed_memory:
             keep_freed_memory()
@@ -233,8 +233,8 @@ def _unit_alone(config: RunConfig) -> PrivacyConfig:
     )
 
 
-def _key(config: RunConfig) -> str:
-    """What model, rows and activations depend on."""
+def workspace_key(config: RunConfig) -> str:
+    """What model, rows and activations depend on: runs with equal ones share a workspace."""
     data = config.data.model_copy(update={"public_sizes": {}})
     cache = f"{config.train.cache_megabytes}-{config.train.pixel_megabytes}-{config.speed.pad}"
     kept = RunConfig(

@@ -1,0 +1,73 @@
+"""Points as tasks of Ray: on two nodes, and what each of their processes does."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hushtune.common.errors import RunError
+from hushtune.common.tasks.shared_states import share_states
+from hushtune.simulations.sweep import sweep
+from hushtune.simulations.sweep.execute import Task
+from hushtune.simulations.sweep.points import points_of
+from hushtune.simulations.sweep.ray_engine import run_on_ray, run_point
+from hushtune.simulations.sweep.study_file import read_study
+
+from ...conftest import Settings
+from .test_study_file import study
+
+
+def test_a_task_is_a_point_and_its_outcome_is_json(settings: Settings, tmp_path: Path) -> None:
+    file = study(settings, tmp_path, grid={"adapter.layers": [1, 9]})
+    outcomes: list[dict[str, Any]] = []
+    try:
+        for point in points_of(read_study(file), precision="float32")[0]:
+            task = Task(
+                key=point.key, name=point.name, toml=point.toml, folder=str(tmp_path / point.key)
+            )
+            outcomes.append(json.loads(run_point(task.as_json())))
+    finally:
+        share_states(0)
+    good, bad = outcomes
+    assert good["status"] == "done"
+    assert good["summary"]["out"].startswith(str(tmp_path))
+    assert bad["status"] == "failed"
+    assert bad["error"]["code"].startswith("HT")
+
+
+def test_without_ray_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(RunError, match="needs Ray") as caught:
+        list(run_on_ray([], [], jobs=None, address=None))
+    assert "hushtune[ray]" in str(caught.value)
+
+
+@pytest.mark.nightly
+def test_points_on_a_cluster_of_two_nodes(settings: Settings, tmp_path: Path) -> None:
+    """Each node has one core, so that two points at once are on both."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    file = study(settings, tmp_path, grid={"seed": [0, 1], "adapter.layers": [1, 9]})
+    here = list(sweep(file, out=tmp_path / "here", jobs=1))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        there = list(sweep(file, out=tmp_path / "there", engine="ray", address=cluster.address))
+        assert not ray.is_initialized()
+        assert len(cluster.list_all_nodes()) == 2
+    finally:
+        cluster.shutdown()
+    found = {row["point"]: row for row in there}
+    assert found.keys() == {row["point"] for row in here}
+    for row in here:
+        again = found[row["point"]]
+        assert again["status"] == row["status"]
+        assert (again["error"] or {}).get("code") == (row["error"] or {}).get("code")
+        if row["status"] == "done":  # without noise, the same model wherever it was trained
+            assert again["summary"]["adapter_digest"] == row["summary"]["adapter_digest"]
+            assert (tmp_path / "there" / "points" / row["point"] / "privacy.md").is_file()

@@ -1,0 +1,57 @@
+"""The studies that come with the project: every point of them is sound."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hushtune.simulations.sweep.foresight import privacy_of
+from hushtune.simulations.sweep.points import points_of
+from hushtune.simulations.sweep.study_file import read_study
+
+from ...conftest import Command
+
+STUDIES = sorted((Path(__file__).parents[3] / "simulations" / "studies").glob("*.toml"))
+POINTS = {
+    "forgetting-and-worst-site": 18,
+    "number-of-sites": 36,
+    "rules-by-epsilon": 45,
+    "rules-by-epsilon-newsgroups": 54,
+    "trust-models": 21,
+    "where-lora-pays": 30,
+}
+SEEDS = "seed = [0, 1, 2]"
+
+
+def test_all_studies_are_known() -> None:
+    assert {path.stem for path in STUDIES} == POINTS.keys()
+    for path in STUDIES:
+        assert len(read_study(path).asked) == POINTS[path.stem]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_point_is_sound(path: Path, tmp_path: Path) -> None:
+    """All that --dry-run checks, of one seed; what it times is left to the night."""
+    text = path.read_text(encoding="utf-8")
+    assert text.count(SEEDS) == 1
+    (tmp_path / path.name).write_text(text.replace(SEEDS, "seed = [0]"), encoding="utf-8")
+    points, notes = points_of(read_study(tmp_path / path.name), precision="float32")
+    assert notes == []
+    assert len(points) == POINTS[path.stem] // 3
+    assert len({point.name for point in points}) == len(points)
+    for point in points:
+        told = privacy_of(point)
+        assert (told["epsilon"] is None) == (point.config.privacy.trust == "off")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_study_passes_its_dry_run(path: Path, hushtune: Command) -> None:
+    answer = hushtune("sweep", path, "--dry-run", "--json")
+    assert answer.status == 0, answer.err
+    told = json.loads(answer.out.splitlines()[-1])
+    assert len(told["points"]) == POINTS[path.stem]
+    assert told["minutes"] > 0

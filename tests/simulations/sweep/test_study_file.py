@@ -1,0 +1,126 @@
+"""STUDY.toml: its points, and what is refused of it, by key and remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from hushtune.common.errors import ConfigError, HushtuneError, MissingFileError, UnknownKeyError
+from hushtune.simulations.sweep.points import points_of
+from hushtune.simulations.sweep.study_file import read_study
+
+from ...conftest import Settings
+
+PRIVATE = {"privacy.trust": "site", "privacy.delta": 1e-3, "train.warmup_rounds": 1}
+
+
+def study(settings: Settings, folder: Path, **parts: Any) -> Path:
+    """A study over the tiny model and the three sites, in a folder of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings.file(folder, train__rounds=1, train__warmup_rounds=1)
+    tree = {"config": "run.toml", **{key: value for key, value in parts.items() if value}}
+    path = folder / "study.toml"
+    path.write_text(tomli_w.dumps(tree), encoding="utf-8")
+    return path
+
+
+def test_points_are_the_tables_times_the_grid(settings: Settings, tmp_path: Path) -> None:
+    file = study(
+        settings,
+        tmp_path,
+        set={"privacy": {"delta": 1e-3}},
+        point=[
+            {"name": "open", "privacy": {"trust": "off"}},
+            {"privacy": {"trust": "site", "epsilon": 4.0}, "adapter.rank": 1},
+        ],
+        grid={"seed": [0, 1], "train.local_steps": [1, 3]},
+    )
+    points, notes = points_of(read_study(file), precision="float32")
+    assert notes == []
+    assert [point.name for point in points] == [
+        "open seed=0 local_steps=1",
+        "open seed=0 local_steps=3",
+        "open seed=1 local_steps=1",
+        "open seed=1 local_steps=3",
+        "trust=site epsilon=4.0 rank=1 seed=0 local_steps=1",
+        "trust=site epsilon=4.0 rank=1 seed=0 local_steps=3",
+        "trust=site epsilon=4.0 rank=1 seed=1 local_steps=1",
+        "trust=site epsilon=4.0 rank=1 seed=1 local_steps=3",
+    ]
+    # Every point tells every varied setting, whether it sets it or not; the seed stands apart.
+    assert points[2].settings == {
+        "privacy.trust": "off",
+        "privacy.epsilon": 3.0,
+        "adapter.rank": 2,
+        "train.local_steps": 1,
+    }
+    assert [point.config.seed for point in points] == [0, 0, 1, 1] * 2
+    assert points[5].config.train.local_steps == 3
+    assert points[5].config.privacy.delta == 1e-3
+    assert len({point.key for point in points}) == 8
+    assert all(point.config.data.public_sizes for point in points)
+    # Base and rows are shared by all, a workspace by those of one seed and rank.
+    assert len({point.shares[0] for point in points}) == 1
+    assert len({point.shares[1] for point in points}) == 4
+
+
+def test_equal_points_run_once(settings: Settings, tmp_path: Path) -> None:
+    file = study(settings, tmp_path, point=[{"seed": 1}, {"seed": 2}, {"seed": 1}])
+    points, notes = points_of(read_study(file), precision="float32")
+    assert [point.config.seed for point in points] == [1, 2]
+    assert notes == ["points 1 and 3 are one run, which runs once"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        ({"grid": {"privacy.epsilom": [1.0]}}, ["privacy.epsilom", "[grid]", "privacy.epsilon"]),
+        ({"grid": {"privacy": {"epsilon": 1.0}}}, ["privacy.epsilon", "a list"]),
+        ({"grid": {"seed": []}}, ["seed", "a list"]),
+        ({"set": {"seed": 1}, "grid": {"seed": [1]}}, ["seed", "[set]", "[grid]"]),
+        ({"point": [{"seed": 1}], "grid": {"seed": [1]}}, ["seed", "[[point]]", "[grid]"]),
+        ({"grids": {"seed": [1]}}, ["grids", "perhaps grid"]),
+        ({"set": {"seed": 1}}, ["no [grid] and no [[point]]", "hushtune simulate"]),
+        ({"preset": "demo", "grid": {"seed": [1]}}, ["preset", "both"]),
+        ({"point": [{"name": 3, "seed": 1}]}, ["[[point]] 1", "text"]),
+        ({"grid": {"seed": [*range(200)], "adapter.rank": [*range(1, 100)]}}, ["19800", "10000"]),
+    ],
+)
+def test_what_is_no_study(
+    settings: Settings, tmp_path: Path, parts: dict[str, Any], told: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_study(study(settings, tmp_path, **parts))
+    for word in told:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("grid", "told"),
+    [
+        ({"privacy.epsilon": [1.0, -1.0]}, ["privacy.epsilon", "point 2"]),
+        # What is found with the data alone: no guarantee at this delta for sites this small.
+        ({"privacy.delta": [1e-3, 0.5]}, ["delta", "point 2: privacy.delta = 0.5"]),
+        ({"data.max_rows_per_site": [60, 2]}, ["point 2"]),
+    ],
+)
+def test_a_bad_point_is_named(
+    settings: Settings, tmp_path: Path, grid: dict[str, Any], told: list[str]
+) -> None:
+    fixed = {"privacy": {"trust": "site"}}
+    found = read_study(study(settings, tmp_path, set=fixed, grid=grid))
+    with pytest.raises(HushtuneError) as caught:
+        points_of(found, precision="float32")
+    for word in told:
+        assert word in str(caught.value)
+
+
+def test_unknown_files_and_keys_are_named(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError):
+        read_study(tmp_path / "none.toml")
+    file = study(settings, tmp_path, point=[{"adaptr": {"rank": 1}}])
+    with pytest.raises(UnknownKeyError, match=r"\[\[point\]\] 1"):
+        read_study(file)
