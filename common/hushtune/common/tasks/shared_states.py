@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from torch import Tensor
 
@@ -66,27 +67,40 @@ Rest = tuple[Activations, Mapping[int, Tensor]]
 """States of some rows, and what a head on each of several layers reads."""
 
 
+class Compute(Protocol):
+    """Computes those of the states that are asked for."""
+
+    def __call__(self, *, hidden: bool, features: bool, layers: bool) -> Rest: ...
+
+
 def filled(
     where: tuple[AdaptedModel, InputRows, Rows],
     *,
     hidden: bool,
     features: bool,
     layers: Sequence[int],
-    compute: Callable[[bool, bool, bool], Rest],
+    compute: Compute,
 ) -> Rest:
     """What is wanted of a model's rows: what other runs of this process have is taken.
 
-    ``compute(hidden, features, layers)`` gives what is not there yet.
+    ``compute`` gives what is not there yet.
     """
     features = features and where[0].reads_features
     names = None if _shared is None else names_of(*where, hidden, features, layers)
     if _shared is None or names is None:
-        return compute(hidden, features, bool(layers))
+        return compute(hidden=hidden, features=features, layers=bool(layers))
     found = {what: _shared.get(name) for what, name in names.items()}
     lack = {what for what, states in found.items() if states is None}
-    kept, of_layers = compute(HIDDEN in lack, bool(lack - {HIDDEN}), not lack.isdisjoint(layers))
-    told: dict[str | int, Tensor | None] = {HIDDEN: kept.hidden, FEATURES: kept.features}
-    told.update(of_layers)
+    kept, of_layers = compute(
+        hidden=HIDDEN in lack,
+        features=bool(lack - {HIDDEN}),
+        layers=not lack.isdisjoint(layers),
+    )
+    told: dict[str | int, Tensor | None] = {
+        HIDDEN: kept.hidden,
+        FEATURES: kept.features,
+        **{number: states for number, states in of_layers.items()},
+    }
     whole = {what: told[what] if what in lack else states for what, states in found.items()}
     for what in lack:
         if (states := whole[what]) is not None:

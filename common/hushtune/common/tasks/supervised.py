@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -19,12 +19,11 @@ from hushtune.common.tasks.activations import Activations, InputRows, in_pieces
 from hushtune.common.tasks.augment import AugmentedRows
 from hushtune.common.tasks.base import Batch, Metrics
 from hushtune.common.tasks.objectives import Objective
-from hushtune.common.tasks.shared_states import filled
+from hushtune.common.tasks.shared_states import Rest, filled
 from hushtune.common.tasks.targets import DenseTargets, TargetRows
 from hushtune.common.tasks.units import Piece, Rows, Units
 
-EVALUATION_BATCH = 16
-"""Rows judged at once, all of about one length: of more, many would only fill a batch up."""
+EVALUATION_BATCH = 16  # of about one length: of more, many would only fill a batch up
 MOST_LAYERS = 6
 """Of heads that are compared by the frozen layer they read, the last one included."""
 
@@ -143,7 +142,8 @@ class Supervised:
                 "they are reads the output of a block"
             )
         if not self._of_layers:  # now, as it runs the model, and not within a step of training
-            self._computed(self._in_use, hidden=False, features=True, layers=True)
+            rest = self._computed(self._in_use, hidden=False, features=True, layers=True)
+            self._of_layers |= rest[1]
         self._layer = layer
         try:
             yield
@@ -244,7 +244,7 @@ class Supervised:
             return found[torch.from_numpy(np.searchsorted(self._in_use, rows))]
         kept = self._activations()
         if kept.features is None:
-            kept = self._computed(np.unique(rows), hidden=False, features=True)
+            kept, _ = self._computed(np.unique(rows), hidden=False, features=True)
         if kept.features is None:
             raise ValueError("a model with its family's own head has no features")
         return kept.features[torch.from_numpy(np.searchsorted(kept.rows, rows))]
@@ -252,7 +252,7 @@ class Supervised:
     def _padded_hidden(self, rows: Rows) -> Tensor:
         kept = self._activations()
         if kept.hidden is None:
-            kept = self._computed(np.unique(rows), hidden=True, features=False)
+            kept, _ = self._computed(np.unique(rows), hidden=True, features=False)
         return kept.padded_hidden(rows)
 
     def fill(self, *, features: bool) -> None:
@@ -275,19 +275,11 @@ class Supervised:
             and total * a_value + count * a_pooled <= self._budget,
             features=features and count * a_pooled <= self._budget,
             layers=layers if (1 + len(layers)) * count * a_pooled <= self._budget else (),
-            compute=self._fill,
+            compute=partial(self._computed, self._in_use, on_fill=self._on_fill),
         )
         self._of_layers |= of_layers
         self._kept = found if before is None else replace(before, features=found.features)
         return self._kept
-
-    def _fill(
-        self, hidden: bool, features: bool, layers: bool
-    ) -> tuple[Activations, Mapping[int, Tensor]]:
-        kept = self._computed(
-            self._in_use, hidden=hidden, features=features, layers=layers, on_fill=self._on_fill
-        )
-        return kept, self._of_layers
 
     @torch.no_grad()
     def _computed(
@@ -298,7 +290,7 @@ class Supervised:
         features: bool,
         layers: bool = False,
         on_fill: Callable[[int, int], None] | None = None,
-    ) -> Activations:
+    ) -> Rest:
         """The frozen states of some rows, sorted, that are asked for. ``layers``: with them those
         features of every readable layer that ``reading`` takes.
 
@@ -316,7 +308,7 @@ class Supervised:
             torch.full((len(rows), pooled_width), torch.nan) if features else None,
         )
         if not hidden and not features:
-            return found
+            return found, {}
         numbers = self.readable_layers if layers else ()
         told = {n: torch.full((len(rows), pooled_width), torch.nan) for n in numbers}
         aside = lora.extract(self._model) if features else None
@@ -349,8 +341,7 @@ class Supervised:
                 on_fill(done, len(rows))
         if aside is not None:
             lora.install(self._model, aside)
-        self._of_layers |= told
-        return found
+        return found, told
 
     @cached_property
     def _without_effect(self) -> AdapterState:
