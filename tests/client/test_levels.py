@@ -495,7 +495,7 @@ def test_features_of_all_layers_come_from_the_pass_that_fills_the_others(
 ) -> None:
     alone = cached("bert", "mean")
     task = make_task("bert", "mean", model=adapted("bert"), cache_megabytes=64, layers=True)
-    task.level(lora.initial_state(task.model, seed=0))
+    task.fill(features=True)
 
     def no_more(*_: Any) -> Any:
         raise AssertionError("a second pass")
