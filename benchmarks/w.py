@@ -33,9 +33,8 @@ from w_processes import measured
 from w_table import BEGIN, END, as_markdown, plot
 from w_work import write_work
 
-from hushtune.common.config import RunConfig
 from hushtune.common.files import write_text
-from hushtune.common.tuning import measured_precision
+from hushtune.common.self_test import kept_precision
 from hushtune.common.version import source_commit
 
 HERE = Path(__file__).parent
@@ -87,8 +86,10 @@ def switched_off(precision: str) -> dict[str, Contender]:
         return Contender(title, "hushtune", (*fast, *top, *settings), gone, floor=of)
 
     found = {
+        "off-fused": one("gradients by Opacus' hooks", "speed.gradients=hooks"),
+        "off-pad": one("all texts padded to 128 tokens", "speed.pad=max_tokens"),
         "off-eager": one("fused attention in place of eager", without="eager"),
-        "off-allocator": one("glibc gives freed memory back", without="allocator"),
+        "off-allocator": one("glibc gives freed memory back", "speed.keep_freed_memory=false"),
         "off-microbatch": one("microbatches of 32 rows", "train.microbatch=32"),
         "off-cache": one(
             "top two layers, nothing kept of the frozen ones",
@@ -96,9 +97,6 @@ def switched_off(precision: str) -> dict[str, Contender]:
             of="hushtune-top",
         ),
     }
-    if "speed" in RunConfig.model_fields:
-        found["off-fused"] = one("Opacus' hooks in place of fused ones", "speed.gradients=hooks")
-        found["off-pad"] = one("all texts padded to 128 tokens", "speed.pad=max_tokens")
     if precision != "float32":
         found["off-bfloat16"] = one("float32 in place of bfloat16", "model.precision=float32")
     return found
@@ -196,7 +194,7 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     core = options.core if options.core is not None else (cores[-1] if cores else None)
     return {
-        "precision": options.precision or measured_precision(),
+        "precision": options.precision or kept_precision(),
         "core": core,
         "processor": processor(),
         "torch": torch.__version__,

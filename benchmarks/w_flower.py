@@ -85,7 +85,8 @@ def main(arguments: Sequence[str]) -> Any:
         num_supernodes=len(Work.read(arguments[0]).train),
         backend_config={
             "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-            "init_args": {"num_cpus": 1, "log_to_driver": False},  # one core, as the others
+            # One core, as the others; and a cluster of its own, whatever else runs here.
+            "init_args": {"address": "local", "num_cpus": 1, "log_to_driver": False},
         },
     )
 

@@ -1,6 +1,6 @@
 """W by ``hushtune simulate``, with a clock at the places that the others have one.
 
-    python benchmarks/w_hushtune.py [--without allocator|eager ...] -- simulate --preset bench-w ...
+    python benchmarks/w_hushtune.py [--without eager] -- simulate --preset bench-w ...
 
 What follows ``--`` is hushtune's own command line, and its own command runs it. ``--without`` takes
 away an optimisation that no setting turns off.
@@ -44,13 +44,6 @@ def put_clocks() -> None:
     clocked(study.outputs, "write_all", "report")
 
 
-def without_allocator() -> None:
-    """glibc gives freed memory back, as it does by default."""
-    from hushtune.common.tasks import workspace
-
-    workspace.keep_freed_memory = lambda: None
-
-
 def without_eager() -> None:
     """Attention as transformers chooses it: fused, on a CPU."""
     from hushtune.common.tasks import base_model
@@ -63,7 +56,7 @@ def without_eager() -> None:
     base_model._from_pretrained = fused
 
 
-WITHOUT = {"allocator": without_allocator, "eager": without_eager}
+WITHOUT = {"eager": without_eager}
 
 
 def main(arguments: Sequence[str]) -> None:
