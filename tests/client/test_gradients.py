@@ -119,8 +119,10 @@ def test_no_gradient_of_the_batch_is_taken_and_what_was_left_before_is_not_count
     lora.install(task.model, state)
     trained = lora.set_trainable(task.model, state.keys)
     rows = np.arange(3, dtype=np.int64)
+    layers = example_gradients.layers_of(task.model)
+    assert layers is not None
     for _ in range(2):  # the second pass begins with what the first has left
-        with example_gradients.recorded(task.model):
+        with example_gradients.recorded(layers):
             task.example_losses(task.batch(rows, Level.TOKENS)).sum().backward()
             assert all(parameter.grad is None for parameter in trained.values())
             found = {key: parameter.grad_sample.clone() for key, parameter in trained.items()}
@@ -136,7 +138,7 @@ def test_no_gradient_of_the_batch_is_taken_and_what_was_left_before_is_not_count
 
 def test_gradients_of_a_layer_that_is_used_twice_add_up() -> None:
     layer, inputs = nn.Linear(3, 3), torch.randn(4, 3)
-    with example_gradients.recorded(layer):
+    with example_gradients.recorded([layer]):
         layer(layer(inputs)).square().sum().backward()
         found = layer.weight.grad_sample.clone()  # pyright: ignore
     for row in range(4):
@@ -150,10 +152,10 @@ def test_layers_of_other_kinds_are_left_to_the_hooks(monkeypatch: pytest.MonkeyP
     state = moved(task.model)
     lora.install(task.model, state)
     lora.set_trainable(task.model, state.keys)
-    assert example_gradients.knows(task.model)
+    assert example_gradients.layers_of(task.model)
     head = task.model.head
     task.model.head = nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 3))
-    assert not example_gradients.knows(task.model)
+    assert example_gradients.layers_of(task.model) is None
     task.model.training_mode()
     with dp.per_example_gradients(task.model):
         task.example_losses(task.batch(np.arange(3), Level.TOKENS)).sum().backward()

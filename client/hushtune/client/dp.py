@@ -60,11 +60,9 @@ def per_example_gradients(model: AdaptedModel) -> Generator[None]:
     By the layers' own backward pass where ``model.gradients`` asks for it and all trained layers
     are of kinds that it knows, else by Opacus' hooks: the same numbers in another time.
     """
-    if model.gradients is GradientMethod.FUSED and example_gradients.knows(model):
-        with example_gradients.recorded(model):
-            yield
-        return
-    with _opacus_hooks(model):
+    fused = model.gradients is GradientMethod.FUSED
+    layers = example_gradients.layers_of(model) if fused else None
+    with _opacus_hooks(model) if layers is None else example_gradients.recorded(layers):
         yield
 
 

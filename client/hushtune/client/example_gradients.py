@@ -4,12 +4,12 @@ For ``y = x W^T + b`` an example's gradient of ``W`` is the sum over its places 
 ``g`` the loss' gradient of ``y`` (Goodfellow 1510.01799). Autograd would add that up over the batch
 as well, which nobody needs: here a layer's own backward pass hands on the gradient of ``x`` alone
 and leaves ``grad_sample (b, ...)`` on each trained tensor, as Opacus' hooks do and to the same
-bits. LoRA's factors and linear heads are all that it knows; ``knows`` tells.
+bits. LoRA's factors and linear heads are all that it knows: see ``layers_of``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,16 +32,21 @@ def token_samples(ids: Tensor, backprops: Tensor, weight: Tensor) -> Tensor:
     return sample.scatter_add_(2, places, backprops.transpose(1, 2))
 
 
-def knows(model: nn.Module) -> bool:
-    """Whether every trained tensor of a model belongs to a layer of the kinds above."""
-    return all(isinstance(module, nn.Linear | TokenFactor) for module in _trained(model))
+def layers_of(model: nn.Module) -> list[Layer] | None:
+    """The layers that hold a model's trained tensors; None where one is of another kind."""
+    found: list[Layer] = []
+    for module in model.modules():
+        if any(own.requires_grad for own in module.parameters(recurse=False)):
+            if not isinstance(module, nn.Linear | TokenFactor):
+                return None
+            found.append(module)
+    return found
 
 
 @contextmanager
-def recorded(model: nn.Module) -> Generator[None]:
-    """A backward pass within the block leaves ``grad_sample (b, ...)`` on the trained tensors of a
-    model that ``knows`` accepts, and no ``grad``."""
-    layers = [module for module in _trained(model) if isinstance(module, nn.Linear | TokenFactor)]
+def recorded(layers: Sequence[Layer]) -> Generator[None]:
+    """A backward pass within the block leaves ``grad_sample (b, ...)`` on the trained tensors of
+    some layers, and no ``grad``."""
     parameters = [own for layer in layers for own in layer.parameters(recurse=False)]
     _forget(parameters)  # what another pass may have left is of other examples
     for layer in layers:
@@ -52,13 +57,6 @@ def recorded(model: nn.Module) -> Generator[None]:
         for layer in layers:
             vars(layer).pop("forward", None)
         _forget(parameters)
-
-
-def _trained(model: nn.Module) -> Iterator[nn.Module]:
-    """Modules with a trained tensor of their own."""
-    for module in model.modules():
-        if any(own.requires_grad for own in module.parameters(recurse=False)):
-            yield module
 
 
 def _forget(parameters: list[nn.Parameter]) -> None:

@@ -6,7 +6,7 @@ Which modules are adapted is in ``lora_targets``, how adapters are saved in ``lo
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -44,6 +44,7 @@ from hushtune.common.lora_targets import (
     transformer_blocks,
 )
 from hushtune.common.model import AdaptedModel, Head
+from hushtune.common.rounded_weights import keep_rounded
 from hushtune.common.seeds import generator
 
 ADAPTER = "default"
@@ -122,6 +123,8 @@ def attach(
         _prepare(adapted, name, inner=inner)
     adapted.requires_grad_(False)
     adapted.eval()
+    if adapted.precision == "bfloat16":
+        keep_rounded(adapted, but=parameters(adapted).values())
     install(adapted, initial_state(adapted, seed=seed))
     return adapted
 
@@ -201,10 +204,11 @@ def parameters(model: AdaptedModel) -> dict[str, nn.Parameter]:
     return dict(sorted(found.items()))
 
 
-def spec(model: AdaptedModel) -> AdapterSpec:
-    """The description of the adapters that fit a model."""
+def spec(model: AdaptedModel, keys: Iterable[str] | None = None) -> AdapterSpec:
+    """The description of the adapters that fit a model; ``keys``: of its ``parameters``, where they
+    are at hand, as finding them goes through all modules."""
     config = cast(LoraConfig, model.base.peft_config[ADAPTER])
-    keys = list(parameters(model))
+    keys = sorted(parameters(model) if keys is None else keys)
     # Not config.target_modules: of twenty names and more peft keeps only their endings.
     targets = sorted(key.removesuffix(a_key("")) for key in keys if key.endswith(a_key("")))
     return AdapterSpec(
@@ -256,12 +260,13 @@ def extract(model: AdaptedModel, keys: Sequence[str] | None = None) -> AdapterSt
 
     The whole adapter comes with what it changes of the frozen weights.
     """
-    found = dict[str, Tensor](parameters(model))
+    own = parameters(model)
+    found = dict[str, Tensor](own)
     if keys is None:
         for module, factors in model.base_change.items():
             found |= dict(zip(base_keys(module), factors, strict=True))
     return AdapterState(
-        spec(model),
+        spec(model, own),
         {key: found[key].detach().to("cpu", torch.float32, copy=True) for key in keys or found},
     )
 
@@ -272,7 +277,8 @@ def install(model: AdaptedModel, state: AdapterState) -> None:
 
     The frozen weights are changed as the state says, from what they were at first.
     """
-    mine = spec(model)
+    found = parameters(model)
+    mine = spec(model, found)
     if replace(state.spec, rank=mine.rank) != mine:
         theirs, ours = state.spec.to_dict(), mine.to_dict()
         differing = [key for key in ours if ours[key] != theirs[key] and key != "rank"]
@@ -281,8 +287,9 @@ def install(model: AdaptedModel, state: AdapterState) -> None:
             given=f"{differing[0]} = {theirs[differing[0]]}",
             expected=f"{differing[0]} = {ours[differing[0]]}",
         )
-    _resize(model, state.spec.rank)
-    found = parameters(model)
+    if state.spec.rank != mine.rank:
+        _resize(model, state.spec.rank)
+        found = parameters(model)
     for key, parameter in found.items():
         tensor = state.tensors.get(key)
         if tensor is not None:

@@ -300,11 +300,9 @@ class AdaptedModel(nn.Module):
         Opacus' hooks record only modules in training mode, and the frozen base must give the same
         output each time.
         """
-        self.eval()
         for name, module in self.named_modules():
             owns_trained = any(p.requires_grad for p in module.parameters(recurse=False))
-            if owns_trained or ".lora_dropout" in name:
-                module.train()
+            module.training = owns_trained or ".lora_dropout" in name
 
 
 def _hidden_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

@@ -1,0 +1,87 @@
+"""Weights that are rounded once give the bits of those that autocast rounds each time."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from hushtune.common import lora
+from hushtune.common.rounded_weights import keep_rounded
+
+from ..client.families import adapted, make_task, moved, summed, tiny_base
+
+MAKE = {"linear": lambda: nn.Linear(6, 5), "no bias": lambda: nn.Linear(6, 5, bias=False)}
+MAKE["conv1d"] = lambda: Conv1D(5, 6)
+
+
+def outputs(layer: Any, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a layer gives under autocast, and the gradient of its inputs."""
+    inputs = inputs.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(inputs)
+    found.float().square().sum().backward()
+    assert inputs.grad is not None
+    return found.detach(), inputs.grad
+
+
+@pytest.mark.parametrize("kind", MAKE)
+@pytest.mark.parametrize("shape", [(3, 6), (2, 3, 6)])
+def test_a_layer_gives_the_same_bits(kind: str, shape: tuple[int, ...]) -> None:
+    plain = MAKE[kind]().requires_grad_(False)
+    kept = copy.deepcopy(plain)
+    keep_rounded(nn.Sequential(kept), but=())
+    inputs = torch.randn(shape)
+    for _ in range(2):  # rounded, then kept
+        for one, other in zip(outputs(kept, inputs), outputs(plain, inputs), strict=True):
+            assert one.dtype == other.dtype
+            assert torch.equal(one, other)
+    assert torch.equal(kept(inputs), plain(inputs))  # in float32 where nothing asks for less
+    assert set(kept.state_dict()) == set(plain.state_dict())
+
+
+def test_what_is_kept_follows_the_weight() -> None:
+    layer = nn.Linear(6, 5).requires_grad_(False)
+    keep_rounded(nn.Sequential(layer), but=())
+    inputs = torch.randn(2, 6)
+    before, _ = outputs(layer, inputs)
+    twin = copy.deepcopy(layer)
+    with torch.no_grad():
+        layer.weight.mul_(-2)
+    changed, _ = outputs(layer, inputs)
+    plain = nn.Linear(6, 5).requires_grad_(False)
+    plain.load_state_dict(layer.state_dict())
+    assert torch.equal(changed, outputs(plain, inputs)[0])
+    layer.load_state_dict(twin.state_dict())
+    assert torch.equal(outputs(layer, inputs)[0], before)
+    assert torch.equal(outputs(twin, inputs)[0], before)
+
+
+@pytest.mark.parametrize(
+    ("family", "head"), [("bert", "mean"), ("gpt2", "own"), ("llama", "mean"), ("vit", "own")]
+)
+def test_a_private_sum_has_the_same_bits_and_what_is_trained_is_not_kept(
+    family: str, head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sums = []
+    for kept in (True, False):
+        if not kept:
+            monkeypatch.setattr(lora, "keep_rounded", lambda *_, **__: None)
+        model = adapted(family, head, model={"precision": "bfloat16"})
+        kinds = {type(module).__module__ for module in model.modules()}
+        assert (keep_rounded.__module__ in kinds) == kept
+        task, state = make_task(family, head, model=model), moved(model)
+        first = summed(task, range(5), state=state, clip_norm=0.1)
+        sums.append((first, summed(task, range(5), state=moved(model, seed=2), clip_norm=0.1)))
+    assert all(torch.equal(one, other) for one, other in zip(*sums, strict=True))
+    assert not torch.equal(*sums[0])
+
+
+def test_float32_keeps_nothing() -> None:
+    assert tiny_base("bert").dtype == torch.float32
+    model = adapted("bert")
+    assert not any(type(m).__module__ == keep_rounded.__module__ for m in model.modules())
