@@ -86,7 +86,8 @@ def filled(
     lack = {what for what, states in found.items() if states is None}
     kept, of_layers = compute(HIDDEN in lack, bool(lack - {HIDDEN}), not lack.isdisjoint(layers))
     told: dict[str | int, Tensor | None] = {HIDDEN: kept.hidden, FEATURES: kept.features}
-    told.update(of_layers)
+    for number, states in of_layers.items():
+        told[number] = states
     whole = {what: told[what] if what in lack else states for what, states in found.items()}
     for what in lack:
         if (states := whole[what]) is not None:
