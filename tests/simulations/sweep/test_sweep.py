@@ -77,7 +77,7 @@ def test_rows_come_as_runs_end_and_stay(settings: Settings, tmp_path: Path) -> N
     before = tree(out)
     assert list(sweep(file, out=out, jobs=1)) == rows
     assert tree(out) == before
-    table = list(csv.DictReader((out / "results.csv").open(encoding="utf-8")))
+    table = list(csv.DictReader((out / "results.csv").read_text(encoding="utf-8").splitlines()))
     assert [float(row["privacy.epsilon"]) for row in table] == [4.0, 8.0]
     frame = rows_frame(out)
     assert list(frame["value"]) == [row["summary"]["value"] for row in rows]
