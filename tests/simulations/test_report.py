@@ -190,6 +190,37 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     assert not (tmp_path / "report" / "map.png").exists()
 
 
+def test_runs_on_other_data_do_not_beat_one_another(tmp_path: Path) -> None:
+    rows = [
+        studies.done(
+            f"{source} {rule}",
+            {"data.source": source, "aggregation.rule": rule},
+            0,
+            studies.summary(value),
+        )
+        for source, rule, value in (
+            ("hard", "ffa", 0.5),
+            ("hard", "fedit", 0.4),
+            ("easy", "ffa", 0.9),
+            ("easy", "fedit", 0.95),
+        )
+    ]
+    found = fronts(view(read_study(studies.write(tmp_path, rows))))[0]
+    assert [one.words for one in found] == ["rule fedit, source easy, epsilon 3"]
+    only = [row for row in rows if row["settings"]["aggregation.rule"] == "ffa"]
+    made = report(studies.write(tmp_path, only))
+    assert "No Pareto fronts" in " ".join(made.not_drawn)
+    assert "front.png" not in {path.name for path in made.pictures}
+
+
+def test_nothing_spent_is_drawn_all_the_same(tmp_path: Path) -> None:
+    rows = [
+        studies.done(f"{epsilon}", {}, 0, studies.summary(0.6, epsilon=epsilon))
+        for epsilon in (0.0, 1.0)
+    ]
+    assert report(studies.write(tmp_path, rows)).done == 2
+
+
 def test_runs_without_privacy_stand_apart_and_are_told_loudly(tmp_path: Path) -> None:
     rows = [
         studies.done(

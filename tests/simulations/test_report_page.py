@@ -26,7 +26,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     rows = [
         studies.done(
             f"{HOSTILE}{number}",
-            {"privacy.epsilon": epsilon, "task.x": name},
+            {"privacy.epsilon": epsilon, "train.x": name},
             seed,
             studies.summary(0.6 + 0.01 * number, epsilon=epsilon, sites=sites),
         )
@@ -37,7 +37,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
             for seed in (0, 1)
         )
     ]
-    rows.append(studies.failed("bad", {"privacy.epsilon": 9.0, "task.x": "a"}, HOSTILE * 3))
+    rows.append(studies.failed("bad", {"privacy.epsilon": 9.0, "train.x": "a"}, HOSTILE * 3))
     return report(studies.write(folder, rows)).page.as_uri()
 
 

@@ -21,7 +21,7 @@ from hushtune.simulations.reporting.tables import (
     run_rows,
     site_rows,
 )
-from hushtune.simulations.reporting.views import RULE, View, utility, view
+from hushtune.simulations.reporting.views import RULE, View, is_of_data, utility, view
 
 PAGE, FOLDER = "report.html", "report"
 _DPI = 170
@@ -152,6 +152,8 @@ def not_drawn(shown: View) -> tuple[str, ...]:
     lines = [line for panel in shown.panels for line in panel.lines]
     if all(each.n < 2 for line in lines for each in line.curve(utility).values()):
         found.append("No intervals: every combination of settings was run with one seed.")
+    if shown.primary is not None and is_of_data(shown.primary):
+        found.append(f"No Pareto fronts: by {shown.primary} the data differ, and nothing else.")
     if all(point.num_bytes is None for point in study.done):
         found.append("No bytes: the runs' traffic is not on record.")
     return tuple(found)

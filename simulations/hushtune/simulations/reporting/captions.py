@@ -15,7 +15,14 @@ from hushtune.simulations.reporting.draw_utility import (
     draw_utility,
     settings_drawn,
 )
-from hushtune.simulations.reporting.views import MOST_LINES, MOST_PANELS, View
+from hushtune.simulations.reporting.views import (
+    MOST_LINES,
+    MOST_PANELS,
+    View,
+    is_of_data,
+    utility,
+    words,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +41,8 @@ def _always(_: View) -> bool:
 
 
 def _seeds(view: View) -> str:
-    counts = sorted(
-        {
-            len(points)
-            for p in view.panels
-            for line in p.lines
-            for points in line.by_epsilon.values()
-        }
-    )
+    lines = [line for panel in view.panels for line in panel.lines]
+    counts = sorted({found.n for line in lines for found in line.curve(utility).values()})
     told = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     many = "seed" if counts[-1] == 1 else "seeds"
     return f"n = {told} {many}"
@@ -86,6 +87,7 @@ def _front(view: View) -> str:
         "combination has both less epsilon (or fewer bytes) and a better mean. Intervals are in "
         "the first picture: a mark on the line need not be better than one just below it. "
         "References across the second panel are means over all epsilons."
+        + (f" Of the data of {words(view.panels[0].data)} alone." if view.panels[0].data else "")
     )
 
 
@@ -133,7 +135,7 @@ PICTURES: tuple[Kind, ...] = (
         title="What no other setting beats",
         draw=draw_front,
         caption=_front,
-        has=_always,
+        has=lambda view: view.primary is None or not is_of_data(view.primary),
     ),
     Kind(
         name="settings",

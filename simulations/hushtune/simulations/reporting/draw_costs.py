@@ -25,7 +25,7 @@ from hushtune.simulations.reporting.style import (
     shown_lines,
     there,
 )
-from hushtune.simulations.reporting.views import View, epsilon_words, reference, utility
+from hushtune.simulations.reporting.views import Panel, View, epsilon_words, reference, utility
 
 _MEGABYTE = 1e6
 _PARTS = ("training", "evaluation", "orchestration", "preparation", "baselines")
@@ -45,7 +45,7 @@ class Setting:
 
 
 def settings_of(view: View) -> list[Setting]:
-    """All combinations that were run."""
+    """All combinations that were run on the data of the first panel."""
     return [
         Setting(
             words=", ".join(
@@ -57,10 +57,15 @@ def settings_of(view: View) -> list[Setting]:
             megabytes=_mean(points, lambda p: None if p.num_bytes is None else p.num_bytes / 1e6),
             seconds=_mean(points, lambda p: p.seconds),
         )
-        for panel in view.panels
+        for panel in comparable(view)
         for line in panel.lines
         for epsilon, points in line.by_epsilon.items()
     ]
+
+
+def comparable(view: View) -> tuple[Panel, ...]:
+    """The panels of the data that the first one is of."""
+    return tuple(panel for panel in view.panels if panel.data == view.panels[0].data)
 
 
 def fronts(view: View) -> tuple[list[Setting], list[Setting]]:
@@ -88,7 +93,8 @@ def draw_front(view: View) -> Figure:
     places = epsilon_axis(all_axes[0], view.epsilons)
     found = settings_of(view)
     _scatter(all_axes[0], view, found, by_epsilon, lambda one: places[one.epsilon])
-    private = [point for point in view.study.done if point.is_private] or list(view.study.done)
+    done = [point for panel in comparable(view) for point in panel.points]
+    private = [point for point in done if point.is_private] or done
     for name in there(view):
         means = reference(private, name)
         if len(means) > 1:

@@ -36,6 +36,7 @@ COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", BLACK)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SOFT = "#555555"
 _LETTERS = 9
+_LEAST_EPSILON = 1e-9
 _REFERENCE_STYLES: Mapping[str, tuple[str, Any]] = {
     "majority": ("#999999", (0, (1, 2))),
     "alone_private": ("#777777", (0, (6, 2, 1, 2))),
@@ -89,8 +90,10 @@ def grid(
 
 def positions(epsilons: Sequence[float | None]) -> dict[float | None, float]:
     """Where each epsilon is drawn: to a logarithmic scale, and no privacy a step to the right."""
-    told = [epsilon for epsilon in epsilons if epsilon is not None]
-    places: dict[float | None, float] = {epsilon: epsilon for epsilon in told}
+    told = [max(epsilon, _LEAST_EPSILON) for epsilon in epsilons if epsilon is not None]
+    places: dict[float | None, float] = {
+        epsilon: max(epsilon, _LEAST_EPSILON) for epsilon in epsilons if epsilon is not None
+    }
     if None in epsilons:
         if not told:
             places[None] = 1.0

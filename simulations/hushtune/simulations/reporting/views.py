@@ -59,10 +59,14 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """The lines of one combination of the settings that do not tell lines apart."""
+    """The lines of one combination of the settings that do not tell lines apart.
+
+    ``data``: what of it says which data were learned from; figures on other data are no better.
+    """
 
     title: str
     lines: tuple[Line, ...]
+    data: Choice = ()
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -105,7 +109,12 @@ def view(study: Study) -> View:
         primary=primary,
         others=others,
         panels=tuple(
-            Panel(title=words(choice), lines=_lines(panels[choice], primary)) for choice in choices
+            Panel(
+                title=words(choice),
+                lines=_lines(panels[choice], primary),
+                data=tuple(pair for pair in choice if is_of_data(pair[0])),
+            )
+            for choice in choices
         ),
         epsilons=tuple(sorted(epsilons, key=lambda value: (value is None, value or 0.0))),
     )
@@ -185,6 +194,11 @@ def epsilon_words(epsilon: float | None) -> str:
     ('epsilon 3', 'no privacy')
     """
     return "no privacy" if epsilon is None else f"epsilon {epsilon:g}"
+
+
+def is_of_data(key: str) -> bool:
+    """Whether a setting says from which data is learned."""
+    return key.startswith(("data.", "task."))
 
 
 def _last_none(value: float | None) -> tuple[bool, float]:
