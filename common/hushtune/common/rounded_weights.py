@@ -50,7 +50,7 @@ class _Conv1D(Conv1D):
         kept = _rounded(self, x)
         if kept is None:
             return super().forward(x)
-        weight, bias = kept
+        weight, bias = cast("tuple[Tensor, Tensor]", kept)  # it always has a bias
         return torch.addmm(bias, x.flatten(0, -2), weight).view(*x.shape[:-1], self.nf)
 
 
