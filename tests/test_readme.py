@@ -215,7 +215,8 @@ def test_codes_of_errors_have_their_section() -> None:
 
 
 def test_the_tree_names_what_is_there() -> None:
-    tree = README.split("## Source tree")[1].split("```")[1]
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    tree = page.split("## Where things go")[1].split("```")[1]
     lines = tree.strip().splitlines()
     named = [line.split()[0] for line in lines]
     assert [name for name in named if not (ROOT / name).exists()] == []
