@@ -32,8 +32,8 @@ MIXED = Units(np.array([4, 0, 7, 2, 8, 1], dtype=np.int64), np.array([0, 1, 3, 6
 
 
 @pytest.fixture
-def by_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(AdaptedModel, "gradients", GradientMethod.HOOKS)
+def fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AdaptedModel, "gradients", GradientMethod.FUSED)
 
 
 def both(task: Any, rows: Any, monkeypatch: pytest.MonkeyPatch, **how: Any) -> tuple[Tensor, ...]:
@@ -56,7 +56,7 @@ def test_both_ways_give_the_same_sum(
     without_a = tuple(key for key in state.keys if "lora_A" not in key)
     for keys in (state.keys, without_a):
         how: dict[str, Any] = {"state": state, "clip_norm": 0.1, "microbatch": 4, "keys": keys}
-        fused, hooks = both(task, rows, monkeypatch, **how)
+        hooks, fused = both(task, rows, monkeypatch, **how)
         assert fused.norm() > 0.1
         assert torch.linalg.norm(fused - hooks) <= 1e-5 * 0.1
 
@@ -85,31 +85,31 @@ def test_both_ways_give_the_same_sum_of_other_adapters(
 
 
 @every_case
-@pytest.mark.usefixtures("by_hooks")
-def test_by_hooks_one_record_moves_the_sum_by_at_most_the_clip_norm(family: str, head: str) -> None:
+@pytest.mark.usefixtures("fused")
+def test_fused_one_record_moves_the_sum_by_at_most_the_clip_norm(family: str, head: str) -> None:
     test_dp.test_one_record_moves_the_sum_by_at_most_the_clip_norm(family, head)
 
 
 @every_case
-@pytest.mark.usefixtures("by_hooks")
-def test_by_hooks_the_sum_is_that_of_one_example_at_a_time(family: str, head: str) -> None:
+@pytest.mark.usefixtures("fused")
+def test_fused_the_sum_is_that_of_one_example_at_a_time(family: str, head: str) -> None:
     test_dp.test_equals_one_example_at_a_time(family, head, 4)
 
 
 @pytest.mark.parametrize(("family", "head"), CASES[:4])
-@pytest.mark.usefixtures("by_hooks")
-def test_by_hooks_one_unit_moves_the_sum_by_at_most_the_clip_norm(family: str, head: str) -> None:
+@pytest.mark.usefixtures("fused")
+def test_fused_one_unit_moves_the_sum_by_at_most_the_clip_norm(family: str, head: str) -> None:
     test_groups.test_one_unit_moves_the_sum_by_at_most_the_clip_norm(family, head)
 
 
-@pytest.mark.usefixtures("by_hooks")
-def test_by_hooks_all_views_of_an_image_are_clipped_as_one() -> None:
+@pytest.mark.usefixtures("fused")
+def test_fused_all_views_of_an_image_are_clipped_as_one() -> None:
     test_images.test_all_views_of_an_image_are_clipped_as_one("vit", "mean")
 
 
 @pytest.mark.parametrize("fault", ["batch axis lost", "tensor unused"])
-@pytest.mark.usefixtures("by_hooks")
-def test_by_hooks_gradients_that_are_not_one_an_example_are_refused(fault: str) -> None:
+@pytest.mark.usefixtures("fused")
+def test_fused_gradients_that_are_not_one_an_example_are_refused(fault: str) -> None:
     test_dp.test_gradients_that_are_not_one_an_example_are_refused(fault)
 
 
@@ -147,7 +147,8 @@ def test_gradients_of_a_layer_that_is_used_twice_add_up() -> None:
         torch.testing.assert_close(found[row], layer.weight.grad)
 
 
-def test_layers_of_other_kinds_are_left_to_the_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("fused")
+def test_layers_of_other_kinds_are_left_to_the_hooks() -> None:
     task = tensor_task()
     state = moved(task.model)
     lora.install(task.model, state)

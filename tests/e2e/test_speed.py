@@ -17,7 +17,7 @@ from hushtune.server.app import run_name
 from hushtune.simulations import run
 
 OFF: dict[str, dict[str, Any]] = {
-    "fused gradients": {"speed__gradients": "hooks"},
+    "fused gradients": {"speed__gradients": "fused"},
     "texts of one length together": {"speed__pad": "max_tokens"},
     "kept activations": {"train__cache_megabytes": 0},
     "freed memory kept": {"speed__keep_freed_memory": False},

@@ -14,10 +14,11 @@ class SpeedConfig(Section):
     but for rounding, nor which batches are drawn. See train.cache_megabytes, model.precision too.
     """
 
-    gradients: Literal["fused", "hooks"] = Field(
-        default="fused",
-        description="how each example's gradient is taken: fused = by the layers' own backward "
-        "pass; hooks = by Opacus. Layers that fused does not know are left to Opacus",
+    gradients: Literal["hooks", "fused"] = Field(
+        default="hooks",
+        description="how each example's gradient is taken: hooks = by Opacus; fused = by the "
+        "layers' own backward pass, the same numbers a little sooner. Layers that fused does not "
+        "know are left to Opacus",
     )
     pad: Literal["length", "max_tokens"] = Field(
         default="length",

@@ -70,7 +70,7 @@ class AdaptedModel(nn.Module):
     that. For words see ``ANSWER_AT``.
     """
 
-    gradients = GradientMethod.FUSED
+    gradients = GradientMethod.HOOKS
 
     def __init__(
         self,

@@ -28,8 +28,9 @@ __all__ = [
 ]
 
 
-FEWEST_AT_ONCE = 8
-"""Rows, of which fewer at once take hardly less time; orders name multiples of it."""
+PIECES, FEWEST = 4, 2
+"""A step's rows are computed in four pieces or more, of two rows at least: larger ones are hardly
+cheaper by the row, and of texts of many lengths much of each is only filled up."""
 
 
 def chosen_sites(config: RunConfig, sites: Collection[str], *, round: int) -> tuple[str, ...]:
@@ -74,12 +75,12 @@ def _at_site(
     training: LocalTraining, config: RunConfig, site: str, *, plan: PrivacyPlan, size: int
 ) -> LocalTraining:
     """With the rate of records in a client's own steps, of which a plan for clients has none, and
-    no more rows at once than a step is expected to have: what fills a piece up is computed too."""
+    few rows at once beside those that a step is expected to have; see ``PIECES``."""
     of_client = Unit(config.privacy.unit) is Unit.CLIENT
     rate = local_rate(config, site) if of_client else plan.sampling_probability
     views = config.augment.views * (config.privacy.records_per_group if config.data.group else 1)
     expected = math.ceil(rate * size) * views
-    few = max(1, -(-expected // FEWEST_AT_ONCE)) * FEWEST_AT_ONCE
+    few = max(FEWEST, -(-expected // PIECES))
     training = replace(training, microbatch=min(training.microbatch, few))
     return replace(training, sampling_probability=rate) if of_client else training
 

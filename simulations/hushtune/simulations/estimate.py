@@ -76,7 +76,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     values += used * model.feature_size * layers if model.reads_features else 0
     kept = min(config.train.cache_megabytes, math.ceil(values * 4 / 2**20))
     # A gradient of each example, and two copies of it while it is clipped.
-    at_once = max(config.train.microbatch, config.augment.views)
+    at_once = max(2 * config.train.microbatch, config.augment.views)  # of short texts
     samples = 3 * at_once * state.select(keys).num_values() * 4 / 2**20
     weights = sum(p.numel() for p in workspace.task.model.parameters()) * 4 / 2**20
     guard = unguarded(config.aggregation, config.simulation.sites_per_round or len(plans))

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from hushtune.common.tasks.units import Piece, Rows, Units
 
-_WIDTH = 8
+_LADDER = np.array([16, *(third * 2**k for k in range(3, 18) for third in (3, 4))])
+"""Widths of texts: 16, 24, 32, 48, 64, 96, ... Few, so that few pieces have to be filled up."""
+_USUAL_WIDTH = 32
 
 
 class InputRows(Protocol):
@@ -52,8 +54,8 @@ class TokenRows:
     offsets: Rows  # (n + 1,)
     pad_id: int
     max_tokens: int
-    step: int = _WIDTH
-    """Widths are multiples of it."""
+    alike: bool = False
+    """Whether all are padded to ``max_tokens``."""
 
     @property
     def lengths(self) -> Rows:
@@ -67,7 +69,10 @@ class TokenRows:
         Products of another width round otherwise, by a percent in bfloat16. A row that were padded
         to the longest beside it would so change with it, beyond what clipping bounds.
         """
-        return np.minimum(-(-self.lengths // self.step) * self.step, self.max_tokens)
+        if self.alike:
+            return np.full(len(self.lengths), self.max_tokens, dtype=np.int64)
+        wide = _LADDER[np.searchsorted(_LADDER, self.lengths)]
+        return np.minimum(wide, self.max_tokens)
 
     def inputs(self, rows: Rows) -> dict[str, Tensor]:
         """``input_ids`` and ``attention_mask``, each ``(b, t)``, padded to the largest width."""
@@ -87,7 +92,7 @@ _Held = TypeVar("_Held")
 def padded_alike(rows: _Held) -> _Held:
     """The same inputs, targets or views with all their texts padded to ``max_tokens``."""
     if isinstance(rows, TokenRows):
-        return replace(rows, step=rows.max_tokens)
+        return replace(rows, alike=True)
     if not is_dataclass(rows):
         return rows
     held = {field.name: getattr(rows, field.name) for field in fields(rows)}
@@ -121,7 +126,8 @@ class Activations:
 
 
 def in_pieces(inputs: InputRows, units: Units, size: int) -> list[Piece]:
-    """Units in pieces of about ``size`` rows, widest first, so that memory peaks early.
+    """Units in pieces of about ``size`` rows, widest first, so that memory peaks early. Of texts
+    ``size`` are of 32 tokens: fewer of longer ones, of shorter ones up to twice as many.
 
     All units of a piece have as many rows as one another, and are padded to the same sizes. How
     many rows are computed at once follows from those and ``size``, and not from how many units
@@ -136,7 +142,10 @@ def in_pieces(inputs: InputRows, units: Units, size: int) -> list[Piece]:
     changes = np.flatnonzero(np.diff(kinds).any(0)) + 1
     pieces: list[Piece] = []
     for alike in np.split(order, changes):
-        count = max(1, size // int(units.sizes[alike[0]]))
+        rows = size
+        if isinstance(inputs, TokenRows):
+            rows = min(2 * size, size * _USUAL_WIDTH // int(shapes[alike[0], 0]))
+        count = max(1, rows // int(units.sizes[alike[0]]))
         for start in range(0, len(alike), count):
             pieces.append(Piece.filled(units.take(alike[start : start + count]), count))
     return pieces
