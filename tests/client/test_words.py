@@ -164,7 +164,7 @@ def test_a_model_of_two_adapted_parts_always_starts_from_tokens(family: str) -> 
 @every_family
 def test_rows_of_a_piece_have_one_width_and_one_size_of_answer(family: str) -> None:
     """Else how many places logits are computed at would follow from the rows beside."""
-    inputs, _ = words_rows(family, 60)
+    inputs, _ = words_rows(family, 60, times=4)
     units = Units.single(np.arange(60, dtype=np.int64))
     alone = {int(row): shapes(inputs, [int(row)]) for row in units.rows}
     assert len(set(alone.values())) > 3

@@ -141,16 +141,21 @@ def words_model(family: str, *, layers: int = 2, **adapter: Any) -> AdaptedModel
     )
 
 
-def words_rows(family: str, count: int = NUM_ROWS) -> tuple[Any, TokenRows]:
-    """Inputs of 3 to 12 random tokens before answers of 1 to 11, and the answers."""
-    drawn = np.random.default_rng(5)
-    prompts = [drawn.integers(4, NUM_WORDS, size).tolist() for size in drawn.integers(3, 13, count)]
-    answers = [drawn.integers(4, NUM_WORDS, size).tolist() for size in drawn.integers(1, 12, count)]
-    learnt = ragged(answers, pad_id=IGNORED, max_tokens=24)
+def words_rows(family: str, count: int = NUM_ROWS, *, times: int = 1) -> tuple[Any, TokenRows]:
+    """Inputs of 3 to 12 random tokens before answers of 1 to 11, and the answers; of ``times`` as
+    many tokens."""
+    drawn, most = np.random.default_rng(5), 24 * times
+
+    def texts(least: int, end: int) -> list[list[int]]:
+        sizes = times * drawn.integers(least, end, count)
+        return [drawn.integers(4, NUM_WORDS, size).tolist() for size in sizes]
+
+    prompts, answers = texts(3, 13), texts(1, 12)
+    learnt = ragged(answers, pad_id=IGNORED, max_tokens=most)
     if family in APART:
-        return SourceRows(ragged(prompts, pad_id=0, max_tokens=24), learnt), learnt
+        return SourceRows(ragged(prompts, pad_id=0, max_tokens=most), learnt), learnt
     whole = [[*prompt, *answer[:-1]] for prompt, answer in zip(prompts, answers, strict=True)]
-    return AnswerRows(ragged(whole, pad_id=0, max_tokens=24), learnt), learnt
+    return AnswerRows(ragged(whole, pad_id=0, max_tokens=most), learnt), learnt
 
 
 def words_task(
