@@ -108,19 +108,21 @@ def plot(rows: Rows, everyone: Mapping[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    from hushtune.simulations.reporting.style import COLOURS
+
     found = medians(rows)
     names = [name for name in everyone if name in found][::-1]
     figure, (left, right) = pyplot.subplots(
-        1, 2, figsize=(11, 1.2 + 0.45 * len(names)), width_ratios=(3, 1), sharey=True
+        1, 2, figsize=(11, 1.5 + 0.45 * len(names)), width_ratios=(3, 1), sharey=True
     )
     labels = [everyone[name].title for name in names]
     begin = [0.0] * len(names)
-    for part in PARTS:
+    for part, colour in zip(PARTS, COLOURS, strict=False):
         widths = [max(0.0, found[name][part]) for name in names]
-        left.barh(labels, widths, left=begin, label=part)
+        left.barh(labels, widths, left=begin, label=part, color=colour)
         begin = [start + width for start, width in zip(begin, widths, strict=True)]
     left.set_xlabel("seconds, one core")
-    left.legend(loc="lower right", frameon=False, fontsize="small")
+    left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(PARTS), frameon=False)
     right.barh(labels, [found[name]["memory_mb"] for name in names], color="0.6")
     right.set_xlabel("peak memory, MB")
     figure.tight_layout()
