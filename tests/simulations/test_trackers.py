@@ -13,7 +13,7 @@ import pytest
 from hushtune.common.errors import CheckpointError, ConfigError, RunError
 from hushtune.simulations.outputs import METRICS, SUMMARY
 from hushtune.simulations.study import run
-from hushtune.simulations.trackers import EXPERIMENT, scalars, track
+from hushtune.simulations.trackers import EXPERIMENT, run_name, scalars, track
 
 from ..conftest import Command, Settings
 
@@ -78,7 +78,7 @@ def test_both_hold_every_figure_of_every_round(
         to = ("--to", f"tensorboard:{board}", "--to", f"mlflow:{uri}")
         done = hushtune("track", finished, *to)
         assert done.status == 0, done.err
-    told, (logged, params) = in_tensorboard(board / finished.name), in_mlflow(uri)
+    told, (logged, params) = in_tensorboard(board / run_name(finished)), in_mlflow(uri)
     rows, summary = rows_of(finished), json.loads((finished / SUMMARY).read_text())
     for key in {key for row in rows for key in scalars(row)}:
         wanted = {row["round"]: scalars(row)[key] for row in rows if key in scalars(row)}
@@ -104,12 +104,16 @@ def test_a_run_is_followed_until_it_is_finished(finished: Path, tmp_path: Path) 
     watch.start()
     watch.join(2.5)
     assert watch.is_alive()
-    assert [step for step, _ in in_tensorboard(tmp_path / "b" / "going")["bytes_up"]] == [1]
+    assert [step for step, _ in in_tensorboard(tmp_path / "b" / run_name(going))["bytes_up"]] == [1]
     (going / METRICS).write_text("".join(lines))
     shutil.copy(finished / SUMMARY, going)
     watch.join(20)
     assert found == [3]
-    assert [step for step, _ in in_tensorboard(tmp_path / "b" / "going")["bytes_up"]] == [1, 2, 3]
+    assert [step for step, _ in in_tensorboard(tmp_path / "b" / run_name(going))["bytes_up"]] == [
+        1,
+        2,
+        3,
+    ]
 
 
 def test_what_is_no_number_is_not_told() -> None:
@@ -124,7 +128,7 @@ def test_a_place_that_is_none_is_named(finished: Path, where: str) -> None:
 
 
 def test_what_is_somebody_else_s_is_left_alone(finished: Path, tmp_path: Path) -> None:
-    mine = tmp_path / finished.name / "notes.txt"
+    mine = tmp_path / run_name(finished) / "notes.txt"
     mine.parent.mkdir()
     mine.write_text("mine")
     with pytest.raises(RunError, match="something else"):

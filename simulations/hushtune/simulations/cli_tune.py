@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from hushtune.common.errors import ConfigError
+from hushtune.common.privacy.figures import upwards
 from hushtune.common.privacy.selection import CountLaw
 from hushtune.simulations.cli_options import (
     AsJson,
@@ -112,9 +113,9 @@ def _show_cost(console: Console, cost: Cost | None) -> None:
         return
     worst = max(cost.sites.values(), key=lambda site: site.epsilon)
     console.print(
-        f"Charged: epsilon {worst.epsilon:.3f} at delta {worst.delta:g} for the run that is chosen "
-        f"({worst.epsilon_of_one:.3f} for one run alone), towards whoever gets that run and "
-        "nothing else. Towards server and sites, which see every run, all runs add up.",
+        f"Charged: epsilon {upwards(worst.epsilon)} at delta {worst.delta:g} for the run that is "
+        f"chosen ({upwards(worst.epsilon_of_one)} for one run alone), towards whoever gets that "
+        "run and nothing else. Towards server and sites, which see every run, all runs add up.",
         highlight=False,
     )
 
@@ -136,7 +137,7 @@ def _show_found(console: Console, found: dict[str, Any], out: Path, cost: Cost |
     everything = max(found["epsilon_of_all_trials"].values())
     console.print(
         f"{out / 'selected'} may be released, at the cost above. All else in the folder is the "
-        f"researcher's; whoever sees every run, as a server does: epsilon {everything:.3f}.",
+        f"researcher's; whoever sees every run, as a server does: epsilon {upwards(everything)}.",
         highlight=False,
         soft_wrap=True,
     )

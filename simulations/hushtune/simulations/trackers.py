@@ -6,6 +6,7 @@ run. Both libraries are extras. A run that is tracked again replaces what it had
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -49,8 +50,8 @@ class Tracker(Protocol):
         """Figures of a round."""
         ...
 
-    def end(self) -> None:
-        """The run is over, finished or not."""
+    def end(self, *, finished: bool) -> None:
+        """Nothing more is told of the run."""
         ...
 
 
@@ -98,7 +99,7 @@ def track(folder: Path | str, to: Sequence[str], *, follow: bool = False) -> int
     settings = flat_settings(loads_config(read_text(folder / CONFIG, remedy=_NO_RUN)))
     for place in places:
         with _failing(place):
-            place.begin(folder.name, settings)
+            place.begin(run_name(folder), settings)
     while True:
         over = not follow or (folder / SUMMARY).is_file()  # looked at before the rows
         rows = _rows(folder)
@@ -110,13 +111,20 @@ def track(folder: Path | str, to: Sequence[str], *, follow: bool = False) -> int
         if over:
             break
         time.sleep(_SECONDS)
+    finished = (folder / SUMMARY).is_file()
     for place in places:
         with _failing(place):
-            if (folder / SUMMARY).is_file():
+            if finished:
                 summary = read_json(folder / SUMMARY, remedy=_NO_RUN)
                 place.add(_last(summary), summary["rounds"])
-            place.end()
+            place.end(finished=finished)
     return done
+
+
+def run_name(folder: Path) -> str:
+    """The folder's name and, as others may have the same, six digits of where it is."""
+    where = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:6]
+    return f"{folder.name}-{where}"
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
@@ -194,7 +202,7 @@ class TensorBoard:
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
-    def end(self) -> None:
+    def end(self, *, finished: bool) -> None:
         """See Tracker."""
         self._writer.close()
 
@@ -228,9 +236,9 @@ class MLflow:
         for begin in range(0, len(told), 1000):  # the most that a call takes
             self._client.log_batch(self._run, metrics=told[begin : begin + 1000])
 
-    def end(self) -> None:
+    def end(self, *, finished: bool) -> None:
         """See Tracker."""
-        self._client.set_terminated(self._run)
+        self._client.set_terminated(self._run, None if finished else "KILLED")
 
 
 def _named(key: str) -> str:

@@ -53,6 +53,7 @@ OTHER: dict[str, Any] = {
     "scale": {"model__feature_scale": 3.0},
     "precision": {"model__precision": "bfloat16"},
     "cut": {"model__layer": 1},
+    "padding": {"speed__pad": "max_tokens"},
 }
 
 

@@ -127,14 +127,17 @@ def test_a_changed_study_adds_points_and_keeps_rows(settings: Settings, tmp_path
     changed = study(settings, tmp_path, grid={"adapter.rank": [2, 1]}, set={"seed": 1})
     heard = Heard()
     rows = list(sweep(changed, out=out, jobs=1, observer=heard))
-    assert heard.notes == ["1 row of points that the study has no more is kept"]
+    assert heard.notes == [
+        "1 row of points that the study has no more is left out; what they ran stays"
+    ]
     # Seed 1 at rank 2 is the run that was there, now by what this study varies.
     assert rows[0] == {**old[1], "name": "rank=2", "settings": {"adapter.rank": 2}}
     assert {name for name, _ in heard.events} == {"rank=1"}
-    assert [row["point"] for row in read_rows(out)] == [
-        *(row["point"] for row in rows),
-        old[0]["point"],
-    ]
+    # A report must not draw what the study does not have.
+    assert [row["point"] for row in read_rows(out)] == [row["point"] for row in rows]
+    back = list(sweep(study(settings, tmp_path, grid={"seed": [0, 1]}), out=out, jobs=1))
+    of_seeds = {row["seed"]: row["summary"] for row in back}
+    assert of_seeds == {row["seed"]: row["summary"] for row in old}  # their runs are there still
 
 
 def test_nothing_runs_before_all_points_are_sound(settings: Settings, tmp_path: Path) -> None:
@@ -217,4 +220,5 @@ def test_the_command(settings: Settings, tmp_path: Path, hushtune: Command) -> N
     failed = hushtune("sweep", bad, "--out", tmp_path / "out", "--jobs", 1)
     assert failed.status == 1
     assert "1 of 1 points failed" in failed.out
-    assert "note: 2 rows of points that the study has no more are kept" in failed.out
+    note = "note: 2 rows of points that the study has no more are left out; what they ran stays"
+    assert note in failed.out

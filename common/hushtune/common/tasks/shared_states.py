@@ -131,7 +131,8 @@ def names_of(
     base = (model.fingerprint, len(model.blocks) if model.has_blocks else 0, model.precision)
     read = (model.head_kind, model.feature_scale, model.separator)
     device = next(model.parameters()).device.type
-    common = repr((base, inputs.pad_id, inputs.max_tokens, device, tokens.hexdigest()))
+    told = (inputs.pad_id, inputs.max_tokens, inputs.alike)
+    common = repr((base, told, device, tokens.hexdigest()))
     wanted: dict[str | int, str] = {}
     if hidden:
         wanted[HIDDEN] = f"{common}-{HIDDEN}-{model.first_adapted}"

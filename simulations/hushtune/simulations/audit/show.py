@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,14 +43,14 @@ def show_audit(console: Console, report: Mapping[str, Any]) -> None:
     for row in report["rows"]:
         groups.setdefault((row["canary"], row["observer"]), []).append(row)
     for (canary, observer), rows in groups.items():
-        bounds = {row["method"]: f"{row['lower_bound']:.2f}" for row in rows}
+        bounds = {row["method"]: _down(row["lower_bound"]) for row in rows}
         family = max(row["in_family"] for row in rows if row["in_family"] is not None)
         table.add_row(
             _WHAT[canary],
             _SEEN_BY[observer],
             str(rows[0]["canaries"]),
             *(bounds.get(method, "") for method in _METHODS),
-            f"{family:.2f}",
+            _down(family),
             style="bold red" if any(row["refutes"] for row in rows) else None,
         )
     console.print(table)
@@ -57,6 +58,11 @@ def show_audit(console: Console, report: Mapping[str, Any]) -> None:
         _show_attacks(console, report["membership"])
     for line in sentences(report):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _down(bound: float) -> str:
+    """Rounded down: a lower bound must not be told as more than it is."""
+    return f"{math.floor(bound * 100) / 100:.2f}"
 
 
 def sentences(report: Mapping[str, Any]) -> list[str]:
@@ -69,7 +75,7 @@ def sentences(report: Mapping[str, Any]) -> list[str]:
     ]
     if report["plant"]:
         lines.append(f"PLANTED FAULT: {report['plant']}. This is not the product's own training.")
-    bound, claim = f"{report['lower_bound']:.2f}", _claim(report)
+    bound, claim = _down(report["lower_bound"]), _claim(report)
     if report["refuted"]:
         how = (
             f"the lower bound {bound} is above it"

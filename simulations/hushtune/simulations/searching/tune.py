@@ -36,6 +36,7 @@ from hushtune.common.errors import (
     ConfigError,
     DataError,
     FederationError,
+    ModelError,
     OutputExistsError,
     PlanError,
 )
@@ -61,7 +62,7 @@ from hushtune.simulations.searching.space import Parameter
 from hushtune.simulations.study import run
 
 TRIALS, BEST, SELECTED = "trials", "best.toml", "selected"
-_NO_RESULT = (ConfigError, DataError, FederationError, PlanError)
+_NO_RESULT = (ConfigError, DataError, FederationError, ModelError, PlanError)
 """What a run may end with and be one that failed; a full disk, say, ends the search."""
 
 

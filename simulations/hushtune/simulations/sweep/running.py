@@ -1,8 +1,8 @@
 """A sweep: the points of a study that have not run yet, run; and a row of results for each.
 
 A point is its settings: the hash of all of them names its folder. So a study may be changed and run
-into the same folder again. What has an equal hash is kept, what is new is run, and rows of points
-that the study has no more stay where they are.
+into the same folder again. What has an equal hash is kept, what is new is run, and of points that
+the study has no more the runs stay, and not the rows.
 """
 
 from __future__ import annotations
@@ -170,7 +170,11 @@ def _rows(
 
 
 class _Table:
-    """The rows of a folder: those of the study in its order, then those that it has no more."""
+    """The rows of a folder: those of the study, in its order.
+
+    Rows of points that it has no more go, as a report would draw them among the others; their runs
+    stay, and give their rows again where the study has them again.
+    """
 
     def __init__(self, folder: Path, points: Sequence[Point], observer: SweepObserver) -> None:
         self._folder = folder
@@ -181,11 +185,10 @@ class _Table:
         if gone:
             observer.note(
                 f"{gone} row{'s' * (gone != 1)} of points that the study has no more "
-                f"{'are' if gone != 1 else 'is'} kept"
+                f"{'are' if gone != 1 else 'is'} left out; what they ran stays"
             )
         self._rows = {
-            key: described_anew(row, by_key[key]) if key in by_key else row
-            for key, row in rows.items()
+            key: described_anew(row, by_key[key]) for key, row in rows.items() if key in by_key
         }
         self.kept = [self._rows[key] for key in self._points if key in self._rows]
         self._write()
@@ -196,8 +199,8 @@ class _Table:
         self._write()
 
     def _write(self) -> None:
-        order = [*self._points, *(self._rows.keys() - set(self._points))]
-        write_rows(self._folder, [self._rows[key] for key in order if key in self._rows])
+        rows = [self._rows[key] for key in self._points if key in self._rows]
+        write_rows(self._folder, rows)
 
 
 def _here(
