@@ -56,7 +56,7 @@ federation: $(STAMP) ## a coordinator and three sites as processes of this machi
 test: $(STAMP) ## all tests
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
-nightly: $(STAMP) ## the tests that take too long for each change: faults of a federation of processes
+nightly: $(STAMP) ## the tests that take too long for each change: presets of all kinds, federations of processes
 	$(BIN)/python -m pytest -q -m nightly
 
 check: $(STAMP) ## style, types and the direction of imports

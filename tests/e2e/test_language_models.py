@@ -13,12 +13,14 @@ import transformers as tf
 from peft import AutoPeftModelForCausalLM, AutoPeftModelForSeq2SeqLM
 
 from hushtune.common.config import RunConfig
+from hushtune.common.errors import UnsupportedModelError
 from hushtune.common.lora_rules import RULES
 from hushtune.common.planning import POOLED
 from hushtune.common.presets import PRESETS
 from hushtune.common.tasks import partition
 from hushtune.server import checkpoint
 from hushtune.simulations import plots, run
+from hushtune.simulations.edge import export_edge
 from hushtune.simulations.estimate import estimate
 from hushtune.simulations.saved import export, load
 from hushtune.simulations.written import written
@@ -269,6 +271,19 @@ def test_predict_answers_on_the_command_line(trained: Trained, hushtune: Any) ->
     assert told.status == 0, told.err
     assert answer["answer"] in told.out
     assert hushtune("predict", trained.out, ASKED).status == 0
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_a_model_of_two_parts_is_not_written_for_devices(
+    asked: Path, tmp_path: Path, family: str
+) -> None:
+    """Alone, BART would make up what it has answered so far out of what it was asked."""
+    pytest.importorskip("onnx")
+    model = make_words(tmp_path / family, family)
+    run(config_of(model, asked, task__kind="seq2seq", train__rounds=1), tmp_path / "run")
+    with pytest.raises(UnsupportedModelError, match="an encoder and a decoder"):
+        export_edge(tmp_path / "run", tmp_path / "device", int8=False)
+    assert not (tmp_path / "device").exists()
 
 
 def test_a_model_of_two_parts_is_for_sources_and_targets(asked: Path, tmp_path: Path) -> None:

@@ -38,6 +38,14 @@ def examples(trained: Predictor) -> list[Inputs]:
         )
     base = cast(Any, trained.model.base).get_base_model()
     kind, config = str(base.main_input_name), base.config
+    if trained.model.reads_and_writes:
+        raise UnsupportedModelError(
+            "a model with an encoder and a decoder is not written for devices: one file gives what "
+            "one pass gives, and such a model answers in many",
+            given=f"--format onnx or int8 of {config.model_type}",
+            expected="a model of one part",
+            remedy="--format merged writes it for PyTorch",
+        )
     if kind == "input_ids":
         return text_examples(int(config.vocab_size), longest=trained.settings.max_tokens)
     if kind == "pixel_values":
