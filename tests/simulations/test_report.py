@@ -44,6 +44,8 @@ def test_an_interval_is_student_s_and_none_of_one_value() -> None:
     half = 2.7764451051977987 * statistics.stdev(values) / math.sqrt(5)  # t, 4 degrees, 97.5 %
     assert found.half == pytest.approx(half, rel=1e-9)
     assert (found.n, estimate([0.8]).half) == (5, None)
+    assert estimate([0.8, 0.9]).half is None  # it would be 0.64
+    assert estimate([0.8, 0.9, 0.7]).half is not None
 
 
 def test_the_front_leaves_out_what_is_beaten_in_both() -> None:
@@ -297,6 +299,14 @@ def test_a_study_that_is_still_written_is_read_without_its_last_line(tmp_path: P
     study = read_study(tmp_path)
     assert (study.cut, len(study.points)) == (True, 1)
     assert "was not whole" in report(tmp_path).page.read_text(encoding="utf-8")
+
+
+def test_runs_without_a_row_are_counted(tmp_path: Path) -> None:
+    studies.write(tmp_path, [studies.done("a", {}, 0, studies.summary(0.7))])
+    for name in ("a", "b", "c"):
+        (tmp_path / "points" / name).mkdir(parents=True)
+    page = report(tmp_path).page.read_text(encoding="utf-8")
+    assert "1 run done, 0 failed; of 2 more in points there is no row of results." in page
 
 
 def test_of_a_run_that_was_repeated_the_last_result_counts(tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-CONFIDENCE = 0.95
+CONFIDENCE, FEWEST = 0.95, 3
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The mean of ``n`` values; ``half``: half the width of its interval, None of one value."""
+    """The mean of ``n`` values; ``half``: half the width of its interval, None of one or two."""
 
     n: int
     mean: float
@@ -32,6 +32,8 @@ class Estimate:
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean and 95 % interval by Student's t, which takes the values for a normal sample.
 
+    The fewest that have one are three: of two its half is nine times their standard deviation.
+
     >>> found = estimate([0.80, 0.82, 0.84])
     >>> found.n, round(found.mean, 3), round(found.half, 4)
     (3, 0.82, 0.0497)
@@ -39,7 +41,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     from scipy.stats import t
 
     mean, n = statistics.fmean(values), len(values)
-    if n < 2:
+    if n < FEWEST:
         return Estimate(n, mean, None)
     quantile = float(t.ppf((1 + CONFIDENCE) / 2, n - 1))
     return Estimate(n, mean, quantile * statistics.stdev(values) / math.sqrt(n))

@@ -61,6 +61,7 @@ def render(shown: View, pictures: Sequence[Picture], not_drawn: Sequence[str]) -
         keys=list(dict.fromkeys(key for point in study.points for key in point.settings)),
         rows=[_row(point) for point in study.points],
         commits=_commits(study),
+        unfinished=_unfinished(study),
         version=version("hushtune"),
         files=_study_files(study),
         command=f"hushtune report {shlex.quote(study.folder.resolve().name)}",
@@ -119,6 +120,13 @@ def _row(point: Point) -> dict[str, Any]:
 def _spent(point: Point) -> str:
     """Rounded up, as every promise is."""
     return "none" if point.spent is None else upwards(point.spent, places=3)
+
+
+def _unfinished(study: Study) -> int:
+    """How many runs have no row of results: not finished, or no more in the study."""
+    begun = study.folder / "points"
+    count = sum(path.is_dir() for path in begun.iterdir()) if begun.is_dir() else 0
+    return max(0, count - len(study.points))
 
 
 def _commits(study: Study) -> list[str]:

@@ -8,7 +8,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 from hushtune.common.names import SEEN_BY, metric_words
@@ -27,7 +33,7 @@ class SweepView:
         self._progress = Progress(
             TextColumn("points"),
             BarColumn(bar_width=24),
-            TextColumn("{task.completed}/{task.total}"),
+            MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
             TextColumn("{task.fields[now]}", style="dim", markup=False),
