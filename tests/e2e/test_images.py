@@ -10,6 +10,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -59,12 +60,18 @@ def trained(
 
 def used_as_its_card_says(folder: Path, image: Path) -> str:
     """What the code in a card prints."""
+    return used(folder, image)[0]
+
+
+def used(folder: Path, image: Path) -> tuple[str, dict[str, Any]]:
+    """The same, and all names that the code has defined."""
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     code = code.replace("FOLDER", str(folder)).replace("image.png", str(image))
     printed = io.StringIO()
+    defined: dict[str, Any] = {}
     with redirect_stdout(printed):
-        exec(compile(code, "card", "exec"), {})
-    return printed.getvalue()
+        exec(compile(code, "card", "exec"), defined)
+    return printed.getvalue(), defined
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -92,6 +99,12 @@ def test_a_private_run_from_a_folder_to_an_exported_model(
     expected = model.logits([str(light)])
     export(out, tmp_path / "merged", merged=True)
     assert "['light']" in used_as_its_card_says(tmp_path / "merged", light)
+    export_edge(out, tmp_path / "device", int8=False)
+    for name, image in (("dark", dark), ("light", light)):
+        assert used_as_its_card_says(tmp_path / "device", image) == f"{name}\n"
+    pixels = torch.from_numpy(used(tmp_path / "device", light)[1]["rows"]["pixel_values"])
+    as_trained = model.inputs([str(light)]).inputs(np.arange(1))["pixel_values"]
+    torch.testing.assert_close(pixels, as_trained, rtol=0, atol=1e-5)
     export(out, tmp_path / "adapter", merged=False)
     torch.testing.assert_close(load(tmp_path / "adapter").logits([str(light)]), expected)
     (tmp_path / "bad.png").write_bytes(b"?")

@@ -25,6 +25,7 @@ from hushtune.common.errors import UnsupportedModelError
 from hushtune.common.files import read_text
 from hushtune.common.lora_files import merged
 from hushtune.common.model import AdaptedModel
+from hushtune.common.tasks.image_processor import ImageProcessor
 from hushtune.simulations import edge_inputs, saved
 from hushtune.simulations.edge_card import edge_card
 from hushtune.simulations.edge_measure import Form, compare, judge_of, report
@@ -92,6 +93,7 @@ def export_adapter(
             int8=int8,
             model=MODEL,
             tokenizer=TOKENIZER if reads_text else None,
+            images=trained.encoder if isinstance(trained.encoder, ImageProcessor) else None,
         )
         (partial / "README.md").write_text(text, encoding="utf-8")
     return found

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from hushtune.common.config_task import TaskConfig
 from hushtune.common.kinds import Inputs, Targets
+from hushtune.common.tasks.image_processor import ImageProcessor
 from hushtune.simulations.card import with_use
 from hushtune.simulations.card_texts import told
 
@@ -40,6 +41,23 @@ for _ in range(20):  # the most likely token after the other
 print(tokenizer.decode(ids))
 ```
 """
+_IMAGES = """\
+```python
+import numpy as np
+from onnxruntime import InferenceSession
+from PIL import Image, ImageOps
+
+{labels}session = InferenceSession("FOLDER/{model}")
+image = ImageOps.exif_transpose(Image.open("image.png")).convert("RGB")
+image = image.resize({size}, resample={resample})
+left, top = (image.width - {width}) // 2, (image.height - {height}) // 2
+image = image.crop((left, top, left + {width}, top + {height}))
+pixels = np.array(image, np.float32).transpose(2, 0, 1) * {scale} + {offset}
+mean, std = (np.array(given).reshape(3, 1, 1) for given in ({mean}, {std}))
+rows = {{"pixel_values": ((pixels - mean) / std)[None].astype(np.float32)}}
+print(labels[session.run(["logits"], rows)[0].argmax()])
+```
+"""
 _OTHER = """\
 ```python
 import numpy as np
@@ -70,6 +88,19 @@ def _told(task: TaskConfig) -> str:
     return f"{logits}\n    {told(task)}"
 
 
+def _pixels(of: ImageProcessor) -> dict[str, object]:
+    """What the code for images is filled in with: that of ``ImageProcessor``, in numbers."""
+    height, width = of.resize if isinstance(of.resize, tuple) else (0, 0)
+    shorter = f"[{of.resize} * side // min(image.size) for side in image.size]"
+    return {
+        "size": str((width, height)) if isinstance(of.resize, tuple) else shorter,
+        "resample": int(of.resample),
+        **{name: getattr(of, name) for name in ("width", "height", "scale", "offset")},
+        "mean": list(of.mean),
+        "std": list(of.std),
+    }
+
+
 def edge_card(
     card: str,
     *,
@@ -79,10 +110,12 @@ def edge_card(
     int8: bool,
     model: str,
     tokenizer: str | None,
+    images: ImageProcessor | None,
 ) -> str:
     """The card of an adapter as that of the ONNX file ``model`` that it became part of.
 
     ``inputs``: the file's, with their axes. ``tokenizer``: the tokenizer's file, if it reads text.
+    ``images``: how pixels are made, if it looks at images.
     """
     names = f"labels = {json.dumps(list(labels), ensure_ascii=False)}\n" if labels else ""
     if task.of.targets is Targets.ANSWER:
@@ -97,6 +130,9 @@ def edge_card(
             told=_told(task),
         )
         needed = "`pip install onnxruntime tokenizers` is all that it needs"
+    elif images is not None:
+        code = _IMAGES.format(labels=names, model=model, **_pixels(images))
+        needed = "`pip install onnxruntime pillow` is all that it needs"
     else:
         shapes = {
             name: ", ".join(str(size) if isinstance(size, int) else "1" for size in axes)
