@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from hushtune.common.errors import CheckpointError, ConfigError, RunError
+from hushtune.common.files import read_json_lines
 from hushtune.simulations.outputs import METRICS, SUMMARY
 from hushtune.simulations.study import run
 from hushtune.simulations.trackers import EXPERIMENT, run_name, scalars, track
@@ -138,3 +139,14 @@ def test_what_is_somebody_else_s_is_left_alone(finished: Path, tmp_path: Path) -
         track(finished, ["mlflow:nonsense://"])
     with pytest.raises(CheckpointError):
         track(tmp_path / "none", [f"tensorboard:{tmp_path}"])
+
+
+def test_a_damaged_line_is_named_and_one_that_is_being_written_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / METRICS
+    path.write_text('{"round": 1}\n{"rou')
+    assert read_json_lines(path, remedy="wait", growing=True) == [{"round": 1}]
+    with pytest.raises(CheckpointError, match="is damaged"):
+        read_json_lines(path, remedy="begin anew")
+    path.write_text('{"rou\n{"round": 2}\n')
+    with pytest.raises(CheckpointError, match="is damaged"):
+        read_json_lines(path, remedy="begin anew", growing=True)

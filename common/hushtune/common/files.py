@@ -70,6 +70,18 @@ def read_json(path: Path, *, remedy: str) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
+def read_json_lines(path: Path, *, remedy: str, growing: bool = False) -> list[dict[str, Any]]:
+    """The JSON on each line of a file of a run; CheckpointError, with that remedy, if it is none.
+
+    ``growing``: the file may be being written, so that a last line without an end is left out.
+    """
+    lines = read_text(path, remedy=remedy).splitlines(keepends=True)
+    try:
+        return [json.loads(line) for line in lines if not growing or line.endswith("\n")]
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, error, remedy) from error
+
+
 def _damaged(path: Path, error: Exception, remedy: str) -> CheckpointError:
     if isinstance(error, OSError):
         return CheckpointError(

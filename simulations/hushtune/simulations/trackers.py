@@ -21,13 +21,12 @@ from typing import Any, Protocol
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import CONFIG, loads_config
 from hushtune.common.errors import (
-    CheckpointError,
     ConfigError,
     HushtuneError,
     OutputExistsError,
     RunError,
 )
-from hushtune.common.files import read_json, read_text
+from hushtune.common.files import read_json, read_json_lines, read_text
 from hushtune.simulations.outputs import METRICS, SUMMARY
 
 EXPERIMENT = "hushtune"
@@ -131,13 +130,7 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
     """The whole lines of metrics.jsonl, which may be being written; none where it is not there."""
     if not (folder / METRICS).is_file():
         return []
-    text = read_text(folder / METRICS, remedy=_NO_RUN)
-    try:
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line[-1] == "\n"]
-    except ValueError as error:
-        raise CheckpointError(
-            f"{METRICS} is damaged", given=str(error), expected="JSON lines", remedy=_NO_RUN
-        ) from error
+    return read_json_lines(folder / METRICS, remedy=_NO_RUN, growing=True)
 
 
 def _last(summary: Mapping[str, Any]) -> dict[str, float]:

@@ -25,7 +25,7 @@ from hushtune.server.strategy import RoundResult
 from hushtune.simulations.audit.bounds import Scores
 from hushtune.simulations.audit.curves import Claim
 from hushtune.simulations.audit.federation import claimed, federated
-from hushtune.simulations.audit.games import MODEL, SERVER, Seen
+from hushtune.simulations.audit.games import MODEL, SERVER, Seen, together
 from hushtune.simulations.audit.wrap import Plant, planted
 from hushtune.simulations.engine import around
 
@@ -48,9 +48,7 @@ def client_games(
         seen, claim = _client_game(config, workspace, random, fault=fault)
         games.append(seen)
         claims.append(claim)
-    joined = [Seen.joined(list(same)) for same in zip(*games, strict=True)]
-    events = dict.fromkeys(events for claim in claims for events in claim.sites)
-    return joined, Claim(tuple(events), config.privacy.delta)
+    return together(games, claims, delta=config.privacy.delta)
 
 
 def _client_game(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -59,6 +59,15 @@ class Seen:
         return replace(games[0], scores=scores, included=included)
 
 
+def together(
+    games: Sequence[list[Seen]], claims: Sequence[Claim], *, delta: float
+) -> tuple[list[Seen], Claim]:
+    """What was seen in several games, each with units of its own, and what is claimed of them."""
+    joined = [Seen.joined(list(same)) for same in zip(*games, strict=True)]
+    events = dict.fromkeys(events for claim in claims for events in claim.sites)
+    return joined, Claim(tuple(events), delta)
+
+
 def split_up(count: int, sites: int, *, most: int) -> list[list[int]]:
     """How many canaries each site has in each game, as evenly as can be; at most ``most``.
 
@@ -100,9 +109,7 @@ def gradient_games(
         seen, claim = _gradient_game(config, workspace, placed, fault=fault)
         found.append(seen)
         claims.append(claim)
-    joined = [Seen.joined(list(games)) for games in zip(*found, strict=True)]
-    events = dict.fromkeys(events for claim in claims for events in claim.sites)
-    return joined, Claim(tuple(events), config.privacy.delta)
+    return together(found, claims, delta=config.privacy.delta)
 
 
 def _gradient_game(

@@ -10,7 +10,6 @@ Two kinds of choice have a named cost, and any other is refused (docs/laboratory
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +39,7 @@ from hushtune.common.errors import (
     OutputExistsError,
     PlanError,
 )
-from hushtune.common.files import check_writable, read_json, read_text, write_text
+from hushtune.common.files import check_writable, read_json, read_json_lines, write_text
 from hushtune.common.kinds import higher_is_better
 from hushtune.common.planning import site_plans
 from hushtune.common.privacy.ledger import Ledger
@@ -48,6 +47,7 @@ from hushtune.common.privacy.plan import DpSgdEvent
 from hushtune.common.privacy.selection import CountLaw, RandomCount
 from hushtune.common.run_context import RunContext
 from hushtune.common.tasks.workspace import resolve
+from hushtune.simulations.outputs import METRICS
 from hushtune.simulations.searching.cost import Cost, check_covered, cost_of, epsilon_of_all
 from hushtune.simulations.searching.proposals import at_random, by_optuna
 from hushtune.simulations.searching.record import (
@@ -260,8 +260,7 @@ def validation_value(place: Path, summary: Mapping[str, Any]) -> float | None:
     """
     stopped = summary.get("stopped")
     kept = summary["rounds"] if stopped is None else stopped["kept_round"]
-    text = read_text(place / "metrics.jsonl", remedy="remove the folder and go on with --resume")
-    rows = [json.loads(line) for line in text.splitlines()]
+    rows = read_json_lines(place / METRICS, remedy="remove the folder and go on with --resume")
     row = next((row for row in rows if row["round"] == kept), {})
     if row.get("evaluated_on") != "validation":
         raise DataError(

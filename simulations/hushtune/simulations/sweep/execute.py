@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from hushtune.common.config_io import CONFIG, loads_config
 from hushtune.common.errors import BusyError, CheckpointError, HushtuneError
-from hushtune.common.files import read_text
+from hushtune.common.files import read_json_lines
 from hushtune.simulations.observer import Silent
 from hushtune.simulations.outputs import METRICS
 from hushtune.simulations.study import run
@@ -136,9 +136,8 @@ def _alone(folder: Path) -> Generator[None]:
 
 def _traffic(folder: Path) -> dict[str, int]:
     """Bytes of all rounds, to and from the server."""
-    text = read_text(folder / METRICS, remedy="run the point again: remove its folder")
+    rows = read_json_lines(folder / METRICS, remedy="run the point again: remove its folder")
     try:
-        rows = [json.loads(line) for line in text.splitlines()]
         return {key: sum(int(row[key]) for row in rows) for key in ("bytes_up", "bytes_down")}
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"{folder / METRICS} is damaged", given=str(error)) from None
