@@ -142,8 +142,8 @@ def clients(settings: Settings, **changes: Any) -> Any:
     ],
 )
 def test_clients_as_canaries(settings: Settings, plant: Plant | None) -> None:
-    report = audit(clients(settings), canaries=200, shadows=0, plant=plant).report
-    assert (report["unit"], report["trust"], report["canaries"]) == ("client", "server", 200)
+    report = audit(clients(settings), canaries=400, shadows=0, plant=plant).report
+    assert (report["unit"], report["trust"], report["canaries"]) == ("client", "server", 400)
     assert report["refuted"] is (plant is not None), report["rows"][0]
 
 
