@@ -52,13 +52,18 @@ class Recorder:
         report = yield
         if call.excinfo is None:
             self.verdicts.setdefault(item.nodeid, report.outcome)
-        elif call.when == "call" and call.excinfo.errisinstance(
-            (AssertionError, pytest.fail.Exception)  # the latter is that of pytest.raises
-        ):
+        elif call.when == "call" and is_failure(call.excinfo.value):
             self.verdicts[item.nodeid] = "caught"
         else:
             self.verdicts[item.nodeid] = f"{call.excinfo.typename} in {call.when}"
         return report
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether a test found what it looks for. Hypothesis groups what it found in several ways."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(is_failure, error.exceptions))
+    return isinstance(error, (AssertionError, pytest.fail.Exception))  # that of pytest.raises
 
 
 def run_tests(root: Path, nodes: Sequence[str]) -> NoReturn:

@@ -16,7 +16,7 @@ import pytest
 
 from hushtune.client.site import ledger_path
 from hushtune.common.privacy.ledger import Ledger
-from hushtune.simulations.sweep import sweep
+from hushtune.simulations.sweep import sweep, worker
 from hushtune.simulations.sweep.points import Point
 from hushtune.simulations.sweep.running import Unheard
 from hushtune.simulations.sweep.workers import fitting, free_megabytes, next_point
@@ -122,7 +122,7 @@ def _wait(ready: Any, process: subprocess.Popen[bytes]) -> None:
 
 
 class Killer(Unheard):
-    """Kills the process that is at the first round it hears of."""
+    """Kills the process that is at the first round it hears of: the first point runs alone."""
 
     def __init__(self) -> None:
         self.killed: str | None = None
@@ -130,8 +130,9 @@ class Killer(Unheard):
     def told(self, point: Point, event: dict[str, Any]) -> None:
         if self.killed is None and event.get("round"):
             self.killed = point.name
-            (child,) = psutil.Process().children()
-            child.kill()
+            children = psutil.Process().children()
+            (process,) = [child for child in children if worker.__name__ in child.cmdline()]
+            process.kill()
 
 
 @pytest.mark.slow
