@@ -20,7 +20,9 @@ POINTS = {
     "rules-by-epsilon": 45,
     "rules-by-epsilon-newsgroups": 54,
     "trust-models": 21,
-    "where-lora-pays": 30,
+    "trust-models-clients": 21,
+    "where-lora-pays": 39,
+    "where-lora-pays-topics": 18,
 }
 SEEDS = "seed = [0, 1, 2]"
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import config_hash, dump_toml, load_config
-from hushtune.common.errors import HushtuneError
+from hushtune.common.errors import ConfigError, HushtuneError
 from hushtune.common.presets import PRESETS
 from hushtune.common.privacy.plan import PrivacyPlan
 from hushtune.common.tasks.workspace import workspace_key
@@ -90,7 +90,8 @@ def _checked(study: Study, precision: str) -> list[tuple[RunConfig, Mapping[str,
         if config.model.precision == "auto":
             model = config.model.model_copy(update={"precision": precision})
             config = config.model_copy(update={"model": model})
-        configs.append(config)
+        configs.append(_with_baselines(config, study.compared))
+    _check_some_compared(study, configs)
     # One table of rows is kept at a time, so that points of equal rows are checked together.
     order = sorted(range(len(configs)), key=lambda at: (_rows(configs[at]), at))
     found: dict[int, tuple[RunConfig, Mapping[str, PrivacyPlan]]] = {}
@@ -98,6 +99,26 @@ def _checked(study: Study, precision: str) -> list[tuple[RunConfig, Mapping[str,
         with _told(study.asked[at].place):
             found[at] = checked(configs[at])
     return [found[at] for at in range(len(configs))]
+
+
+def _with_baselines(config: RunConfig, compared: Mapping[str, Sequence[Any]] | None) -> RunConfig:
+    """The configuration, compared with baselines if it is one of those that are."""
+    if compared is None:
+        return config
+    tree = config.model_dump(mode="json")
+    chosen = all(_value(tree, key) in values for key, values in compared.items())
+    simulation = config.simulation.model_copy(update={"baselines": chosen})
+    return config.model_copy(update={"simulation": simulation})
+
+
+def _check_some_compared(study: Study, configs: Sequence[RunConfig]) -> None:
+    if study.compared is not None and not any(c.simulation.baselines for c in configs):
+        raise ConfigError(
+            f"no point is compared with baselines (in {study.file}, [baselines])",
+            given=", ".join(f"{key} = {values}" for key, values in study.compared.items()),
+            expected="settings that some point has",
+            remedy="correct them, or leave [baselines] out",
+        )
 
 
 def _rows(config: RunConfig) -> str:

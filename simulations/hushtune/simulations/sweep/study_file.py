@@ -20,10 +20,11 @@ from hushtune.common.errors import ConfigError, UnknownKeyError
 MOST_POINTS = 10_000
 _KEYS = frozenset(known_keys())
 _NAME = "name"
+_BASELINES = "simulation.baselines"
 
 
 class StudyFile(Section):
-    """A study as it is written: ``preset`` or ``config``, [set], [grid] and [[point]]."""
+    """A study as it is written: ``preset`` or ``config``, [set], [grid], [[point]], [baselines]."""
 
     preset: Name | None = Field(default=None, description="a ready configuration to begin with")
     config: FilePath | None = Field(default=None, description="a TOML file to begin with")
@@ -33,6 +34,11 @@ class StudyFile(Section):
     )
     point: Annotated[tuple[Mapping[str, Any], ...], BeforeValidator(tuple_from_list)] = Field(
         default=(), description="settings that go together, each combined with the whole grid"
+    )
+    baselines: Mapping[str, Any] | None = Field(
+        default=None,
+        description="settings, each with one value or a list, of the points that are compared with "
+        "baselines; the others are not",
     )
 
 
@@ -60,6 +66,8 @@ class Study:
     fixed: Layer
     keys: tuple[str, ...]
     asked: tuple[Asked, ...]
+    compared: Mapping[str, Sequence[Any]] | None = None
+    """Which points are compared with baselines, values by dotted key; None: as settings say."""
 
     def layers(self, point: Asked) -> tuple[Layer, Layer]:
         """The settings of a point, over what the study begins with."""
@@ -109,6 +117,17 @@ def read_study(file: Path | str) -> Study:
             expected=f"2 to {MOST_POINTS} points",
             remedy="one run is `hushtune simulate`" if not keys else "leave some values out",
         )
+    compared = None
+    if table.baselines is not None:
+        by_key = _by_key(table.baselines, f"{file}, [baselines]")
+        compared = {key: v if isinstance(v, list) else [v] for key, v in by_key.items()}
+        if _BASELINES in (*fixed, *keys):
+            raise ConfigError(
+                f"{_BASELINES} and [baselines] say the same (in {file})",
+                given="both",
+                expected="one of them",
+                remedy=f"leave {_BASELINES} out",
+            )
     tree_of_all: Mapping[str, Any] = {}
     for key, value in fixed.items():
         tree_of_all = merged(tree_of_all, nested(key.split("."), value))
@@ -120,6 +139,7 @@ def read_study(file: Path | str) -> Study:
         fixed=Layer(place=f"{file}, [set]", tree=tree_of_all, folder=folder),
         keys=keys,
         asked=tuple(_combined(tables, grid, file)),
+        compared=compared,
     )
 
 
