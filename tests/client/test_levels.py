@@ -124,8 +124,8 @@ def test_a_unit_is_computed_in_shapes_of_its_own(
         found: dict[tuple[int, ...], tuple[int, ...]] = {}
         for piece in in_pieces(tokens, given, size):
             shape = tuple(tokens.inputs(piece.rows)["input_ids"].shape)
-            for place in range(len(piece.units)):
-                found[tuple(piece.units.take(np.array([place])).rows)] = shape
+            for at in range(len(piece.units)):
+                found[tuple(piece.units.take(np.array([at])).rows)] = shape
         return found
 
     whole, without = shapes(units), shapes(rest)
@@ -145,11 +145,14 @@ def test_a_row_s_kept_activations_do_not_depend_on_the_other_rows(precision: str
     everyone = np.arange(150, dtype=np.int64)
 
     def kept(rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
-        task = text_classification(model, tokens, labels(150), cache_megabytes=64, rows_in_use=rows)
+        task = text_classification(
+            model, of_rows(tokens, rows), labels(150)[rows], cache_megabytes=64
+        )
         task.level(lora.initial_state(model, seed=0))
-        batches = [task.batch(rows[at : at + 1], Level.HIDDEN).inputs for at in range(len(rows))]
+        own = np.arange(len(rows), dtype=np.int64)
+        batches = [task.batch(own[at : at + 1], Level.HIDDEN).inputs for at in own]
         hidden = torch.cat([batch["hidden"].flatten(0, 1) for batch in batches])
-        return hidden, task.batch(rows, Level.FEATURES).inputs["features"]
+        return hidden, task.batch(own, Level.FEATURES).inputs["features"]
 
     whole = kept(everyone)
     assert whole[1].std() > 0.1
@@ -161,6 +164,13 @@ def test_a_row_s_kept_activations_do_not_depend_on_the_other_rows(precision: str
         others = torch.cat([whole[0][:start], whole[0][end:]])
         assert float((hidden - others).abs().max()) <= 1e-5
         assert float((features - whole[1][rest]).abs().max()) <= 1e-5
+
+
+def of_rows(tokens: TokenRows, rows: Rows) -> TokenRows:
+    """Some rows alone, in their order."""
+    kept = [tokens.ids[tokens.offsets[row] : tokens.offsets[row + 1]] for row in rows]
+    offsets = np.concatenate([[0], np.cumsum(tokens.lengths[rows])]).astype(np.int64)
+    return TokenRows(torch.cat(kept), offsets, tokens.pad_id, tokens.max_tokens)
 
 
 def wide_bert(precision: str) -> AdaptedModel:
@@ -218,18 +228,18 @@ def test_rounding_that_an_adapter_blows_up_moves_the_sum_no_further_than_the_cli
         for gone in (None, len(units) - 1, 0):
             left = np.delete(np.arange(len(units)), [] if gone is None else [gone])
             chosen = units.take(left)
+            own = Units(np.arange(len(chosen.rows), dtype=np.int64), chosen.starts)
             task = text_classification(
                 model,
-                tokens,
-                labels(len(flat)),
+                of_rows(tokens, chosen.rows),
+                labels(len(flat))[chosen.rows],
                 cache_megabytes=64,
-                rows_in_use=chosen.rows,
             )
             assert start is Level.TOKENS or task.level(state, keys) is start
             sums.append(
                 summed(
                     task,
-                    chosen,
+                    own,
                     state=state,
                     clip_norm=1.0,
                     microbatch=microbatch,

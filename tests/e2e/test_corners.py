@@ -200,11 +200,14 @@ def test_without_privacy_the_pooled_run_is_made_once(settings: Any, tmp_path: Pa
 
 def test_without_baselines_their_keys_are_there_and_empty(settings: Any, tmp_path: Path) -> None:
     baselines = run(settings.config(), tmp_path / "out")["baselines"]
-    assert {name for name, value in baselines.items() if value is not None} == {
-        "majority",
+    assert {name for name, value in baselines.items() if value is not None} == {"majority"}
+    assert {
         "untrained",
-    }
-    assert {"head_private", "alone_private", "pooled_private", "pooled"} <= baselines.keys()
+        "head_private",
+        "alone_private",
+        "pooled_private",
+        "pooled",
+    } <= baselines.keys()
 
 
 def test_flower_never_writes_into_a_used_folder(settings: Any, tmp_path: Path) -> None:

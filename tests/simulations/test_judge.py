@@ -43,10 +43,10 @@ def test_the_last_round_s_test_rows_are_not_gone_through_again(
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     last = json.loads(lines[-1])
     if validation:
-        assert passes == 1 + 1  # the untrained model, the final one
+        assert passes == 1  # the final model's
         assert last["evaluated_on"] == "validation"
         return
-    assert passes == 1 + 3  # the untrained model, one in each round
+    assert passes == 3  # one in each round
     assert summary["metrics"]["loss"] == last["loss"]
     for site, row in last["sites"].items():
         assert summary["sites"][site]["metrics"] == row

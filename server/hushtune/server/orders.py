@@ -28,11 +28,6 @@ __all__ = [
 ]
 
 
-PIECES, FEWEST = 4, 2
-"""A step's rows are computed in four pieces or more, of two rows at least: larger ones are hardly
-cheaper by the row, and of texts of many lengths much of each is only filled up."""
-
-
 def chosen_sites(config: RunConfig, sites: Collection[str], *, round: int) -> tuple[str, ...]:
     """The sites of a round by name, sorted: all, or a seeded sample without replacement.
 
@@ -75,12 +70,16 @@ def _at_site(
     training: LocalTraining, config: RunConfig, site: str, *, plan: PrivacyPlan, size: int
 ) -> LocalTraining:
     """With the rate of records in a client's own steps, of which a plan for clients has none, and
-    few rows at once beside those that a step is expected to have; see ``PIECES``."""
+    few rows at once beside those that a step is expected to have.
+
+    Each width of a step's texts has a last piece that is filled up, half of it on average, and each
+    piece costs as much as some hundred tokens: with n rows in all, pieces of about sqrt(2 n) make
+    the sum of both least."""
     of_client = Unit(config.privacy.unit) is Unit.CLIENT
     rate = local_rate(config, site) if of_client else plan.sampling_probability
     views = config.augment.views * (config.privacy.records_per_group if config.data.group else 1)
     expected = math.ceil(rate * size) * views
-    few = max(FEWEST, -(-expected // PIECES))
+    few = math.ceil(math.sqrt(2 * max(expected, 2)))
     training = replace(training, microbatch=min(training.microbatch, few))
     return replace(training, sampling_probability=rate) if of_client else training
 

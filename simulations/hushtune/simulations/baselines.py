@@ -78,12 +78,12 @@ def compare(
 ) -> dict[str, Figures]:
     """Figures of every baseline; those that ``kept`` (a JSON file) has are not run again.
 
-    Without ``simulation.baselines``, only of those that need no training.
+    Without ``simulation.baselines``, only the constant answer, and the base itself where it answers
+    without a head of its own that is new.
     """
-    table: dict[str, Figures] = {
-        "majority": constant(workspace, config),
-        "untrained": main_figures(workspace, config, workspace.initial_state),
-    }
+    table: dict[str, Figures] = {"majority": constant(workspace, config)}
+    if config.simulation.baselines or not config.task.of.has_head:
+        table["untrained"] = main_figures(workspace, config, workspace.initial_state)
     if not config.simulation.baselines:
         return table
     done = _kept(kept, {*config.data.public_sizes, POOLED})

@@ -242,6 +242,22 @@ def test_subsample_is_seeded_and_bounded(tmp_path: Path) -> None:
     assert parts(other.sites["north"]) != parts(data.sites["north"])
 
 
+def test_rows_that_no_part_has_are_left_out_and_nothing_else_changes(tmp_path: Path) -> None:
+    whole = loaded(tmp_path, {"north": many("n", 60), "south": many("s", 25)}, max_rows_per_site=20)
+    assert len(whole.texts) == 85
+    used = whole.without_unused()
+    assert len(used.texts) == len(used.answers) == len(used.labels) == 40
+    assert sorted(all_rows(used)) == list(range(40))
+    for site, split in whole.sites.items():
+        for before, after in zip(parts(split), parts(used.sites[site]), strict=True):
+            for kept in ("texts", "answers", "labels"):
+                old, new = getattr(whole, kept), getattr(used, kept)
+                assert [old[row] for row in before] == [new[row] for row in after]
+        assert used.used(site) == whole.used(site)
+    assert used.fingerprints == whole.fingerprints
+    assert parts(used.without_unused().sites["north"]) == parts(used.sites["north"])
+
+
 def test_a_subsample_keeps_what_labels_must_have(tmp_path: Path) -> None:
     """Of a rare label a subsample may leave no row, one row, or rows of one site."""
     rare = {

@@ -69,7 +69,7 @@ def test_what_states_follow_from_is_in_their_names(
     opened, asked = passes.of(settings.config(**other))
     assert any(features for _, features in asked)
     kept = opened.task._kept
-    alone, _ = opened.task._computed(opened.task._in_use, hidden=True, features=True)
+    alone, _ = opened.task._computed(opened.task._all, hidden=True, features=True)
     assert kept is not None
     assert torch.equal(kept.features, alone.features)
     if what == "cut":  # nothing below its one block is worth keeping
@@ -113,9 +113,7 @@ def test_only_what_lacks_is_computed(settings: Settings, monkeypatch: pytest.Mon
     for layer in again.task.readable_layers:
         assert again.task._of_layers[layer] is heads.task._of_layers[layer]
         with again.task.reading(layer):
-            assert torch.equal(
-                again.task._features(again.task._in_use), again.task._of_layers[layer]
-            )
+            assert torch.equal(again.task._features(again.task._all), again.task._of_layers[layer])
 
 
 def test_the_oldest_go_where_there_is_no_room() -> None:

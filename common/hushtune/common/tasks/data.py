@@ -73,6 +73,31 @@ class LabelledRows:
         """Some rows, by the unit that a guarantee speaks of."""
         return _units(rows, self.groups)
 
+    def without_unused(self) -> LabelledRows:
+        """The same without the rows that no part of any site has, as where a sample is taken of
+        many: nothing else need be made of them. The order stays."""
+        splits = self.sites.values()
+        parts = [part for s in splits for part in (s.train, s.validation, s.test)]
+        kept = np.unique(np.concatenate([*parts, self.left_out]))
+
+        def moved(rows: Rows) -> Rows:
+            return np.searchsorted(kept, rows).astype(np.int64)
+
+        sites = {
+            site: Split(moved(s.train), moved(s.validation), moved(s.test))
+            for site, s in self.sites.items()
+        }
+        return replace(
+            self,
+            texts=tuple(self.texts[row] for row in kept),
+            answers=tuple(self.answers[row] for row in kept),
+            labels=self.labels[kept],
+            groups=None if self.groups is None else self.groups[kept],
+            blocks=None if self.blocks is None else self.blocks[kept],
+            sites=sites,
+            left_out=moved(self.left_out),
+        )
+
 
 def load_data(
     config: DataConfig,

@@ -40,7 +40,6 @@ class Supervised:
         *,
         evaluation_batch: int = EVALUATION_BATCH,
         cache_megabytes: int = 0,
-        rows_in_use: Rows | None = None,
         on_fill: Callable[[int, int], None] | None = None,
         augmented: AugmentedRows | None = None,
         layers: bool = False,
@@ -48,24 +47,22 @@ class Supervised:
         """``augmented``: the inputs as training changes them at random; evaluation never does.
         ``layers``: heads will be compared by the layer that they read, so that one pass fills all.
 
-        Activations are kept for ``rows_in_use`` (None: all rows) where ``cache_megabytes`` are
-        enough; ``on_fill(done, total)`` hears how filling them goes. Whether they are kept decides
-        how long it takes, and nothing else."""
+        Activations are kept where ``cache_megabytes`` are enough; ``on_fill(done, total)`` hears
+        how filling them goes. Whether they are kept decides how long it takes, and nothing else."""
         self._model = model
         self._inputs = inputs
         self._targets = targets
         self._objective = objective
         self._evaluation_batch = evaluation_batch
         self._budget = cache_megabytes * 2**20
-        everything = np.arange(len(inputs.lengths), dtype=np.int64)
-        self._in_use = everything if rows_in_use is None else rows_in_use
+        self._all = np.arange(len(inputs.lengths), dtype=np.int64)
         self._on_fill = on_fill
         self._augmented = augmented
         self._kept: Activations | None = None
         self._features_tried = False
         self._fills_layers = layers
         self._layer: int | None = None
-        self._of_layers: dict[int, Tensor] = {}  # of the rows in use, (n, d) each
+        self._of_layers: dict[int, Tensor] = {}  # (n, d) each
 
     @property
     def model(self) -> AdaptedModel:
@@ -142,7 +139,7 @@ class Supervised:
                 "they are reads the output of a block"
             )
         if not self._of_layers:  # now, as it runs the model, and not within a step of training
-            rest = self._computed(self._in_use, hidden=False, features=True, layers=True)
+            rest = self._computed(self._all, hidden=False, features=True, layers=True)
             self._of_layers |= rest[1]
         self._layer = layer
         try:
@@ -241,7 +238,7 @@ class Supervised:
     def _features(self, rows: Rows) -> Tensor:
         if self._layer is not None:
             found = self._of_layers[self._layer]
-            return found[torch.from_numpy(np.searchsorted(self._in_use, rows))]
+            return found[torch.from_numpy(rows)]
         kept = self._activations()
         if kept.features is None:
             kept, _ = self._computed(np.unique(rows), hidden=False, features=True)
@@ -265,17 +262,17 @@ class Supervised:
         if before is not None and (self._features_tried or not features):
             return before
         self._features_tried |= features
-        count, total = len(self._in_use), int(self._inputs.lengths[self._in_use].sum())
+        count, total = len(self._all), int(self._inputs.lengths.sum())
         a_value, a_pooled = self._model.hidden_size * 4, self._model.feature_size * 4
         layers = self.readable_layers if self._fills_layers and features else ()
         found, of_layers = filled(
-            (self._model, self._inputs, self._in_use),
+            (self._model, self._inputs, self._all),
             hidden=before is None
             and self._model.keeps_hidden
             and total * a_value + count * a_pooled <= self._budget,
             features=features and count * a_pooled <= self._budget,
             layers=layers if (1 + len(layers)) * count * a_pooled <= self._budget else (),
-            compute=partial(self._computed, self._in_use, on_fill=self._on_fill),
+            compute=partial(self._computed, self._all, on_fill=self._on_fill),
         )
         self._of_layers |= of_layers
         self._kept = found if before is None else replace(before, features=found.features)

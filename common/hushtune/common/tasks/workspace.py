@@ -83,12 +83,6 @@ class Workspace:
             prepared.objective,
             evaluation_batch=prepared.evaluation_batch,
             cache_megabytes=config.train.cache_megabytes,
-            rows_in_use=np.unique(
-                np.concatenate(
-                    [self.rows(POOLED, p) for p in ("train", "validation", "test")]
-                    + [data.left_out]
-                )
-            ),
             on_fill=None if progress is None else lambda i, n: progress("frozen features", i, n),
             augmented=prepared.augmented,
             layers=layers,
@@ -196,7 +190,7 @@ def _data(config: RunConfig) -> LabelledRows:
             config.task,
             seed=config.seed,
             records_per_group=config.privacy.records_per_group,
-        )
+        ).without_unused()
     return _tables[key]
 
 
