@@ -19,7 +19,8 @@ def sweep(
         Path,
         typer.Argument(
             metavar="STUDY.toml",
-            help="preset or config, [set] of all points, [grid] with lists, [[point]] tables",
+            help="preset or config, [set] of all points, [grid] with lists, [[point]] tables, "
+            "[baselines] with the settings of the points that are compared with any",
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="the sweep's folder")] = None,

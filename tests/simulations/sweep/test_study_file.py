@@ -74,9 +74,76 @@ def test_equal_points_run_once(settings: Settings, tmp_path: Path) -> None:
     assert notes == ["points 1 and 3 are one run, which runs once"]
 
 
+CROSSED = {"privacy.epsilon": [2.0, 4.0], "aggregation.rule": ["ffa", "fedit"], "seed": [0, 1]}
+
+
+@pytest.mark.parametrize(
+    ("baselines", "compared"),
+    [
+        ({"aggregation.rule": "fedit"}, ["2.0 fedit", "4.0 fedit"]),
+        # A number however it is written, a table as good as a dotted key.
+        ({"privacy": {"epsilon": [2, 4]}}, ["2.0 fedit", "2.0 ffa", "4.0 fedit", "4.0 ffa"]),
+        ({"aggregation.rule": ["ffa", "fedit"], "privacy.epsilon": 4.0}, ["4.0 fedit", "4.0 ffa"]),
+        ({"aggregation.rule": ["fedit"], "privacy.epsilon": [2.0]}, ["2.0 fedit"]),
+        # What all points share may be named too.
+        ({"privacy.trust": "site", "aggregation.rule": "ffa"}, ["2.0 ffa", "4.0 ffa"]),
+    ],
+)
+def test_chosen_points_are_compared_with_baselines(
+    settings: Settings, tmp_path: Path, baselines: dict[str, Any], compared: list[str]
+) -> None:
+    file = study(settings, tmp_path, set=PRIVATE, grid=CROSSED, baselines=baselines)
+    points, _ = points_of(read_study(file), precision="float32")
+    found = {True: set[str](), False: set[str]()}
+    for point in points:
+        told = point.config.privacy.epsilon, point.config.aggregation.rule
+        found[point.config.simulation.baselines].add(" ".join(map(str, told)))
+    assert sorted(found[True]) == compared
+    assert not found[True] & found[False]  # all seeds of a point, or none
+    assert len(found[True] | found[False]) == 4
+
+
+def test_without_the_table_settings_say_who_is_compared(settings: Settings, tmp_path: Path) -> None:
+    both = {"simulation.baselines": [True, False]}
+    points, _ = points_of(read_study(study(settings, tmp_path, grid=both)), precision="float32")
+    assert [point.config.simulation.baselines for point in points] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("baselines", "told"),
+    [
+        ({"privacy.epsilon": [2.0, 3.0]}, ["privacy.epsilon = 3.0"]),
+        ({"aggregation.rule": "fedsb"}, ['aggregation.rule = "fedsb"']),
+        ({"privacy.epsilon": 2.0, "aggregation.rule": "ffa"}, ["together"]),
+        ({"seed": []}, ["together"]),
+    ],
+)
+def test_baselines_of_points_that_are_not_there(
+    settings: Settings, tmp_path: Path, baselines: dict[str, Any], told: list[str]
+) -> None:
+    """They would be missed in the report, after all points have run."""
+    tables = [
+        {"privacy.epsilon": 2.0, "aggregation.rule": "fedit"},
+        {"privacy.epsilon": 4.0, "aggregation.rule": "ffa"},
+    ]
+    found = read_study(study(settings, tmp_path, set=PRIVATE, point=tables, baselines=baselines))
+    with pytest.raises(ConfigError) as caught:
+        points_of(found, precision="float32")
+    for word in ["[baselines]", "leave [baselines] out", *told]:
+        assert word in str(caught.value)
+
+
+BOTH = {"grid": {"seed": [0, 1]}, "baselines": {"seed": 0}}
+
+
 @pytest.mark.parametrize(
     ("parts", "told"),
     [
+        ({**BOTH, "set": {"simulation.baselines": True}}, ["[baselines]", "leave", "both"]),
+        ({"grid": {"simulation.baselines": [True, False]}, "baselines": {"seed": 0}}, ["both"]),
+        ({"point": [{"simulation": {"baselines": True}}], "baselines": {"seed": 0}}, ["both"]),
+        ({**BOTH, "baselines": {"adapter.rnk": 3}}, ["adapter.rnk", "[baselines]", "adapter.rank"]),
+        ({"grid": {"seed": [0, 1]}, "baseline": {"seed": 0}}, ["baseline", "perhaps baselines"]),
         ({"grid": {"privacy.epsilom": [1.0]}}, ["privacy.epsilom", "[grid]", "privacy.epsilon"]),
         ({"grid": {"privacy": {"epsilon": 1.0}}}, ["privacy.epsilon", "a list"]),
         ({"grid": {"seed": []}}, ["seed", "a list"]),

@@ -14,6 +14,7 @@ from hushtune.common.files import check_writable, write_bytes, write_text
 from hushtune.simulations.reporting.points import Study, read_study
 from hushtune.simulations.reporting.tables import (
     against_baselines,
+    baseline_means,
     between_lines,
     comparison_rows,
     csv_text,
@@ -131,6 +132,7 @@ def _write_tables(shown: View, place: Path) -> tuple[Path, ...]:
         "runs.csv": lambda: csv_text(run_rows(shown.study)),
         "sites.csv": lambda: csv_text(site_rows(shown.study)),
         "means.csv": lambda: csv_text(mean_rows(shown)),
+        "baselines.csv": lambda: csv_text(baseline_means(shown)),
         "comparisons.csv": lambda: csv_text(
             comparison_rows([*between_lines(shown), *against_baselines(shown)])
         ),

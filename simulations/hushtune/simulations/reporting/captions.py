@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from hushtune.simulations.reporting.draw_costs import draw_communication, draw_front
+from hushtune.simulations.reporting.draw_costs import (
+    bars_left_out,
+    draw_communication,
+    draw_front,
+)
 from hushtune.simulations.reporting.draw_sites import draw_sites, draw_spread
 from hushtune.simulations.reporting.draw_utility import (
     draw_map,
@@ -15,6 +19,7 @@ from hushtune.simulations.reporting.draw_utility import (
     draw_utility,
     settings_drawn,
 )
+from hushtune.simulations.reporting.references import data_of, far_off
 from hushtune.simulations.reporting.views import (
     MOST_LINES,
     MOST_PANELS,
@@ -58,11 +63,20 @@ def _left_out(view: View) -> str:
     return f" Not drawn for want of room: {' and '.join(told)}; means.csv has them." if told else ""
 
 
+def _beside(view: View) -> str:
+    if data_of([view.panels[0]]) is None:
+        return "Lines are of different data; what each is compared with is in the table above."
+    far = " What looks at no input is too far off to be drawn." if far_off(view) else ""
+    return (
+        "Grey and black lines: baselines on a panel's own data, trained as the runs of the line "
+        f"that the table above names.{far}"
+    )
+
+
 def _utility(view: View) -> str:
     return (
         f"Means over seeds with 95 % intervals by Student's t ({_seeds(view)}; no interval of one "
-        "seed). Grey and black lines: what the same runs were compared with, means over all runs "
-        f"of an epsilon.{_left_out(view)}"
+        f"or two). {_beside(view)}{_left_out(view)}"
     )
 
 
@@ -86,7 +100,8 @@ def _front(view: View) -> str:
         "Each mark is the mean of one combination of settings. Large marks with a rim: no other "
         "combination has both less epsilon (or fewer bytes) and a better mean. Intervals are in "
         "the first picture: a mark on the line need not be better than one just below it. "
-        "References across the second panel are means over all epsilons."
+        "Baselines are as in the first picture; the second panel has those alone that no epsilon "
+        "changes, or that have one."
         + (f" Of the data of {words(view.panels[0].data)} alone." if view.panels[0].data else "")
     )
 
@@ -108,10 +123,11 @@ def _spread(view: View) -> str:
 
 
 def _communication(view: View) -> str:
+    rest = bars_left_out(view)
     return (
-        "Means over all runs of a line. Bytes are those of the messages, counted at the server; "
-        "seconds are of the machine that the study ran on, baselines included where they were "
-        "trained."
+        "Means over the seeds and epsilons of a line. Bytes are those of the messages, counted at "
+        "the server; seconds are of the machine that the study ran on, baselines included where "
+        "they were trained." + (f" Of {rest} more lines runs.csv has the figures." if rest else "")
     )
 
 

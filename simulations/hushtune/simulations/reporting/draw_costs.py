@@ -11,8 +11,10 @@ from matplotlib.lines import Line2D
 
 from hushtune.common.pictures import legible
 from hushtune.simulations.plots import BLACK
-from hushtune.simulations.reporting.intervals import Estimate, estimate, front
+from hushtune.simulations.reporting.draw_utility import draw_references
+from hushtune.simulations.reporting.intervals import Estimate, front
 from hushtune.simulations.reporting.points import Point
+from hushtune.simulations.reporting.references import WITHOUT_EPSILON, drawn
 from hushtune.simulations.reporting.style import (
     COLOURS,
     entries_of,
@@ -23,10 +25,10 @@ from hushtune.simulations.reporting.style import (
     metric_label,
     reference_style,
     shown_lines,
-    there,
 )
-from hushtune.simulations.reporting.views import Panel, View, epsilon_words, reference, utility
+from hushtune.simulations.reporting.views import Panel, View, epsilon_words, utility
 
+MOST_BARS = 16
 _MEGABYTE = 1e6
 _PARTS = ("training", "evaluation", "orchestration", "preparation", "baselines")
 _HATCHES = ("", "///", "...", "xx", "\\\\\\")
@@ -93,21 +95,11 @@ def draw_front(view: View) -> Figure:
     places = epsilon_axis(all_axes[0], view.epsilons)
     found = settings_of(view)
     _scatter(all_axes[0], view, found, by_epsilon, lambda one: places[one.epsilon])
-    done = [point for panel in comparable(view) for point in panel.points]
-    private = [point for point in done if point.is_private] or done
-    for name in there(view):
-        means = reference(private, name)
-        if len(means) > 1:
-            all_axes[0].plot(
-                [places[epsilon] for epsilon in means],
-                [each.mean for each in means.values()],
-                **reference_style(name),
-            )
-        elif means:
-            (only,) = means.values()
-            all_axes[0].axhline(only.mean, **reference_style(name))
-        if by_bytes and means:
-            level = estimate([each.mean for each in means.values()]).mean
+    beside = drawn(view, comparable(view))
+    draw_references(all_axes[0], beside, places)
+    for name, of in beside.items():
+        if by_bytes and (name in WITHOUT_EPSILON or len(of) == 1):
+            level = next(iter(of.values())).estimate.mean
             all_axes[1].axhline(level, **reference_style(name))
     if by_bytes:
         sent = [one for one in found if one.megabytes is not None]
@@ -115,7 +107,7 @@ def draw_front(view: View) -> Figure:
         all_axes[1].set_xlabel("megabytes sent in a run, both ways, all sites\n(less is better)")
         all_axes[1].set_xlim(0, 1.06 * max(one.megabytes or 0.0 for one in sent))
     all_axes[0].set_ylabel(metric_label(view.study, "all sites' test rows"))
-    entries = entries_of(view, references=there(view))
+    entries = entries_of(view, references=beside)
     entries["not beaten, by the means"] = _front_line()
     legend(figure, entries)
     return figure
@@ -154,8 +146,8 @@ def _front_line() -> Line2D:
 
 
 def draw_communication(view: View) -> Figure:
-    """Bytes up and down of a run, and where its seconds went, by line."""
-    by_line = _points_by_line(view)
+    """Bytes up and down of a run, and where its seconds went, by line and panel."""
+    by_line = dict(list(_points_by_line(view).items())[:MOST_BARS])
     names = legible(by_line)
     figure, all_axes = grid(2, height=max(2.4, 0.9 + 0.5 * len(by_line)), share=False)
     traffic = {
@@ -204,17 +196,18 @@ def _stacked(
         )
 
 
-def _points_by_line(view: View) -> dict[str, list[Point]]:
+def _points_by_line(view: View) -> dict[str, Sequence[Point]]:
+    """The runs of each line of each panel, of all epsilons."""
     return {
-        label: [
-            point
-            for panel in view.panels
-            for line in panel.lines
-            if line.label == label
-            for point in line.points
-        ]
-        for label in shown_lines(view)
+        ", ".join(part for part in (line.label, panel.title) if part): line.points
+        for panel in view.panels
+        for line in panel.lines
     }
+
+
+def bars_left_out(view: View) -> int:
+    """How many lines have no bar in ``draw_communication``."""
+    return max(0, len(_points_by_line(view)) - MOST_BARS)
 
 
 def _scaled(num_bytes: int | None) -> float | None:

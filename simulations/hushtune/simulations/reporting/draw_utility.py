@@ -11,6 +11,13 @@ from matplotlib.figure import Figure
 from hushtune.common.pictures import legible
 from hushtune.simulations.reporting.intervals import Estimate, estimate
 from hushtune.simulations.reporting.points import EPSILON, Point
+from hushtune.simulations.reporting.references import (
+    DRAWN,
+    WITHOUT_EPSILON,
+    Reference,
+    References,
+    drawn,
+)
 from hushtune.simulations.reporting.style import (
     COLOURS,
     MARKERS,
@@ -25,19 +32,16 @@ from hushtune.simulations.reporting.style import (
     reference_style,
     shown,
     shown_lines,
-    there,
     titled,
 )
 from hushtune.simulations.reporting.views import (
     MOST_LINES,
-    REFERENCES,
     Line,
     Panel,
     View,
     by_seed,
     epsilon_words,
     order,
-    reference,
     utility,
 )
 
@@ -45,11 +49,14 @@ from hushtune.simulations.reporting.views import (
 def draw_utility(view: View) -> Figure:
     """Utility against epsilon with intervals over seeds, beside every baseline there is."""
     panels = shown(view)
+    told: dict[str, None] = {}
     figure, all_axes = grid(len(panels))
     for axes, panel in zip(all_axes, panels, strict=True):
         places = epsilon_axis(axes, view.epsilons)
         span = max(places.values()) / min(places.values())
-        draw_references(axes, panel, places)
+        beside = drawn(view, [panel])
+        told |= dict.fromkeys(beside)
+        draw_references(axes, beside, places)
         lines = [line for line in panel.lines if line.label in shown_lines(view)]
         for number, line in enumerate(lines):
             curve(
@@ -60,7 +67,7 @@ def draw_utility(view: View) -> Figure:
             )
         titled(axes, panel.title)
     all_axes[0].set_ylabel(metric_label(view.study, "all sites' test rows"))
-    legend(figure, entries_of(view, references=there(view)))
+    legend(figure, entries_of(view, references=[name for name in DRAWN if name in told]))
     return figure
 
 
@@ -92,30 +99,23 @@ def curve(
             )
 
 
-def draw_references(axes: Axes, panel: Panel, places: Mapping[float | None, float]) -> None:
-    """The baselines of a panel; one with a single epsilon goes across."""
-    for name, points in _reference_points(panel).items():
-        found = reference(points, name)
-        if len(found) == 1:
-            (only,) = found.values()
-            axes.axhline(only.mean, **reference_style(name))
+def draw_references(axes: Axes, beside: References, places: Mapping[float | None, float]) -> None:
+    """What a panel is compared with.
+
+    It goes across the panel where an epsilon makes no difference to it, or there is one alone; what
+    is on record for one of several epsilons is a dash there.
+    """
+    private = [epsilon for epsilon in places if epsilon is not None]
+    for name, found in beside.items():
+        means = [each.estimate.mean for each in found.values()]
+        spots = [places[epsilon] for epsilon in found]
+        if len(found) > 1:
+            axes.plot(spots, means, **reference_style(name))
+        elif name in WITHOUT_EPSILON or len(private) < 2:
+            axes.axhline(means[0], **reference_style(name))
         else:
-            axes.plot(
-                [places[epsilon] for epsilon in found],
-                [each.mean for each in found.values()],
-                **reference_style(name),
-            )
-
-
-def _reference_points(panel: Panel) -> dict[str, Sequence[Point]]:
-    """The runs by which each baseline is drawn: those with privacy, where there are any."""
-    private = [point for point in panel.points if point.is_private]
-    points = private or list(panel.points)
-    return {
-        name: points
-        for name in REFERENCES
-        if any(point.found["baselines"].get(name) is not None for point in points)
-    }
+            reach = (max(places.values()) / min(places.values())) ** 0.06
+            axes.plot([spots[0] / reach, spots[0] * reach], means * 2, **reference_style(name))
 
 
 def draw_settings(view: View) -> Figure:
@@ -127,6 +127,7 @@ def draw_settings(view: View) -> Figure:
     keys = settings_drawn(view)
     figure, all_axes = grid(len(keys), height=3.9)
     epsilons = view.epsilons[:MOST_LINES]
+    beside = _of_one_epsilon(view)
     for axes, key in zip(all_axes, keys, strict=True):
         values = sorted({point.settings.get(key) for point in view.study.done}, key=order)
         numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
@@ -146,10 +147,8 @@ def draw_settings(view: View) -> Figure:
                     markersize=6,
                     label=epsilon_words(epsilon),
                 )
-        if len(view.epsilons) == 1:
-            for name in there(view):
-                (only,) = reference(view.study.done, name).values()
-                axes.axhline(only.mean, **reference_style(name))
+        for name, each in beside.items():
+            axes.axhline(each.estimate.mean, **reference_style(name))
         texts = {str(v) if v is not None else "as preset": None for v in values}
         axes.set_xticks(spots, [legible(texts)[text] for text in texts])
         axes.set_xlim(-0.5, len(values) - 0.5)
@@ -158,10 +157,16 @@ def draw_settings(view: View) -> Figure:
         axes.set_xlabel(key)
     all_axes[0].set_ylabel(metric_label(view.study, "all sites' test rows"))
     handles, labels = all_axes[0].get_legend_handles_labels()
-    references = there(view) if len(view.epsilons) == 1 else ()
     entries = dict(zip(labels, handles, strict=True))
-    legend(figure, entries | entries_of(view, references=references, lines=False))
+    legend(figure, entries | entries_of(view, references=beside, lines=False))
     return figure
+
+
+def _of_one_epsilon(view: View) -> dict[str, Reference]:
+    """The references of a study with one epsilon and one kind of data; else there are none."""
+    if len(view.epsilons) > 1:
+        return {}
+    return {name: each for name, of in drawn(view, view.panels).items() for each in of.values()}
 
 
 def settings_drawn(view: View) -> tuple[str, ...]:

@@ -15,8 +15,9 @@ from hushtune.simulations.reporting.intervals import Estimate
 from hushtune.simulations.reporting.points import RESULTS, Point, Study
 from hushtune.simulations.reporting.tables import (
     against_baselines,
-    baseline_rows,
     between_lines,
+    compared,
+    usual_seeds,
 )
 from hushtune.simulations.reporting.views import (
     View,
@@ -42,7 +43,7 @@ def render(shown: View, pictures: Sequence[Picture], not_drawn: Sequence[str]) -
         "p": _p,
         "epsilon": epsilon_words,
     }
-    told = between_lines(shown)
+    told, groups = between_lines(shown), compared(shown)
     return environment.get_template("page.html.j2").render(
         study=study,
         name=study.folder.resolve().name,
@@ -54,7 +55,8 @@ def render(shown: View, pictures: Sequence[Picture], not_drawn: Sequence[str]) -
         not_drawn=not_drawn,
         best=_best(shown, told),
         epsilons=shown.epsilons,
-        baselines=baseline_rows(shown),
+        groups=groups,
+        seeds=usual_seeds(groups),
         between=told,
         against=against_baselines(shown),
         not_told_apart=NOT_TOLD_APART,

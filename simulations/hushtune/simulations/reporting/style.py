@@ -26,7 +26,6 @@ from hushtune.simulations.reporting.points import Study
 from hushtune.simulations.reporting.views import (
     MOST_LINES,
     MOST_PANELS,
-    REFERENCES,
     Panel,
     View,
     label_of,
@@ -199,15 +198,6 @@ def entries_of(
     for name in references:
         found[label_of(view.study, name)] = Line2D([], [], **reference_style(name))
     return found
-
-
-def there(view: View) -> tuple[str, ...]:
-    """The references that at least one run has."""
-    return tuple(
-        name
-        for name in REFERENCES
-        if any(point.found["baselines"].get(name) is not None for point in view.study.done)
-    )
 
 
 def dodge(place: float, number: int, of: int, *, span: float) -> float:

@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from hushtune.common.names import METHODS, OF_TABLES, OURS
 from hushtune.simulations.reporting.comparisons import Comparison, compare_pair, judged
 from hushtune.simulations.reporting.intervals import Estimate
 from hushtune.simulations.reporting.points import Point, Study
+from hushtune.simulations.reporting.references import (
+    BASELINES,
+    all_data,
+    full_label,
+    lines_on,
+    references,
+)
 from hushtune.simulations.reporting.views import (
+    Choice,
     Line,
     Panel,
     View,
     by_seed,
     epsilon_words,
     label_of,
-    reference,
     spread,
     utility,
+    words,
     worst,
 )
 
 Row = dict[str, Any]
-BASELINES = tuple(name for name in (*METHODS, *OF_TABLES) if name not in OURS)
 _AGAINST = ("alone_private", "head_private", "pooled_private")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -130,37 +138,78 @@ def _estimated(name: str, found: Estimate) -> Row:
     }
 
 
-def baseline_rows(view: View) -> list[Row]:
-    """Every baseline at every epsilon that some run has, and the federated model first.
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """A model's figures at each epsilon. ``note``: as which line a baseline was trained, in words;
+    ``is_baseline``: what the lines are compared with."""
 
-    Means over all runs of that epsilon.
-    """
-    done = view.study.done
-    rows: list[Row] = [
-        {
-            "name": "federated",
-            "cells": {
-                epsilon: _mean([utility(point) for point in done if point.epsilon == epsilon])
-                for epsilon in view.epsilons
-            },
-        }
+    name: str
+    note: str
+    is_baseline: bool
+    cells: Mapping[float | None, Estimate]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The lines on the same data, each for itself, and then what they are compared with."""
+
+    title: str
+    rows: tuple[Compared, ...]
+
+
+def compared(view: View) -> list[Group]:
+    """Every line and every baseline on record, by the data that they learned from."""
+    return [
+        Group(title=words(data), rows=(*_line_rows(view, data), *_baseline_rows(view, data)))
+        for data in all_data(view)
     ]
-    known = {name for name in BASELINES if reference(done, name)}
-    for name in BASELINES:
-        found = reference(done, name)
-        if found:
-            # Without privacy the two kinds of pooled training are one.
-            cells = {
-                epsilon: each.mean
-                for epsilon, each in found.items()
-                if not (epsilon is None and name == "pooled_private" and "pooled" in known)
-            }
-            rows.append({"name": label_of(view.study, name), "cells": cells})
-    return rows
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _line_rows(view: View, data: Choice) -> Iterable[Compared]:
+    for panel, line in lines_on(view, data):
+        yield Compared(
+            name=full_label(view, panel, line),
+            note="",
+            is_baseline=False,
+            cells=line.curve(utility),
+        )
+
+
+def _baseline_rows(view: View, data: Choice) -> Iterable[Compared]:
+    several = len(lines_on(view, data)) > 1
+    for name, found in references(view, data).items():
+        as_lines = list(dict.fromkeys(each.line for each in found.values() if each.line))
+        yield Compared(
+            name=label_of(view.study, name),
+            note=f"as {'; '.join(as_lines)}" if several and as_lines else "",
+            is_baseline=True,
+            cells={epsilon: each.estimate for epsilon, each in found.items()},
+        )
+
+
+def usual_seeds(groups: Iterable[Group]) -> int:
+    """Over how many seeds most of the means are."""
+    told = [cell.n for group in groups for row in group.rows for cell in row.cells.values()]
+    return Counter(told).most_common(1)[0][0]
+
+
+def baseline_means(view: View) -> list[Row]:
+    """The mean of each baseline that pictures and page show."""
+    return [
+        {
+            "data": words(data),
+            "baseline": name,
+            "epsilon": epsilon,
+            "as_line": each.line,
+            "seeds": each.estimate.n,
+            "mean": each.estimate.mean,
+            "low": each.estimate.low,
+            "high": each.estimate.high,
+        }
+        for data in all_data(view)
+        for name, found in references(view, data).items()
+        for epsilon, each in found.items()
+    ]
 
 
 def between_lines(view: View) -> list[Comparison]:

@@ -14,8 +14,7 @@ from hushtune.simulations.reporting.intervals import Estimate, estimate
 from hushtune.simulations.reporting.points import EPSILON, Point, Study
 
 RULE = "aggregation.rule"
-REFERENCES = ("majority", "alone_private", "head_private", "pooled_private", "pooled")
-"""The baselines that pictures show beside the federated model, wherever runs have them."""
+_PROMISE = ("privacy.unit", "privacy.delta", "privacy.relation")
 
 MOST_LINES, MOST_PANELS = 7, 6
 
@@ -41,10 +40,14 @@ def spread(point: Point) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """The runs of one line: ``label`` in words, and its points by epsilon (None: no privacy)."""
+    """The runs of one line: ``label`` in words, and its points by epsilon (None: no privacy).
+
+    ``data``: the varied settings that say which data it learned from, the panel's included.
+    """
 
     label: str
     by_epsilon: Mapping[float | None, tuple[Point, ...]]
+    data: Choice = ()
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -62,11 +65,13 @@ class Panel:
     """The lines of one combination of the settings that do not tell lines apart.
 
     ``data``: what of it says which data were learned from; figures on other data are no better.
+    ``apart``: the rest of it, in words.
     """
 
     title: str
     lines: tuple[Line, ...]
     data: Choice = ()
+    apart: str = ""
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -97,7 +102,9 @@ class View:
 def view(study: Study) -> View:
     """Group the runs that are done."""
     keys = [key for key in study.keys if key != EPSILON]
-    primary = RULE if RULE in keys else (keys[0] if keys else None)
+    # Lines on the same data can be compared, and those on other data cannot.
+    first = sorted(keys, key=lambda key: (key != RULE, is_of_data(key)))
+    primary = first[0] if first else None
     others = tuple(key for key in keys if key != primary)
     panels: dict[Choice, list[Point]] = {}
     for point in study.done:
@@ -111,8 +118,9 @@ def view(study: Study) -> View:
         panels=tuple(
             Panel(
                 title=words(choice),
-                lines=_lines(panels[choice], primary),
-                data=tuple(pair for pair in choice if is_of_data(pair[0])),
+                lines=_lines(panels[choice], primary, _of_data(choice)),
+                data=_of_data(choice),
+                apart=words(tuple(pair for pair in choice if not is_of_data(pair[0]))),
             )
             for choice in choices
         ),
@@ -120,7 +128,11 @@ def view(study: Study) -> View:
     )
 
 
-def _lines(points: Sequence[Point], primary: str | None) -> tuple[Line, ...]:
+def _of_data(choice: Choice) -> Choice:
+    return tuple(pair for pair in choice if is_of_data(pair[0]))
+
+
+def _lines(points: Sequence[Point], primary: str | None, data: Choice) -> tuple[Line, ...]:
     found: dict[object, dict[float | None, list[Point]]] = {}
     for point in points:
         value = None if primary is None else point.settings.get(primary)
@@ -132,6 +144,7 @@ def _lines(points: Sequence[Point], primary: str | None) -> tuple[Line, ...]:
                 epsilon: tuple(found[value][epsilon])
                 for epsilon in sorted(found[value], key=lambda e: (e is None, e or 0.0))
             },
+            data=data + _of_data(() if primary is None else ((primary, value),)),
         )
         for value in sorted(found, key=order)
     )
@@ -166,16 +179,6 @@ def label_of(study: Study, name: str) -> str:
     return methods(private=True, kind=study.kind).get(name, name)
 
 
-def reference(points: Iterable[Point], name: str) -> dict[float | None, Estimate]:
-    """A baseline at each epsilon, over all runs that have it there."""
-    told: dict[float | None, list[float]] = {}
-    for point in points:
-        value = point.found["baselines"].get(name)
-        if value is not None:
-            told.setdefault(point.epsilon, []).append(float(value))
-    return {epsilon: estimate(told[epsilon]) for epsilon in sorted(told, key=_last_none)}
-
-
 def by_seed(points: Iterable[Point], value: Value = utility) -> dict[int, float]:
     """A figure by the run's seed; of several runs with one seed (as without privacy, where epsilon
     changes nothing), their mean."""
@@ -197,9 +200,5 @@ def epsilon_words(epsilon: float | None) -> str:
 
 
 def is_of_data(key: str) -> bool:
-    """Whether a setting says from which data is learned."""
-    return key.startswith(("data.", "task."))
-
-
-def _last_none(value: float | None) -> tuple[bool, float]:
-    return (value is None, value or 0.0)
+    """Whether a setting says from which data is learned, or what an epsilon is promised to."""
+    return key.startswith(("data.", "task.")) or key in _PROMISE

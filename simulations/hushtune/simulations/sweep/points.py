@@ -112,10 +112,20 @@ def _with_baselines(config: RunConfig, compared: Mapping[str, Sequence[Any]] | N
 
 
 def _check_some_compared(study: Study, configs: Sequence[RunConfig]) -> None:
-    if study.compared is not None and not any(c.simulation.baselines for c in configs):
+    """Each value in [baselines] is one that some point has, and some point has one of each."""
+    if study.compared is None:
+        return
+    trees = [config.model_dump(mode="json") for config in configs]
+    none = [
+        f"{key} = {json.dumps(value, default=str)}"
+        for key, values in study.compared.items()
+        for value in values
+        if all(_value(tree, key) != value for tree in trees)
+    ]
+    if none or not any(config.simulation.baselines for config in configs):
         raise ConfigError(
-            f"no point is compared with baselines (in {study.file}, [baselines])",
-            given=", ".join(f"{key} = {values}" for key, values in study.compared.items()),
+            f"no point has what [baselines] asks for (in {study.file})",
+            given=", ".join(none) or "settings that no point has together",
             expected="settings that some point has",
             remedy="correct them, or leave [baselines] out",
         )
