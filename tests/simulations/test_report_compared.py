@@ -11,6 +11,7 @@ import pytest
 from hushtune.simulations import report
 from hushtune.simulations.reporting.build import PAGE
 from hushtune.simulations.reporting.draw_costs import draw_communication, draw_front
+from hushtune.simulations.reporting.draw_points import combinations_of, draw_points
 from hushtune.simulations.reporting.draw_utility import draw_settings, draw_utility
 from hushtune.simulations.reporting.points import read_study
 from hushtune.simulations.reporting.references import far_off, references
@@ -208,3 +209,46 @@ def test_costs_are_of_one_combination_each(tmp_path: Path) -> None:
     axes = draw_communication(shown(tmp_path, rows)).axes[0]
     widths = sorted(bar.get_width() for bar in axes.patches)  # pyright: ignore[reportAttributeAccessIssue]
     assert widths == [float(n) for n in range(1, 9)]
+
+
+def named(name: str, settings: Mapping[str, Any], value: float, seed: int, **how: Any) -> Any:
+    return {**point(settings, value, seed=seed, **how), "name": f"{name} seed={seed}"}
+
+
+def test_every_combination_has_a_row_and_every_baseline_of_an_epsilon(tmp_path: Path) -> None:
+    rows = [
+        named(name, {"adapter.rank": rank, "privacy.epsilon": epsilon}, value, seed, **how)
+        for seed, value in ((0, 0.70), (1, 0.74))
+        for name, rank, epsilon, how in (
+            ("small", 1, 3.0, {"baselines": {"pooled_private": 0.72, "pooled": 0.75}}),
+            ("large", 8, 3.0, {}),
+            ("large, more", 8, 8.0, {"epsilon": 8.0, "baselines": {"pooled_private": 0.76}}),
+        )
+    ]
+    found = shown(tmp_path, rows)
+    assert {name: len(runs) for name, runs in combinations_of(found).items()} == {
+        "small": 2,
+        "large": 2,
+        "large, more": 2,
+    }
+    (axes,) = draw_points(found).axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == [
+        "small",
+        "large",
+        "large, more",
+        "pooled, ε 3",
+        "pooled, ε 8",
+        "pooled, no privacy",
+    ]
+    means = [line.get_xdata()[0] for line in axes.lines if line.get_marker() in ("o", "D")]
+    assert means == pytest.approx([0.72, 0.72, 0.72, 0.72, 0.76, 0.75])
+
+
+def test_runs_without_a_seed_in_their_names_are_told_by_their_settings(tmp_path: Path) -> None:
+    found = shown(tmp_path, two_sources())
+    names = list(combinations_of(found))
+    assert len(names) == 8
+    assert names[0] == "source easy, rule fedit, rank 2"
+    labels = [each.get_text() for each in draw_points(found).axes[0].get_yticklabels()]
+    assert len(labels) == 8  # two sources: what either is compared with says nothing of the other

@@ -12,6 +12,7 @@ from hushtune.simulations.reporting.draw_costs import (
     draw_communication,
     draw_front,
 )
+from hushtune.simulations.reporting.draw_points import MOST_ROWS, combinations_of, draw_points
 from hushtune.simulations.reporting.draw_sites import draw_sites, draw_spread
 from hushtune.simulations.reporting.draw_utility import (
     draw_map,
@@ -95,6 +96,15 @@ def _settings(view: View) -> str:
     )
 
 
+def _points(view: View) -> str:
+    rest = len(combinations_of(view)) - MOST_ROWS
+    return (
+        f"Means over seeds with 95 % intervals by Student's t ({_seeds(view)}); a tick is one run. "
+        "Grey: baselines, as far as all runs learned from the same data."
+        + (f" Of {rest} more combinations means.csv has the figures." if rest > 0 else "")
+    )
+
+
 def _front(view: View) -> str:
     return (
         "Each mark is the mean of one combination of settings. Large marks with a rim: no other "
@@ -145,6 +155,13 @@ PICTURES: tuple[Kind, ...] = (
         draw=draw_map,
         caption=_map,
         has=lambda view: view.primary is not None,
+    ),
+    Kind(
+        name="points",
+        title="Every combination",
+        draw=draw_points,
+        caption=_points,
+        has=lambda view: len(combinations_of(view)) > 1,
     ),
     Kind(
         name="front",
