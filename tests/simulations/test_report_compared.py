@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hushtune.simulations import report
@@ -241,7 +242,11 @@ def test_every_combination_has_a_row_and_every_baseline_of_an_epsilon(tmp_path: 
         "pooled, ε 8",
         "pooled, no privacy",
     ]
-    means = [line.get_xdata()[0] for line in axes.lines if line.get_marker() in ("o", "D")]
+    means = [
+        float(np.asarray(line.get_xdata())[0])
+        for line in axes.lines
+        if line.get_marker() in ("o", "D")
+    ]
     assert means == pytest.approx([0.72, 0.72, 0.72, 0.72, 0.76, 0.75])
 
 
