@@ -18,16 +18,18 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerBase
 
 from hushtune.common.adapter_folder import whole_folder
 from hushtune.common.errors import UnsupportedModelError
 from hushtune.common.files import read_text
+from hushtune.common.kinds import Targets
 from hushtune.common.lora_files import merged
 from hushtune.common.model import AdaptedModel
 from hushtune.common.tasks.image_processor import ImageProcessor
+from hushtune.common.tasks.kinds import causal_lm
+from hushtune.common.tasks.writing import ends
 from hushtune.simulations import edge_inputs, saved
-from hushtune.simulations.edge_card import edge_card
+from hushtune.simulations.edge_card import Asked, edge_card
 from hushtune.simulations.edge_measure import Form, compare, judge_of, report
 from hushtune.simulations.edge_onnx import (
     LIBRARIES,
@@ -80,7 +82,7 @@ def export_adapter(
         inputs = OnnxModel(written.path).inputs
         reads_text = "input_ids" in inputs
         if reads_text:
-            write_tokenizer(trained.tokenizer, trained.settings.max_tokens, partial / TOKENIZER)
+            write_tokenizer(trained, partial / TOKENIZER)
         _write_json(partial / LABELS, list(trained.labels))
         made_up = {name: tensor[:1] for name, tensor in examples[-1].items()}
         found = measure(trained, written, rows, made_up=made_up, int8=int8)
@@ -94,6 +96,7 @@ def export_adapter(
             model=MODEL,
             tokenizer=TOKENIZER if reads_text else None,
             images=trained.encoder if isinstance(trained.encoder, ImageProcessor) else None,
+            asked=_asked(trained) if trained.task.of.targets is Targets.ANSWER else None,
         )
         (partial / "README.md").write_text(text, encoding="utf-8")
     return found
@@ -151,11 +154,13 @@ def measure(
     return {**found, "versions": {name: version(name) for name in ("torch", *LIBRARIES)}}
 
 
-def write_tokenizer(tokenizer: PreTrainedTokenizerBase, max_tokens: int, path: Path) -> None:
+def write_tokenizer(trained: saved.Predictor, path: Path) -> None:
     """One file that the library ``tokenizers`` reads alone; it cuts as training did, pads nothing.
 
-    Raises UnsupportedModelError of a tokenizer that cannot be such a file.
+    Of a prompt the beginning is cut off. Raises UnsupportedModelError of a tokenizer that cannot be
+    such a file.
     """
+    tokenizer, writes = trained.tokenizer, trained.task.of.targets is Targets.ANSWER
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         raise UnsupportedModelError(
@@ -166,8 +171,16 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerBase, max_tokens: int, path: P
         )
     copy = Tokenizer.from_str(backend.to_str())
     copy.no_padding()
-    copy.enable_truncation(max_tokens)
+    size = trained.settings.max_tokens
+    copy.enable_truncation(size, direction="left" if writes else "right")
     path.write_text(copy.to_str(), encoding="utf-8")
+
+
+def _asked(trained: saved.Predictor) -> Asked:
+    """A question as the model is asked it."""
+    question = [{"role": "user", "content": "a question"}]
+    begins, prompt = causal_lm.prompt_text(trained.tokenizer, question)
+    return Asked(begins, prompt, ends(trained.model, trained.tokenizer))
 
 
 def _write_json(path: Path, value: Sequence[Any] | Mapping[str, Any]) -> None:

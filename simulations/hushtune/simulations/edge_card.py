@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from hushtune.common.config_task import TaskConfig
 from hushtune.common.kinds import Inputs, Targets
 from hushtune.common.tasks.image_processor import ImageProcessor
+from hushtune.common.tasks.writing import MOST_NEW_TOKENS
 from hushtune.simulations.card import with_use
 from hushtune.simulations.card_texts import told
 
@@ -33,12 +35,16 @@ from tokenizers import Tokenizer
 
 session = InferenceSession("FOLDER/{model}")
 tokenizer = Tokenizer.from_file("FOLDER/{tokenizer}")
-ids = tokenizer.encode("a prompt, as the model's chat template writes it").ids
-for _ in range(20):  # the most likely token after the other
+prompt = {prompt}
+ids = {begins}tokenizer.encode(prompt, add_special_tokens=False).ids
+start = len(ids)
+for _ in range({most}):  # the most likely token after the other, to one that ends an answer
     rows = {{"input_ids": [ids], "attention_mask": [[1] * len(ids)]}}
     rows = {{name: np.array(values, np.int64) for name, values in rows.items()}}
     ids.append(int(session.run(["logits"], rows)[0][0, -1].argmax()))
-print(tokenizer.decode(ids))
+    if ids[-1] in {ends}:
+        break
+print(tokenizer.decode(ids[start:]))
 ```
 """
 _IMAGES = """\
@@ -73,6 +79,16 @@ Its weights are rounded to 8 bits, of which 7 are used. What flows through it is
 range of the batch that it is in, so an answer may depend a little on the texts beside it: ask for
 one at a time, as the code does. `edge.json` tells how many answers are other than the exact ones.
 """
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How a language model is asked: the tokens before a prompt, the prompt as a text with the
+    marks of its conversation, and the tokens that end an answer."""
+
+    begins: Sequence[int]
+    prompt: str
+    ends: Sequence[int]
 
 
 _EXAMPLES = {Inputs.PAIR: '("a sentence", "another")', Inputs.COLUMNS: '"age: 41; home: rent"'}
@@ -111,15 +127,23 @@ def edge_card(
     model: str,
     tokenizer: str | None,
     images: ImageProcessor | None,
+    asked: Asked | None,
 ) -> str:
     """The card of an adapter as that of the ONNX file ``model`` that it became part of.
 
     ``inputs``: the file's, with their axes. ``tokenizer``: the tokenizer's file, if it reads text.
-    ``images``: how pixels are made, if it looks at images.
+    ``images``: how pixels are made, if it looks at images. ``asked``: how it is, if it writes.
     """
     names = f"labels = {json.dumps(list(labels), ensure_ascii=False)}\n" if labels else ""
-    if task.of.targets is Targets.ANSWER:
-        code = _WRITES.format(model=model, tokenizer=tokenizer)
+    if asked is not None:
+        code = _WRITES.format(
+            model=model,
+            tokenizer=tokenizer,
+            prompt=json.dumps(asked.prompt, ensure_ascii=False),
+            begins=f"{asked.begins} + " if asked.begins else "",
+            most=MOST_NEW_TOKENS,
+            ends=asked.ends,
+        )
         needed = "`pip install onnxruntime tokenizers` is all that it needs"
     elif tokenizer is not None:
         code = _TEXT.format(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import torch
@@ -11,13 +11,17 @@ from hushtune.simulations.edge_onnx import Inputs
 
 
 def greedy(
-    logits_of: Callable[[Inputs], Any], prompt: Sequence[int], *, steps: int, end: int | None = None
+    logits_of: Callable[[Inputs], Any],
+    prompt: Sequence[int],
+    *,
+    steps: int,
+    ends: Container[int] = (),
 ) -> list[int]:
     """The most likely token after the prompt, and after that, for ``steps`` tokens at most.
 
     ``logits_of``: ``(1, t, vocabulary)`` of ``input_ids`` and ``attention_mask``, both ``(1, t)``;
-    a model in PyTorch or an ``OnnxModel``. Ends before ``end``. Each step reads the whole text
-    anew, so that any export of a plain forward pass will do.
+    a model in PyTorch or an ``OnnxModel``. Stops before a token of ``ends``. Each
+    step reads the whole text anew, so that any export of a plain forward pass will do.
     """
     tokens, start = list(prompt), len(prompt)
     with torch.no_grad():
@@ -25,7 +29,7 @@ def greedy(
             ids = torch.tensor([tokens])
             logits = logits_of({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
             chosen = int(logits[0, -1].argmax())
-            if chosen == end:
+            if chosen in ends:
                 break
             tokens.append(chosen)
     return tokens[start:]

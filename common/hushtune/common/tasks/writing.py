@@ -33,7 +33,7 @@ def write(
     if model.reads_and_writes:
         ids, shown = tokenize(tokenizer, [text], max_tokens=max_tokens).ids.tolist(), 0
     else:
-        ids = _prompt(tokenizer, text, kind, max_tokens)
+        ids = prompt_ids(tokenizer, text, kind, max_tokens)
         positions = getattr(base.config, "max_position_embeddings", None)
         if isinstance(positions, int):
             ids = causal_lm.cut(ids, max(1, positions - most), tokenizer.bos_token_id)
@@ -45,7 +45,7 @@ def write(
         input_ids=given,
         attention_mask=torch.ones_like(given),
         max_new_tokens=most,
-        eos_token_id=_ends(base, tokenizer),
+        eos_token_id=ends(model, tokenizer) or None,
         pad_token_id=tokenizer.pad_token_id,
         # Whatever the model's own settings for writing are: the same answer each time.
         do_sample=False,
@@ -57,7 +57,7 @@ def write(
     return str(tokenizer.decode(found[0, shown:], skip_special_tokens=True)).strip()
 
 
-def _prompt(
+def prompt_ids(
     tokenizer: PreTrainedTokenizerBase, text: str, kind: Kind, max_tokens: int
 ) -> list[int]:
     """A prompt as a causal model is given it; of no messages what a text begins with."""
@@ -68,9 +68,9 @@ def _prompt(
     return causal_lm.cut(ids, max_tokens, tokenizer.bos_token_id)
 
 
-def _ends(base: Any, tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
+def ends(model: AdaptedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end an answer: the model's own, and the one that is learnt."""
-    own = getattr(base.generation_config, "eos_token_id", None)
+    own = getattr(cast(Any, model.base).generation_config, "eos_token_id", None)
     named = [own] if isinstance(own, int) else list(own or ())
-    ends = {int(end) for end in (*named, tokenizer.eos_token_id) if isinstance(end, int)}
-    return sorted(ends) or None
+    found = {int(end) for end in (*named, tokenizer.eos_token_id) if isinstance(end, int)}
+    return sorted(found)

@@ -137,11 +137,20 @@ def prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> l
     """
     if not messages:
         return []
+    begins, text = prompt_text(tokenizer, messages)
+    return [*begins, *_ids(tokenizer, text)]
+
+
+def prompt_text(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
+) -> tuple[list[int], str]:
+    """A prompt as a text, which is read without special tokens, and the tokens before it: none, or
+    the one that begins a text. See ``prompt``."""
     if tokenizer.chat_template is None:
         text = "".join(_PLAIN.format(**message) for message in messages) + "assistant: "
-        begun = _ids(tokenizer, text)
         whole = cast("list[int]", tokenizer(text)["input_ids"])
-        return [whole[0], *begun] if whole[:1] == [tokenizer.bos_token_id] != begun[:1] else begun
+        begins = whole[:1] == [tokenizer.bos_token_id] != _ids(tokenizer, text)[:1]
+        return whole[:1] if begins else [], text
     turns = [dict(message) for message in messages]
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -152,7 +161,7 @@ def prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> l
             expected="a user's and the assistant's messages in turn, the user's first and last",
             remedy="mend the order of its turns, or take a model whose template takes them",
         ) from error
-    return _ids(tokenizer, cast(str, text))
+    return [], cast(str, text)
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
