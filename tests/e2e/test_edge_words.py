@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import math
 import re
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from hushtune.common.tasks.writing import ends, prompt_ids
 from hushtune.simulations import edge, plots, run, saved
 from hushtune.simulations.edge_generation import greedy
 from hushtune.simulations.edge_onnx import OnnxModel, write_int8
+from hushtune.simulations.edge_rows import rows_of_run
 
 from ..client.words import make_words, write_conversations
 from .test_language_models import ASKED, SIZES, config_of
@@ -146,6 +149,49 @@ def test_of_8_bits_it_writes_text_by_the_code_on_its_card(written: Written) -> N
         assert set(found) <= vocabulary
         text = str(written.trained.tokenizer.decode(found, skip_special_tokens=True))
         assert printed.getvalue().strip() == text.strip()
+
+
+def perplexity(written: Written, file: Path) -> float:
+    """Of the run's test rows by a file's logits, from tokens that are put together here."""
+    config, data = rows_of_run(written.out, ()).held or pytest.fail("no test rows")
+    model, tokenizer, lost, tokens = OnnxModel(file), written.trained.tokenizer, 0.0, 0
+    for text, answer in zip(data.texts, data.answers, strict=True):
+        size = config.model.max_tokens
+        after = [*tokenizer(answer, add_special_tokens=False)["input_ids"], 3]
+        ids = [*prompt_ids(tokenizer, text, config.task.of, max_tokens=size), *after]
+        assert len(ids) <= size  # nothing is cut
+        row = torch.tensor([ids[:-1]])  # as a run's row is: 8 bits depend on all that is read
+        logits = model({"input_ids": row, "attention_mask": torch.ones_like(row)})
+        chances = torch.from_numpy(logits)[0].log_softmax(-1)
+        places = range(len(ids) - len(after), len(ids))
+        lost -= sum(float(chances[at - 1, ids[at]]) for at in places)
+        tokens += len(after)
+    return math.exp(lost / tokens)
+
+
+def test_its_report_has_the_run_s_perplexity_and_that_of_8_bits_beside_it(written: Written) -> None:
+    summary = json.loads((written.out / "summary.json").read_text(encoding="utf-8"))
+    told = json.loads((written.device / edge.REPORT).read_text(encoding="utf-8"))
+    assert (told["figure"], told["higher_is_better"]) == ("perplexity", False)
+    assert told["test_rows"] == sum(row["test_rows"] for row in summary["sites"].values()) > 0
+    exact_file = written.device / edge.MODEL
+    for form in told["forms"]:
+        assert form["value"] == pytest.approx(summary["value"], rel=1e-4)
+        assert form["agreement"] == 1.0
+    assert told["forms"][1]["value"] == pytest.approx(perplexity(written, exact_file), rel=1e-4)
+    found = edge.measure(
+        written.trained,
+        edge.Written(written.small, exact_file, 0.0),
+        rows_of_run(written.out, ()),
+        made_up={},
+        int8=True,
+    )
+    first, _, small = found["forms"]
+    assert small["value"] == pytest.approx(perplexity(written, written.small), rel=1e-4)
+    assert small["value"] != pytest.approx(first["value"], rel=1e-6)
+    assert 0 < small["agreement"] <= 1
+    card = (written.device / "README.md").read_text(encoding="utf-8")
+    assert "| | MB | perplexity, lower is better | same answers |" in card
 
 
 def test_its_tokenizer_keeps_the_end_of_a_prompt_that_is_too_long(written: Written) -> None:

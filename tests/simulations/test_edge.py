@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -19,10 +19,21 @@ import transformers as tf
 from torch import Tensor, nn
 
 from hushtune.common import lora
+from hushtune.common.config_task import TaskConfig
 from hushtune.common.errors import ConfigError, MissingFileError, UnsupportedModelError
+from hushtune.common.kinds import Targets
+from hushtune.common.tasks.objectives import Classification
+from hushtune.common.tasks.objectives_tokens import IGNORED, NextToken, TokenTags
 from hushtune.simulations import edge, edge_inputs, edge_onnx, run, saved
 from hushtune.simulations.edge_generation import greedy
-from hushtune.simulations.edge_measure import MOST_CHANGED, Form, FormFigures, compare, report
+from hushtune.simulations.edge_measure import (
+    MOST_CHANGED,
+    Form,
+    FormFigures,
+    compare,
+    judge_of,
+    report,
+)
 from hushtune.simulations.edge_onnx import OnnxModel, probes_of, write_onnx
 from hushtune.simulations.edge_rows import rows_of_run
 
@@ -342,7 +353,7 @@ def test_an_interrupted_export_leaves_nothing_half(
     monkeypatch.setattr(edge, "OnnxModel", lambda *_, **__: type("", (), {"inputs": {}}))
     monkeypatch.setattr(edge, "write_int8", shutil.copy)
     monkeypatch.setattr(edge, "compare", lambda *_, **__: [])
-    monkeypatch.setattr(edge, "report", lambda *_, **__: {})
+    monkeypatch.setattr(edge, "report", lambda *_, **__: {"test_rows": 0})
     monkeypatch.setattr(edge, what, stop)
     with pytest.raises(KeyboardInterrupt):
         edge.export_edge(trained.out, tmp_path / "to", int8=True)
@@ -359,18 +370,66 @@ def test_forms_are_asked_in_turn_row_by_row() -> None:
     def form(name: str, answers: list[int]) -> Form:
         def answer(inputs: Mapping[str, Tensor]) -> Any:
             asked.append((name, row := int(inputs["row"])))
-            return np.eye(3)[[answers[row]]]
+            return np.eye(3, dtype=np.float32)[[answers[row]]]
 
         return Form(name, 1.0, answer)
 
     forms = [form("a", [0, 1, 2, 0]), form("b", [0, 1, 1, 0])]
     singles = [{"row": torch.tensor(row)} for row in range(4)]
-    found = compare(forms, singles, np.array([0, 1, 1, 1]))
+    targets = torch.tensor([[0], [1], [1], [1]])
+    found = compare(
+        forms,
+        4,
+        lambda row: (singles[row], targets[row]),
+        objective=Classification(torch.ones(3)),
+    )
     assert [one.value for one in found] == [0.5, 0.75]
     assert [one.agreement for one in found] == [1.0, 0.75]
     assert asked[:2] == [("a", 0), ("b", 0)]  # which are not counted
     turn = [(name, row) for row in range(4) for name in "ab"]
     assert asked[2:] == turn * 8  # 30 answers at least
+
+
+TAGGED = Targets.TAGS, "token-classification", "span_f1"
+WROTE = Targets.ANSWER, "causal-lm", "perplexity"
+
+
+@pytest.mark.parametrize(("targets_of", "kind", "metric"), [TAGGED, WROTE])
+def test_words_and_answer_tokens_are_judged_one_by_one(
+    targets_of: Targets, kind: str, metric: str
+) -> None:
+    """Two rows of three and of one that count, at the last places of what is put out; the second
+    form answers one of these four otherwise, and so does one at a place that does not count."""
+    task = TaskConfig.model_validate({"kind": kind, "metric": metric})
+    assert task.of.targets is targets_of
+    names = ("O", "B-X", "I-X")
+    targets = [torch.tensor([[1, 2, 0]]), torch.tensor([[IGNORED, 0]])]
+    told = {"a": [[0, 1, 2, 0], [2, 0]], "b": [[2, 1, 0, 0], [1, 0]]}
+
+    def form(name: str) -> Form:
+        return Form(name, 1.0, lambda row: 4 * np.eye(3, dtype=np.float32)[[told[name][row["n"]]]])
+
+    tags, words = TokenTags(torch.ones(3), names), NextToken(3)
+    found = compare(
+        [form("a"), form("b")],
+        2,
+        lambda row: ({"n": cast(Any, row)}, targets[row]),
+        objective=tags if targets_of is Targets.TAGS else words,
+        metric=metric,
+        judge=judge_of(task),
+    )
+    assert [one.agreement for one in found] == [1.0, 0.75]
+    right, wrong = (math.log(math.exp(4) + 2) - by for by in (4, 0))
+    expected = {
+        "span_f1": [1.0, 0.0],  # B-X alone ends a word too early
+        "perplexity": [math.exp(right), math.exp((3 * right + wrong) / 4)],
+    }
+    assert [one.value for one in found] == pytest.approx(expected[metric], rel=1e-5)
+    told_of = report(
+        found, rows=2, why_no_rows="", largest_difference=0, metric=metric, judge=judge_of(task)
+    )
+    assert told_of["higher_is_better"] is (metric == "span_f1")
+    assert ("answer tokens" if metric == "perplexity" else "words") in told_of["warning"]
 
 
 def test_more_changed_answers_than_documented_are_said_aloud() -> None:

@@ -93,7 +93,8 @@ def show_edge(console: Console, found: Mapping[str, Any]) -> None:
     rows, why = found["test_rows"], found["why_no_test_rows"]
     table = Table(title="One row at a time, one thread", title_justify="left")
     table.add_column("form")
-    for name in ("MB", "ms", found["figure"], "same answers"):
+    lower = "" if found["higher_is_better"] else ", lower is better"
+    for name in ("MB", "ms", f"{found['figure']}{lower}", "same answers"):
         table.add_column(name, justify="right")
     for form in found["forms"]:
         told = [form["value"], form["agreement"]]

@@ -30,7 +30,7 @@ from hushtune.common.tasks.kinds import causal_lm
 from hushtune.common.tasks.writing import ends
 from hushtune.simulations import edge_inputs, saved
 from hushtune.simulations.edge_card import Asked, edge_card
-from hushtune.simulations.edge_measure import Form, compare, judge_of, report
+from hushtune.simulations.edge_measure import Form, Single, compare, judge_of, report
 from hushtune.simulations.edge_onnx import (
     LIBRARIES,
     Inputs,
@@ -41,7 +41,7 @@ from hushtune.simulations.edge_onnx import (
     write_int8,
     write_onnx,
 )
-from hushtune.simulations.edge_rows import TestRows, rows_of_run
+from hushtune.simulations.edge_rows import TestRows, alone, rows_of_run
 
 MODEL, REPORT, LABELS, TOKENIZER = "model.onnx", "edge.json", "labels.json", "tokenizer.json"
 
@@ -97,6 +97,7 @@ def export_adapter(
             tokenizer=TOKENIZER if reads_text else None,
             images=trained.encoder if isinstance(trained.encoder, ImageProcessor) else None,
             asked=_asked(trained) if trained.task.of.targets is Targets.ANSWER else None,
+            found=found,
         )
         (partial / "README.md").write_text(text, encoding="utf-8")
     return found
@@ -142,13 +143,26 @@ def measure(
     if int8:
         small = OnnxModel(written.path, threads=1)
         forms.append(Form("ONNX int8", megabytes(written.path), small))
-    singles = edge_inputs.one_by_one(trained, rows.texts) if rows.texts else [made_up]
-    judge = judge_of(trained.task)
+    prepared = rows.prepared(trained.encoder)
+    judge, metric = judge_of(trained.task), trained.task.main_metric
+
+    def single(row: int) -> Single:
+        return (made_up, None) if prepared is None else alone(prepared, row)
+
+    figures = compare(
+        forms,
+        max(1, len(rows.texts)),
+        single,
+        objective=None if prepared is None else prepared.objective,
+        metric=metric,
+        judge=judge,
+    )
     found = report(
-        compare(forms, singles, rows.targets if rows.texts else None, judge=judge),
+        figures,
         rows=len(rows.texts),
         why_no_rows=rows.why_none,
         largest_difference=written.largest_difference,
+        metric=metric,
         judge=judge,
     )
     return {**found, "versions": {name: version(name) for name in ("torch", *LIBRARIES)}}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hushtune.common.config_task import TaskConfig
 from hushtune.common.kinds import Inputs, Targets
+from hushtune.common.names import SEEN_BY, metric_words
 from hushtune.common.tasks.image_processor import ImageProcessor
 from hushtune.common.tasks.writing import MOST_NEW_TOKENS
 from hushtune.simulations.card import with_use
@@ -79,6 +81,13 @@ Its weights are rounded to 8 bits, of which 7 are used. What flows through it is
 range of the batch that it is in, so an answer may depend a little on the texts beside it: ask for
 one at a time, as the code does. `edge.json` tells how many answers are other than the exact ones.
 """
+_FORMS = """
+On {rows} test rows, asked one at a time ({seen_by}):
+
+| | MB | {metric} | same answers |
+|---|---|---|---|
+{forms}
+"""
 
 
 @dataclass(frozen=True)
@@ -117,6 +126,24 @@ def _pixels(of: ImageProcessor) -> dict[str, object]:
     }
 
 
+def _forms(found: Mapping[str, Any]) -> str:
+    """The forms beside each other by the figure of their kind; nothing where no row was judged."""
+    if not found["test_rows"]:
+        return ""
+    rows = [
+        f"| {form['form']} | {form['megabytes']:.1f} | {form['value']:.4f} | "
+        f"{form['agreement']:.4f} |"
+        for form in found["forms"]
+    ]
+    lower = "" if found["higher_is_better"] else ", lower is better"
+    return _FORMS.format(
+        rows=found["test_rows"],
+        seen_by=SEEN_BY,
+        metric=metric_words(found["figure"]) + lower,
+        forms="\n".join(rows),
+    )
+
+
 def edge_card(
     card: str,
     *,
@@ -128,11 +155,13 @@ def edge_card(
     tokenizer: str | None,
     images: ImageProcessor | None,
     asked: Asked | None,
+    found: Mapping[str, Any],
 ) -> str:
     """The card of an adapter as that of the ONNX file ``model`` that it became part of.
 
     ``inputs``: the file's, with their axes. ``tokenizer``: the tokenizer's file, if it reads text.
     ``images``: how pixels are made, if it looks at images. ``asked``: how it is, if it writes.
+    ``found``: what was measured, as ``edge_measure.report`` tells it.
     """
     names = f"labels = {json.dumps(list(labels), ensure_ascii=False)}\n" if labels else ""
     if asked is not None:
@@ -167,5 +196,5 @@ def edge_card(
         needed = "`pip install onnxruntime` is all that it needs"
     kind = "an ONNX file with weights of 8 bits" if int8 else "an ONNX file"
     told = _INT8 if int8 else ""
-    use = f"Adapter, base model and head are {kind}: {needed}.\n\n{code}{told}"
+    use = f"Adapter, base model and head are {kind}: {needed}.\n\n{code}{told}{_forms(found)}"
     return with_use(card, use, library="onnx")

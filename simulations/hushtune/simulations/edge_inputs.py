@@ -1,24 +1,18 @@
 """What a trained model is tried with before and after it is written for a device.
 
-``examples`` are of random tokens, pixels or numbers, in batches and lengths that differ;
-``one_by_one`` are rows of data as a device sees them: one at a time and without padding. A new kind
-of model gets a line in each.
+``examples`` are of random tokens, pixels or numbers, in batches and lengths that differ. A new kind
+of model gets a line in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from hushtune.common.errors import UnsupportedModelError
 from hushtune.common.model import Head
-from hushtune.common.tasks.image_processor import ImageProcessor
-from hushtune.common.tasks.image_rows import ImageRows
-from hushtune.common.tasks.kinds.texts import tokenize
 
 if TYPE_CHECKING:
     from hushtune.simulations.edge_onnx import Inputs
@@ -84,20 +78,6 @@ def image_examples(channels: int, size: int) -> list[Inputs]:
 def number_examples(columns: int, *, name: str) -> list[Inputs]:
     """One tensor ``(b, columns)``."""
     return [{name: one} for one in _normal((columns,))]
-
-
-def one_by_one(trained: Predictor, rows: Sequence[str]) -> list[Inputs]:
-    """The inputs of each row, in a batch of its own and without padding."""
-    if isinstance(trained.encoder, ImageProcessor):
-        images = ImageRows.of(rows, trained.encoder, megabytes=0)
-        return [images.inputs(np.array([row])) for row in range(len(rows))]
-    size, inputs = trained.settings.max_tokens, trained.task.of.inputs
-    tokens = tokenize(trained.tokenizer, rows, max_tokens=size, inputs=inputs)
-    found: list[Inputs] = []
-    for start, end in zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True):
-        ids = tokens.ids[int(start) : int(end)].long()[None]
-        found.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-    return found
 
 
 def _normal(shape: tuple[int, ...]) -> list[Tensor]:

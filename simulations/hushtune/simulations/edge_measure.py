@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hushtune.common.config_task import TaskConfig
-from hushtune.common.kinds import Targets
-from hushtune.common.tasks.objectives import Regression
+from hushtune.common.kinds import Targets, higher_is_better
+from hushtune.common.tasks.objectives import Objective, Regression
+from hushtune.common.tasks.objectives_tokens import IGNORED
 from hushtune.simulations.edge_onnx import Inputs
 
 MOST_CHANGED = 0.01
@@ -35,15 +37,18 @@ class Form:
     run: Run
 
 
+Single = tuple[Inputs, Tensor | None]
+"""One row's inputs, and its targets ``(1, ...)``; None of a row that is made up."""
+
+
 @dataclass(frozen=True)
 class Judge:
-    """How answers of a kind of model are read from logits ``(1, ...)``, how good they are, and
-    which of them are the same, ``(n,)``."""
+    """The answers in what a model puts out for a row, ``(a, ...)`` of outputs and targets, both
+    ``(1, ...)``; which of them are the same, ``(a,)``; and what is counted, in words."""
 
-    figure: str
-    answer: Callable[[NDArray[np.float32]], Any]
-    value: Callable[[Answers, Answers], float]
+    answers: Callable[[Tensor, Tensor], Answers]
     same: Callable[[Answers, Answers], Answers] = np.equal
+    counted: str = "the test rows"
 
 
 @dataclass(frozen=True)
@@ -57,80 +62,89 @@ class FormFigures:
     agreement: float | None
 
 
-def _label(logits: NDArray[np.float32]) -> int:
-    return int(logits[0].argmax())
-
-
-def _share(left: Answers, right: Answers) -> float:
-    return float(np.mean(left == right))
-
-
-CLASSES = Judge("accuracy", _label, _share)
+CLASSES = Judge(lambda outputs, _: outputs.argmax(1).numpy())
 SAME_NUMBER = 0.01
 """Of the range of targets: numbers that are closer are the same answer."""
 
 
 def judge_of(task: TaskConfig) -> Judge:
-    """How a kind's answers are judged: classes; several labels; or numbers."""
-    if task.of.targets is Targets.NUMBER:
-        low, high = task.bounds
-        regression = Regression(low, high)
-        return Judge(
-            "rmse",
-            lambda logits: float(regression.answers(torch.from_numpy(logits))[0]),
-            lambda given, targets: float(np.sqrt(np.mean((given - targets) ** 2))),
-            lambda left, right: np.abs(left - right) <= SAME_NUMBER * (high - low),
-        )
-    if task.of.targets is Targets.CLASSES:
-        return Judge(
-            "label_accuracy",
-            lambda logits: logits[0] > 0,
-            _share,
-            lambda left, right: (left == right).all(1),
-        )
-    return CLASSES
+    """How a kind's answers are compared: a class, a set of labels or a number a row; a tag a word;
+    the next token at each place of an answer."""
+    match task.of.targets:
+        case Targets.NUMBER:
+            low, high = task.bounds
+            regression = Regression(low, high)
+            return Judge(
+                lambda outputs, _: regression.answers(outputs).numpy(),
+                lambda left, right: np.abs(left - right) <= SAME_NUMBER * (high - low),
+            )
+        case Targets.CLASSES:
+            return Judge(
+                lambda outputs, _: (outputs > 0).numpy(),
+                lambda left, right: (left == right).all(1),
+            )
+        case Targets.TAGS:
+            return Judge(_of_tokens, counted="the words of the test rows")
+        case Targets.ANSWER:
+            return Judge(_of_tokens, counted="the answer tokens of the test rows")
+        case _:
+            return CLASSES
+
+
+def _of_tokens(outputs: Tensor, targets: Tensor) -> Answers:
+    return outputs.argmax(-1)[targets != IGNORED].numpy()
 
 
 def compare(
     forms: Sequence[Form],
-    singles: Sequence[Inputs],
-    targets: Answers | None,
+    rows: int,
+    single: Callable[[int], Single],
     *,
+    objective: Objective | None = None,
+    metric: str = "accuracy",
     judge: Judge = CLASSES,
 ) -> list[FormFigures]:
     """Ask every form for every row, one row at a time and the forms in turn, on one thread.
 
-    In turn, so that what else the machine does falls on all forms alike. ``targets``: the right
-    answers, or None where the rows are made up.
+    In turn, so that what else the machine does falls on all forms alike. ``objective``: what
+    answers are held against as in a run; None where the row is made up.
     """
     seconds = {form.name: list[float]() for form in forms}
-    answers = {form.name: list[Any]() for form in forms}
-    repeats = -(-FEWEST_CALLS // len(singles))
+    figures = {form.name: list[Tensor]() for form in forms}
+    answers = {form.name: list[Answers]() for form in forms}
+    repeats = -(-FEWEST_CALLS // rows)
     with _one_thread(), torch.inference_mode():
         for form in forms:
-            form.run(singles[0])  # the first call of a form takes longer
+            form.run(single(0)[0])  # the first call of a form takes longer
         for repeat in range(repeats):
-            for inputs in singles:
+            for inputs, targets in map(single, range(rows)):
                 for form in forms:
                     begun = time.perf_counter()
                     logits = form.run(inputs)
                     seconds[form.name].append(time.perf_counter() - begun)
-                    if not repeat:
-                        answers[form.name].append(judge.answer(logits))
-    first = np.asarray(answers[forms[0].name])
+                    if repeat or objective is None or targets is None:
+                        continue
+                    outputs = _outputs(logits, targets)
+                    figures[form.name].append(objective.figures(outputs, targets))
+                    answers[form.name].append(judge.answers(outputs, targets))
     found: list[FormFigures] = []
     for form in forms:
-        given = np.asarray(answers[form.name])
+        value = agreement = None
+        if objective is not None:
+            given, first = (np.concatenate(answers[one.name]) for one in (form, forms[0]))
+            value = objective.scores(torch.cat(figures[form.name]))[metric]
+            agreement = float(np.mean(judge.same(given, first)))
+        size, median = form.megabytes, float(np.median(seconds[form.name]))
         found.append(
-            FormFigures(
-                form.name,
-                round(form.megabytes, 3),
-                round(1e3 * float(np.median(seconds[form.name])), 4),
-                None if targets is None else judge.value(given, targets),
-                None if targets is None else float(np.mean(judge.same(given, first))),
-            )
+            FormFigures(form.name, round(size, 3), round(1e3 * median, 4), value, agreement)
         )
     return found
+
+
+def _outputs(logits: NDArray[np.float32], targets: Tensor) -> Tensor:
+    """As an objective takes them: of an answer's tokens at their places, which are the last."""
+    outputs = torch.from_numpy(logits)
+    return outputs[:, -targets.shape[1] :] if outputs.dim() == 3 else outputs
 
 
 def report(
@@ -139,6 +153,7 @@ def report(
     rows: int,
     why_no_rows: str,
     largest_difference: float,
+    metric: str = "accuracy",
     judge: Judge = CLASSES,
 ) -> Mapping[str, Any]:
     """What ``edge.json`` holds; ``warning`` is "" unless more than ``MOST_CHANGED`` changed."""
@@ -147,11 +162,12 @@ def report(
     warning = ""
     if changed is not None and changed > MOST_CHANGED:
         warning = (
-            f"{figures[-1].form} answers {changed:.1%} of the test rows otherwise than the model "
+            f"{figures[-1].form} answers {changed:.1%} of {judge.counted} otherwise than the model "
             f"in {figures[0].form}: more than {MOST_CHANGED:.0%}"
         )
     return {
-        "figure": judge.figure,
+        "figure": metric,
+        "higher_is_better": higher_is_better(metric),
         "forms": [asdict(one) for one in figures],
         "test_rows": rows,
         "why_no_test_rows": why_no_rows,

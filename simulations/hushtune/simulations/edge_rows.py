@@ -1,38 +1,73 @@
-"""The test rows of a run, read anew from the data that its settings name."""
+"""The test rows of a run, read anew from the data that its settings name.
+
+They are asked one at a time and without padding, as a device asks.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
-from hushtune.common.config import RunConfig
+from hushtune.common.config import AugmentConfig, RunConfig
 from hushtune.common.config_io import CONFIG, loads_config
 from hushtune.common.errors import HushtuneError
 from hushtune.common.files import read_json, read_text
-from hushtune.common.kinds import Targets
+from hushtune.common.tasks.activations import TokenRows
+from hushtune.common.tasks.answer_rows import AnswerRows
 from hushtune.common.tasks.data import LabelledRows, load_data
-from hushtune.common.tasks.units import Rows
+from hushtune.common.tasks.encoder import Encoder
+from hushtune.common.tasks.kinds.prepared import Prepared
+from hushtune.common.tasks.kinds.registry import prepare
+from hushtune.common.tasks.targets import TokenTargets
 
 
 @dataclass(frozen=True)
 class TestRows:
-    """Inputs as strings and each one's target as ``edge_measure.judge_of`` reads it; or why there
-    are none."""
+    """The test rows of a run, with its settings; or why there are none."""
 
     __test__ = False  # pytest takes it for tests
 
-    texts: tuple[str, ...]
-    targets: NDArray[Any]  # (n, ...)
+    held: tuple[RunConfig, LabelledRows] | None
     why_none: str = ""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Their canonical inputs."""
+        return () if self.held is None else self.held[1].texts
+
+    def prepared(self, encoder: Encoder) -> Prepared | None:
+        """Inputs, targets and objective as evaluation has them in a run; None of no rows."""
+        return None if self.held is None else prepare(*self.held, encoder)
 
 
 def no_rows(why: str) -> TestRows:
     """None, and the reason."""
-    return TestRows((), np.zeros(0, dtype=np.int64), why)
+    return TestRows(None, why)
+
+
+def alone(prepared: Prepared, row: int) -> tuple[Mapping[str, Tensor], Tensor]:
+    """Inputs and targets of one row, a batch of its own that nothing is padded in."""
+    inputs, targets, one = prepared.inputs, prepared.targets, np.array([row])
+    if isinstance(inputs, AnswerRows):
+        inputs = inputs.tokens
+    if isinstance(inputs, TokenRows):
+        ids = _unpadded(inputs, row)
+        given: Mapping[str, Tensor] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    else:
+        given = inputs.inputs(one)
+    if isinstance(targets, TokenTargets):
+        return given, _unpadded(targets.tokens, row)
+    return given, targets.take(one)
+
+
+def _unpadded(tokens: TokenRows, row: int) -> Tensor:
+    """``(1, t)``."""
+    return tokens.ids[int(tokens.offsets[row]) : int(tokens.offsets[row + 1])].long()[None]
 
 
 def rows_of_run(folder: Path, labels: tuple[str, ...], *, site: str | None = None) -> TestRows:
@@ -53,9 +88,6 @@ def rows_of_run(folder: Path, labels: tuple[str, ...], *, site: str | None = Non
 
 
 def _rows(folder: Path, config: RunConfig, labels: tuple[str, ...], site: str | None) -> TestRows:
-    kind = config.task.of
-    if kind.targets in (Targets.TAGS, Targets.ANSWER):
-        return no_rows(f"answers of {kind.name} are not judged one by one")
     data = load_data(
         config.data,
         config.task,
@@ -71,13 +103,9 @@ def _rows(folder: Path, config: RunConfig, labels: tuple[str, ...], site: str | 
     rows = np.concatenate([data.sites[name].test for name in sites])
     if not len(rows):
         return no_rows("there are none")
-    return TestRows(tuple(data.texts[row] for row in rows), _targets(data, rows))
-
-
-def _targets(data: LabelledRows, rows: Rows) -> NDArray[Any]:
-    if data.kind.targets is Targets.NUMBER:
-        return np.array([float(data.answers[row]) for row in rows])
-    if data.kind.targets is Targets.CLASSES:
-        has = [set(data.answers[row].split("|")) for row in rows]
-        return np.array([[name in mine for name in data.label_names] for mine in has])
-    return data.labels[rows]
+    # Of other rows nothing is made ready: of these what is read, and not where it stood.
+    texts, answers = (tuple(all_of[row] for row in rows) for all_of in (data.texts, data.answers))
+    tested = replace(data, texts=texts, answers=answers, labels=data.labels[rows], sites={})
+    train = config.train.model_copy(update={"pixel_megabytes": 0})  # each image is read once or so
+    as_they_are = {"augment": AugmentConfig(), "train": train}
+    return TestRows((config.model_copy(update=as_they_are), tested))
