@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hushtune.common.config import DataConfig
+from hushtune.common.config import DataConfig, TaskConfig
 from hushtune.common.errors import EmptyDataError
 from hushtune.common.tasks.data import load_data
 from hushtune.simulations.datacheck.near import (
@@ -86,6 +86,95 @@ def test_repeats_within_and_across_sites(hushtune: Any, tmp_path: Path) -> None:
     assert across["places"] == ["south.csv:62"]
     (other,) = found["inconsistent labels"]
     assert other["places"] == ["south.csv:63", "north.csv:8"]
+
+
+def table(count: int, begin: int = 0) -> list[tuple[str, str, str]]:
+    """Rows that differ in their two columns, and nowhere in one alone."""
+    return [
+        (str((begin + i) // 10), f"c{(begin + i) % 10}", ("no", "yes")[i % 2]) for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["tabular-classification", "tabular-regression"])
+def test_rows_of_tables_are_compared_by_all_their_columns(
+    hushtune: Any, tmp_path: Path, kind: str
+) -> None:
+    numbers = kind == "tabular-regression"
+    first, second = (
+        [(a, b, str(float(c == "yes")) if numbers else c) for a, b, c in part]
+        for part in (table(60), table(60, 60))
+    )
+    other = {first[6][2]: first[7][2], first[7][2]: first[6][2]}
+    head = "age,town,label"
+    north = written(tmp_path, "north.csv", [*first, first[3], first[3]], head)
+    again = [*second, first[5], (*first[6][:2], other[first[6][2]])]
+    south = written(tmp_path, "south.csv", again, head)
+    options: tuple[object, ...] = ("--kind", kind, "--columns", "age,town", "--delta", 1e-3)
+    options += ("--range", "0,1") if numbers else ()
+    found = checked(hushtune, north, south, *options)
+    (within,) = found["duplicates"]
+    assert within["text"].startswith("2 of 124 rows")
+    assert within["places"] == ["north.csv:62", "north.csv:63"]
+    (across,) = found["duplicates across sites"]
+    assert across["text"].startswith("1 of 124 rows")
+    assert across["places"] == ["south.csv:62"]
+    (contrary,) = found["inconsistent labels"]
+    assert contrary["text"].startswith("1 distinct row of columns (of 120)")
+    assert contrary["places"] == ["north.csv:8", "south.csv:63"]
+    assert [f["level"] for f in (within, across, contrary)] == ["warning"] * 3
+    # By one of the columns alone all rows would be equal to others, and so by fewer than there are.
+    clean = written(tmp_path, "clean.csv", first, head), written(tmp_path, "c.csv", second, head)
+    found = checked(hushtune, *clean, *options)
+    absent = {"duplicates", "duplicates across sites", "inconsistent labels", "leakage"}
+    assert not absent & set(found)
+
+
+def test_rows_of_tables_that_train_and_test(hushtune: Any, tmp_path: Path) -> None:
+    rows, head = table(80), "age,town,label"
+    options = ("--kind", "tabular-classification", "--columns", "age,town", "--delta", 1e-3)
+    twice = [row for row in rows for _ in range(2)]
+    path = written(tmp_path, "twice.csv", twice, head)
+    (leak,) = checked(hushtune, path, *options)["leakage"]
+    leaked = int(leak["text"].split()[0])
+    tested = round(0.2 * len(twice))
+    assert leak["level"] == "warning"
+    assert f"of {tested} test rows" in leak["text"]
+    # Of each pair one trains with probability 0.7 or so when the other tests.
+    assert 0.4 * tested < leaked <= tested
+    exact = load_data(
+        DataConfig(files={"twice": path}, columns=("age", "town")),
+        TaskConfig(kind="tabular-classification"),
+        seed=0,
+    )
+    (split,) = exact.sites.values()
+    learnt = {exact.texts[row] for row in split.train}
+    assert leaked == sum(exact.texts[row] in learnt for row in split.test)
+
+
+def test_columns_that_do_not_tell_rows_apart_are_no_reason_to_warn(
+    hushtune: Any, tmp_path: Path
+) -> None:
+    """Two columns of two values: nearly every row is equal to many, as it must be."""
+    rows = [(str(i % 2), str(i // 2 % 2), ("no", "yes")[i // 4 % 2]) for i in range(160)]
+    path = written(tmp_path, "north.csv", rows, "age,town,label")
+    options = ("--kind", "tabular-classification", "--columns", "age,town", "--delta", 1e-3)
+    found = checked(hushtune, path, *options)
+    for what in ("duplicates", "inconsistent labels", "leakage"):
+        assert [f["level"] for f in found[what]] == ["note"]
+        assert "do not tell rows apart" in found[what][0]["text"]
+
+
+def test_pairs_are_compared_by_both_their_texts(hushtune: Any, tmp_path: Path) -> None:
+    rows = [(sentence(i), sentence(500), ("no", "yes")[i % 2]) for i in range(60)]
+    rows += [(sentence(600), sentence(700 + i), ("no", "yes")[i % 2]) for i in range(60)]
+    head = "text,other,label"
+    options = ("--kind", "text-pair-classification", "--second", "other", "--delta", 1e-3)
+    found = checked(hushtune, written(tmp_path, "north.csv", rows, head), *options)
+    assert not {"duplicates", "inconsistent labels"} & set(found)
+    again = [*rows, rows[3], (*rows[70][:2], rows[71][2])]
+    found = checked(hushtune, written(tmp_path, "again.csv", again, head), *options)
+    assert found["duplicates"][0]["places"] == ["again.csv:122"]
+    assert found["inconsistent labels"][0]["places"] == ["again.csv:123", "again.csv:72"]
 
 
 def test_near_repeats_and_what_they_leak(hushtune: Any, tmp_path: Path) -> None:

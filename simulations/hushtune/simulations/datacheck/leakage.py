@@ -13,6 +13,7 @@ from hushtune.common.tasks.data import LabelledRows, load_data
 from hushtune.common.tasks.units import Rows
 from hushtune.simulations.datacheck.findings import Finding, Level
 from hushtune.simulations.datacheck.near import ALIKE, MOST_ROWS, near_pairs, sampled
+from hushtune.simulations.datacheck.tables import leaked_rows
 
 
 def leakage(data: LabelledRows, config: RunConfig, column: str | None) -> Iterator[Finding]:
@@ -23,7 +24,9 @@ def leakage(data: LabelledRows, config: RunConfig, column: str | None) -> Iterat
     train = np.concatenate([split.train for split in data.sites.values()])
     test = np.concatenate([split.test for split in data.sites.values()])
     kind = config.task.of
-    if not kind.repeats:
+    if kind.repeats:
+        yield from leaked_rows(data, train, test, kind)
+    else:
         same = {_same(data, config, i) for i in train} & {_same(data, config, i) for i in test}
         if same:
             yield Finding(

@@ -8,16 +8,13 @@ from hushtune.common.kinds import Inputs, Kind, Targets
 from hushtune.common.tasks.rows import RawRow
 from hushtune.simulations.datacheck.findings import Finding, Level, places, share
 from hushtune.simulations.datacheck.near import ALIKE, MOST_ROWS, near_pairs, sampled
+from hushtune.simulations.datacheck.tables import repeated_rows
 
 
 def repeats(rows: Sequence[RawRow], kind: Kind, *, inconsistent: str) -> Iterator[Finding]:
     """Equal texts, but for white space, as a run finds them; then nearly equal ones."""
     if kind.repeats:
-        yield Finding(
-            "duplicates",
-            Level.NOTE,
-            f"equal rows were not looked for: in {kind.name} they are different examples",
-        )
+        yield from repeated_rows(rows, kind)
         return
     first: dict[str, RawRow] = {}
     within: list[str] = []
