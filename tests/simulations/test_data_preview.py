@@ -8,8 +8,13 @@ from typing import Any
 
 import pytest
 
+from hushtune.common import presets
+from hushtune.common.config import ModelConfig
+from hushtune.common.presets import DEFAULT_MODEL, PRESETS, model_for
 from hushtune.common.tasks.kinds.causal_lm import encode
 from hushtune.common.tasks.tokenizer import load_tokenizer
+
+from ..client.words import make_words
 
 
 def shown(hushtune: Any, *arguments: object) -> list[dict[str, Any]]:
@@ -46,6 +51,55 @@ def test_of_an_answer_its_own_tokens_carry_loss(
     text = hushtune("data", "preview", path, "--kind", "causal-lm", "--model", tiny_bert).out
     assert "«was» «kind»" in text
     assert "2 of them carry loss" in text
+
+
+@pytest.mark.parametrize("kind", ["causal-lm", "seq2seq"])
+def test_without_a_model_the_kind_s_preset_says_which(
+    hushtune: Any, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """An encoder's tokenizer would show tokens that no language model reads."""
+    assert ModelConfig().name == DEFAULT_MODEL
+    assert PRESETS[kind]["model"]["name"] == model_for(kind) == "smollm2"
+    llama = make_words(tmp_path / "llama", "llama")
+    monkeypatch.setattr(presets, "PRESETS", {kind: {"model": {"name": str(llama)}}})
+    path = tmp_path / "asked.csv"
+    path.write_text("prompt,completion\nwhich road,the moon\n", encoding="utf-8")
+    config = tmp_path / "run.toml"
+    of_run = f'task.kind = "{kind}"\n[data]\nfiles = {{north = "asked.csv"}}\n'
+    config.write_text(of_run, encoding="utf-8")
+    for named in ((path, "--kind", kind), ("--config", config)):
+        (row,) = shown(hushtune, *named)
+        assert row["tokens"][:2] == ["<|start|>", "user"]
+        assert learnt(row) == ["the", "moon", "<|end|>"]
+        out = hushtune("data", "preview", *named).out
+        assert f"tokens as {llama} reads them" in out
+    # What the settings name is taken before it, and what the option names before both.
+    config.write_text(f'{of_run}[model]\nname = "{tiny_bert}"\n', encoding="utf-8")
+    (row,) = shown(hushtune, "--config", config)
+    assert learnt(row)[-1] != "<|end|>"
+    (row,) = shown(hushtune, "--config", config, "--model", llama)
+    assert learnt(row)[-1] == "<|end|>"
+
+
+def test_lengths_are_checked_by_the_model_of_the_kind_s_preset(
+    hushtune: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its chat template puts eight tokens around what is asked; the answer has two."""
+    llama = make_words(tmp_path / "llama", "llama")
+    monkeypatch.setattr(presets, "PRESETS", {"causal-lm": {"model": {"name": str(llama)}}})
+    words = "\n".join(f"moon {'sun ' * i},sea" for i in range(40))
+    (tmp_path / "asked.csv").write_text(f"prompt,completion\n{words}\n", encoding="utf-8")
+    config = tmp_path / "run.toml"
+    config.write_text(
+        'task.kind = "causal-lm"\n[data]\nfiles = {north = "asked.csv"}\n'
+        "[privacy]\ndelta = 1e-3\n[model]\nmax_tokens = 32\n",
+        encoding="utf-8",
+    )
+    answer = hushtune("data", "check", "--config", config, "--json")
+    report = json.loads(answer.out.splitlines()[-1])
+    (told,) = (f for f in report["findings"] if f["what"] == "length")
+    count = sum(8 + (1 + i) + 2 > 32 for i in range(40))
+    assert told["text"].startswith(f"{count} of 40 rows have more than 32 tokens")
 
 
 def test_of_a_target_text_its_own_tokens_carry_loss(

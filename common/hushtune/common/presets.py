@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+DEFAULT_MODEL = "demo"
+"""What ``model.name`` is where nothing names it."""
 _FEW_STEPS = {
     "rounds": 10,
     "warmup_rounds": 10,
@@ -171,3 +173,15 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         **_LANGUAGE_MODEL,
     },
 }
+
+
+def model_for(kind: str, named: str = DEFAULT_MODEL) -> str:
+    """The base model of a kind of supervision: the one that is named, unless that is the default,
+    an encoder, where the kind's preset has another, such as a language model.
+
+    >>> model_for("causal-lm"), model_for("multi-label"), model_for("causal-lm", "own/model")
+    ('smollm2', 'demo', 'own/model')
+    """
+    if named != DEFAULT_MODEL:
+        return named
+    return str(PRESETS.get(kind, {}).get("model", {}).get("name", named))

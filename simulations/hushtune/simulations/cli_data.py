@@ -52,7 +52,9 @@ def data_preview(
     second: Second = None,
     columns: ColumnNames = None,
     range_: Range = None,
-    model: Annotated[str | None, typer.Option(help="whose tokenizer; the demo's")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="whose tokenizer; left out = that of the kind's preset")
+    ] = None,
     rows: Annotated[int, typer.Option(min=1, help="how many")] = 5,
     images: Annotated[
         bool, typer.Option("--images", help="the texts are paths of images: --kind of images")
@@ -74,9 +76,7 @@ def data_preview(
         read = data_options.columns(
             text, label, site, kind=kind, form=form, second=second, columns=columns
         )
-        found = preview_file(
-            file, read, bounds=data_options.bounds(range_), model=model or "demo", rows=rows
-        )
+        found = preview_file(file, read, bounds=data_options.bounds(range_), model=model, rows=rows)
     show_preview(Console(stderr=as_json), found)
     print_json(found, as_json)
 
@@ -120,6 +120,7 @@ def data_check(
     Ends with 0, with 1 for warnings under --strict, with 2 for what would stop a run. No text is
     shown, only places and short labels.
     """
+    from hushtune.common.presets import model_for
     from hushtune.simulations import data_options
     from hushtune.simulations.datacheck.check import check
     from hushtune.simulations.show_data import show_check
@@ -139,7 +140,7 @@ def data_check(
         )
     elif config is not None or preset is not None:
         settings = settings_of(preset, config, set_)
-        model = model or settings.model.name
+        model = model or model_for(settings.task.kind, settings.model.name)
     else:
         raise _no_data("PATH")
     shares = data_options.shares(public_share or [])

@@ -15,8 +15,11 @@ def show_preview(console: Console, found: Mapping[str, Any]) -> None:
     """Rows as they are read and as tokens, of which those that carry loss are marked and in
     colour; images with their size."""
     marked = any(row["learnt"] is not None for row in found["rows"])
-    if marked:
-        console.print("tokens in «marks» carry loss", style="dim", highlight=False)
+    told = [] if found["model"] is None else [f"tokens as {found['model']} reads them"]
+    told += ["those in «marks» carry loss"] if marked else []
+    if told:
+        line = "; ".join(told)
+        console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
     for row in found["rows"]:
         head = Text(row["place"], style="bold")
         head.append("  label ", style="not bold")

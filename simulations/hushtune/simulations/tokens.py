@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from hushtune.common.config import RunConfig
 from hushtune.common.errors import HushtuneError
 from hushtune.common.kinds import KINDS, Inputs, Targets
+from hushtune.common.presets import model_for
 from hushtune.common.tasks.assets import resolve_model
 from hushtune.common.tasks.kinds.causal_lm import encode
 from hushtune.common.tasks.kinds.texts import tokenize
@@ -39,33 +40,37 @@ def preview_file(
     columns: Columns,
     *,
     bounds: tuple[float, float] | None = None,
-    model: str,
+    model: str | None,
     rows: int,
     max_tokens: int | None = None,
 ) -> dict[str, Any]:
     """The first rows of a file and their tokens under a model's tokenizer, of images their size.
 
-    ``bounds``: the range that numbers are scaled by. ``max_tokens``: where rows are cut. Of a
-    folder of images any ``columns.site`` says that it holds one for each site.
+    ``model``: left out = the one of the kind's preset. ``bounds``: the range that numbers are
+    scaled by. ``max_tokens``: where rows are cut. Of a folder of images any ``columns.site`` says
+    that it holds one for each site.
     """
+    name = None if columns.images else model or model_for(columns.kind)
     try:
-        tokenizer, two_parts = (None, False) if columns.images else tokenizer_of(model)
+        tokenizer, two_parts = (None, False) if name is None else tokenizer_of(name)
         found = preview(file, rows=rows, columns=columns, bounds=bounds)
     except HushtuneError as error:
         _speak_of_options(error)
         raise
     shown = [_shown(r, columns.kind, tokenizer, two_parts, bounds, max_tokens) for r in found]
-    return {"file": str(file), "kind": columns.kind, "rows": shown}
+    return {"file": str(file), "kind": columns.kind, "model": name, "rows": shown}
 
 
 def preview_run(config: RunConfig, *, model: str | None, rows: int) -> dict[str, Any]:
     """The same of each file that a configuration names, as the run would read and cut them."""
-    images = config.task.of.inputs is Inputs.IMAGE
-    tokenizer, two_parts = (None, False) if images else tokenizer_of(model or config.model.name)
+    name = model or model_for(config.task.kind, config.model.name)
+    if config.task.of.inputs is Inputs.IMAGE:
+        name = None
+    tokenizer, two_parts = (None, False) if name is None else tokenizer_of(name)
     kind, bounds, most = config.task.kind, config.task.range, config.model.max_tokens
     found = preview(config.data, rows=rows, task=config.task)
     shown = [_shown(row, kind, tokenizer, two_parts, bounds, most) for row in found]
-    return {"file": None, "kind": kind, "rows": shown}
+    return {"file": None, "kind": kind, "model": name, "rows": shown}
 
 
 def tokenizer_of(model: str) -> tuple[PreTrainedTokenizerBase, bool]:
