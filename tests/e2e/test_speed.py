@@ -8,18 +8,23 @@ from typing import Any
 import pytest
 import torch
 
+from hushtune.client import cohort
+from hushtune.client.site import ledger_path
 from hushtune.common.config import SpeedConfig
 from hushtune.common.planning import POOLED
+from hushtune.common.privacy.ledger import Ledger
 from hushtune.common.tasks.activations import shapes_of
 from hushtune.common.tasks.workspace import open_workspace
 from hushtune.server import checkpoint
 from hushtune.server.app import run_name
-from hushtune.simulations import run
+from hushtune.simulations import engine, run
 
 OFF: dict[str, dict[str, Any]] = {
     "fused gradients": {"speed__gradients": "fused"},
     "texts of one length together": {"speed__pad": "max_tokens"},
     "kept activations": {"train__cache_megabytes": 0},
+    "sites together": {"speed__together": 3},
+    "two of three sites together": {"speed__together": 2},
     "freed memory kept": {"speed__keep_freed_memory": False},
 }
 
@@ -76,3 +81,37 @@ def test_the_switches_are_at_work(settings: Any) -> None:
     for method in ("hooks", "fused"):
         workspace = open_workspace(settings.config(speed__gradients=method))
         assert workspace.task.model.gradients == method
+
+
+@pytest.mark.parametrize(("together", "at_once"), [(2, {2, 1}), (3, {3}), (50, {3})])
+def test_so_many_sites_take_their_steps_at_once(
+    together: int, at_once: set[int], settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: set[int] = set()
+
+    def counted(asked: Any) -> Any:
+        found.add(len(asked))
+        return cohort.clipped_sums(asked)
+
+    monkeypatch.setattr(engine, "clipped_sums", counted)
+    run(settings.config(speed__together=together), tmp_path / "out")
+    assert found == at_once
+
+
+def test_a_site_s_charges_are_those_of_the_site_alone(settings: Any, tmp_path: Path) -> None:
+    def charges(name: str, **changes: Any) -> dict[str, list[Any]]:
+        config = settings.config(
+            train__rounds=2, privacy={"trust": "site", "delta": 1e-3}, **changes
+        )
+        summary = run(config, tmp_path / name)
+        return {
+            site: [
+                (entry.round, entry.event)
+                for entry in Ledger(ledger_path(tmp_path / name, site)).entries()
+            ]
+            for site in summary["sites"]
+        }
+
+    alone, together = charges("alone"), charges("together", speed__together=3)
+    assert alone == together
+    assert all(len(entries) == 2 for entries in alone.values())

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -27,10 +28,25 @@ from hushtune.common.model import AdaptedModel, Level
 from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import PrivacyPlan, Trust
 from hushtune.common.tasks.base import Task
-from hushtune.common.tasks.units import Units
+from hushtune.common.tasks.units import Rows, Units
 from hushtune.common.tuning import GradientMethod
 
 Gradients = Mapping[str, Tensor]
+
+
+class Sites(Protocol):
+    """Whose units are computed at once; see ``hushtune.client.cohort``."""
+
+    count: int
+
+    def at(self, rows: Rows) -> AbstractContextManager[None]:
+        """Around a pass over some rows."""
+        ...
+
+    def owners(self, units: Units) -> Tensor:
+        """The place of each unit's site, ``(num_units,)``."""
+        ...
+
 
 _MOST_NORM = 1e30
 """Far from where squares of float64 overflow, and from what any gradient is."""
@@ -94,6 +110,7 @@ def clipped_sum(
     clip_norm: float,
     microbatch: int,
     level: Level,
+    sites: Sites | None = None,
 ) -> dict[str, Tensor]:
     """Sum over ``units`` of each one's gradient, clipped to ``clip_norm`` over all tensors.
 
@@ -105,6 +122,9 @@ def clipped_sum(
     The same for any ``microbatch`` (examples at a time) but for rounding; zero for no units. Must
     run inside ``per_example_gradients``. Returns float64 CPU tensors in the shapes of ``trained``.
 
+    ``sites``: of whom the units are, for one sum each, ``(sites, ...)``; must run ``in_place`` of
+    it then.
+
     Norms, factors and the sum are float64: n units make it that of real numbers to within
     ``2^-52 n^2 clip_norm`` at most, so that one unit moves it by no more than the clip norm and
     that; a float32 sum of a few thousand would be off by 1e-5 of it.
@@ -112,11 +132,14 @@ def clipped_sum(
     total = {
         key: torch.zeros_like(parameter, dtype=torch.float64) for key, parameter in trained.items()
     }
+    if sites is not None:
+        total = {key: torch.stack([zero] * sites.count) for key, zero in total.items()}
     # From torch's stream, which a site begins from its own batches' (see ``train_locally``).
     draw = int(torch.randint(2**62, ())) if task.augments else None
     units = task.views(units)
     for piece in task.microbatches(units, microbatch):
-        task.example_losses(task.batch(piece.rows, level, draw=draw)).sum().backward()
+        with nullcontext() if sites is None else sites.at(piece.rows):
+            task.example_losses(task.batch(piece.rows, level, draw=draw)).sum().backward()
         own = len(piece.units.rows)  # the others fill the piece up, and count for nothing
         samples = {
             key: piece.units.means(_take(key, parameter, len(piece.rows))[:own])
@@ -132,7 +155,11 @@ def clipped_sum(
         factors = torch.where(finite, factors, 0.0)
         for key, sample in samples.items():
             counted = torch.where(finite.view(-1, *[1] * (sample.dim() - 1)), sample, 0.0)
-            total[key] += torch.einsum("b,b...->...", factors, counted.double())
+            if sites is None:
+                total[key] += torch.einsum("b,b...->...", factors, counted.double())
+                continue
+            clipped = torch.einsum("b,b...->b...", factors, counted.double())
+            total[key].index_add_(0, sites.owners(piece.units).to(clipped.device), clipped)
     return {key: tensor.detach().cpu() for key, tensor in total.items()}
 
 

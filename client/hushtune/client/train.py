@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hushtune.client import dp
+from hushtune.client import cohort, dp
+from hushtune.client.together import Asked, is_together, sum_for
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState
 from hushtune.common.errors import PrivacyError
@@ -45,14 +48,11 @@ def train_locally(
     plan = order.plan if order.plan.unit is not Unit.CLIENT else _without_noise(order)
     begin = order.adapter if start is None else start
     level = task.level(begin, order.trainable)  # may run the model, so it comes first
-    lora.install(task.model, begin)
-    trained = lora.set_trainable(task.model, order.trainable)
-    task.model.training_mode()
-    optimizer, center = _optimizer(trained, order.training), _center(order, begin)
-    with torch.random.fork_rng(), dp.per_example_gradients(task.model):
-        torch.manual_seed(_dropout_seed(random))
+    with _placed(order, plan, begin, task, level, random) as place:
+        trained = place.trained
+        optimizer, center = _optimizer(trained, order.training), _center(order, begin)
         for step in range(order.local_steps):
-            gradients = _noised(order, plan, task, units, trained, level, noise, random)
+            gradients = _noised(order, plan, place, units, trained, noise, random)
             # What follows looks at no record again, so it costs nothing.
             drift = _drift(order.training.proximal, center, trained, control)
             for group in optimizer.param_groups:
@@ -61,7 +61,7 @@ def train_locally(
                 parameter.grad = (gradients[key] + drift.get(key, 0.0)).to(parameter.device)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-    delta = lora.extract(task.model, order.trainable) - begin.select(order.trainable)
+    delta = place.now() - begin.select(order.trainable)
     return _checked(delta, trained, plan, task)
 
 
@@ -76,37 +76,76 @@ def descent(
     """Minus the noised mean gradient of one Poisson batch at ``order.adapter`` (FedSGD)."""
     plan = order.plan if order.plan.unit is not Unit.CLIENT else _without_noise(order)
     level = task.level(order.adapter, order.trainable)
-    lora.install(task.model, order.adapter)
+    with _placed(order, plan, order.adapter, task, level, random) as place:
+        gradients = _noised(order, plan, place, units, place.trained, noise, random)
+    found = AdapterState(order.adapter.spec, gradients)
+    return _checked(-1.0 * found, place.trained, plan, task)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Where a site takes its steps. ``trained``: its tensors, which are all of ``moving``;
+    ``summed``: the clipped sum of a batch with them; ``now``: what they have become."""
+
+    trained: Mapping[str, nn.Parameter]
+    moving: Callable[[], Iterable[nn.Parameter]]
+    summed: Callable[[Units], dp.Gradients]
+    now: Callable[[], AdapterState]
+
+
+@contextmanager
+def _placed(
+    order: RoundOrder,
+    plan: PrivacyPlan,
+    begin: AdapterState,
+    task: Task,
+    level: Level,
+    random: np.random.Generator,
+) -> Generator[_Place]:
+    """In the model itself; or beside it, where other sites' steps are computed with these."""
+    how: dict[str, Any] = {
+        "clip_norm": plan.clip_norm,
+        "microbatch": order.training.microbatch,
+        "level": level,
+    }
+    if is_together() and cohort.knows(task, order.trainable):
+        own = {key: nn.Parameter(begin.tensors[key].clone()) for key in sorted(order.trainable)}
+        yield _Place(
+            trained=own,
+            moving=own.values,
+            summed=lambda units: sum_for(
+                Asked(task=task, units=units, begin=begin, trained=own, **how)
+            ),
+            now=lambda: AdapterState(begin.spec, {k: p.detach().clone() for k, p in own.items()}),
+        )
+        return
+    lora.install(task.model, begin)
     trained = lora.set_trainable(task.model, order.trainable)
     task.model.training_mode()
     with torch.random.fork_rng(), dp.per_example_gradients(task.model):
         torch.manual_seed(_dropout_seed(random))
-        gradients = _noised(order, plan, task, units, trained, level, noise, random)
-    return _checked(-1.0 * AdapterState(order.adapter.spec, gradients), trained, plan, task)
+        yield _Place(
+            trained=trained,
+            moving=task.model.parameters,
+            summed=lambda units: dp.clipped_sum(task, units, trained=trained, **how),
+            now=lambda: lora.extract(task.model, order.trainable),
+        )
 
 
 def _noised(
     order: RoundOrder,
     plan: PrivacyPlan,
-    task: Task,
+    place: _Place,
     units: Units,
     trained: Mapping[str, nn.Parameter],
-    level: Level,
     noise: NoiseSource,
     random: np.random.Generator,
 ) -> dict[str, Tensor]:
-    """The noised mean gradient of one Poisson batch, where the model stands."""
+    """The noised mean gradient of one Poisson batch, where the site stands."""
     batch = dp.poisson_batch(units, plan.sampling_probability, random)
-    total = dp.clipped_sum(
-        task,
-        batch,
-        trained=trained,
-        clip_norm=plan.clip_norm,
-        microbatch=order.training.microbatch,
-        level=level,
-    )
+    total = place.summed(batch)
     gradients = dp.noisy_mean(total, plan, noise)
-    _check_coverage(trained, gradients, order.trainable, task)
+    _check_coverage(trained, gradients, order.trainable, place.moving())
     return gradients
 
 
@@ -177,7 +216,7 @@ def gradient_sum(
             microbatch=order.training.microbatch,
             level=level,
         )
-        _check_coverage(trained, total, order.trainable, task)
+        _check_coverage(trained, total, order.trainable, task.model.parameters())
     task.model.requires_grad_(False)
     return total
 
@@ -214,10 +253,13 @@ def _optimizer(trained: Mapping[str, nn.Parameter], how: LocalTraining) -> torch
 
 
 def _check_coverage(
-    trained: Mapping[str, nn.Parameter], gradients: dp.Gradients, sent: Sequence[str], task: Task
+    trained: Mapping[str, nn.Parameter],
+    gradients: dp.Gradients,
+    sent: Sequence[str],
+    parameters: Iterable[nn.Parameter],
 ) -> None:
     """What is noised, what requires gradients and what will be sent are the same tensors."""
-    moving = {id(parameter) for parameter in task.model.parameters() if parameter.requires_grad}
+    moving = {id(parameter) for parameter in parameters if parameter.requires_grad}
     of_trained = {id(parameter) for parameter in trained.values()}
     if not set(sent) == set(trained) == set(gradients) or moving != of_trained:
         raise PrivacyError(

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from hushtune.common.config_base import Section
+from hushtune.common.config_base import Count, Section
 
 
 class SpeedConfig(Section):
@@ -24,6 +24,11 @@ class SpeedConfig(Section):
         default="length",
         description="length = texts of one length are computed together, hardly padded; max_tokens "
         "= any are, all padded to model.max_tokens",
+    )
+    together: Count = Field(
+        default=1,
+        description="so many sites of a simulation in this process take their steps at once, their "
+        "rows in one pass, each with its own site's adapter; 1 = one site after the other",
     )
     keep_freed_memory: bool = Field(
         default=True,

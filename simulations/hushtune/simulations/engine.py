@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -18,6 +19,8 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from hushtune.client.cohort import clipped_sums
+from hushtune.client.together import in_turns
 from hushtune.common.environment import QUIET
 from hushtune.common.errors import SiteError
 from hushtune.common.messages import TRAIN_ACTIONS
@@ -29,10 +32,17 @@ _RUN_ID, _FIRST_NODE = 1, 1
 
 
 def run_in_process(
-    serve: Serve, client_app: ClientApp, *, num_sites: int, run_config: Mapping[str, str]
+    serve: Serve,
+    client_app: ClientApp,
+    *,
+    num_sites: int,
+    run_config: Mapping[str, str],
+    together: int = 1,
 ) -> None:
-    """Call ``serve`` with a grid of ``num_sites`` nodes in this process."""
-    serve(InProcessGrid(client_app, num_sites=num_sites, run_config=run_config))
+    """Call ``serve`` with a grid of ``num_sites`` nodes in this process; ``together``: how many of
+    them are trained at once."""
+    grid = InProcessGrid(client_app, num_sites=num_sites, run_config=run_config, together=together)
+    serve(grid)
 
 
 def run_on_flower(
@@ -142,9 +152,15 @@ class InProcessGrid(Grid):
     """
 
     def __init__(
-        self, client_app: ClientApp, *, num_sites: int, run_config: Mapping[str, Any]
+        self,
+        client_app: ClientApp,
+        *,
+        num_sites: int,
+        run_config: Mapping[str, Any],
+        together: int = 1,
     ) -> None:
         self._app = client_app
+        self._together = together
         self._run = Run.create_empty(run_id=_RUN_ID)
         self._replies: dict[str, Message] = {}
         self._count = 0
@@ -186,14 +202,26 @@ class InProcessGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Call each node at once; the replies wait to be pulled."""
-        identities: list[str] = []
+        pushed: dict[str, Message] = {}
         for message in messages:
             self._count += 1
             identity = f"{message.metadata.dst_node_id}-{self._count}"
             message.metadata.__dict__["_message_id"] = identity
-            self._replies[identity] = self._call(message)
-            identities.append(identity)
-        return identities
+            pushed[identity] = message
+            if len(pushed) % self._together == 0:
+                self._reply_to(pushed)
+        self._reply_to(pushed)
+        return list(pushed)
+
+    def _reply_to(self, pushed: Mapping[str, Message]) -> None:
+        """Call the nodes of all messages that have no reply yet."""
+        new = {key: message for key, message in pushed.items() if key not in self._replies}
+        calls = [partial(self._call, message) for message in new.values()]
+        if self._together == 1:
+            replies = [call() for call in calls]
+        else:
+            replies = in_turns(calls, clipped_sums)
+        self._replies |= dict(zip(new, replies, strict=True))
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Hand out the replies, each once."""

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ def run_federation(
     start = (
         engine.run_on_flower
         if context.config.simulation.engine == "flower"
-        else engine.run_in_process
+        else partial(engine.run_in_process, together=context.config.speed.together)
     )
     attack = context.config.simulation.attack
     start(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,13 @@ class Units:
         changes = np.flatnonzero(np.diff(codes[ordered])) + 1
         ends = [len(rows)] if len(rows) else []
         return cls(ordered, np.array([0, *changes, *ends], dtype=np.int64))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Units]) -> Units:
+        """The units of all parts, one part after the other."""
+        sizes = np.concatenate([part.sizes for part in parts])
+        starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        return cls(np.concatenate([part.rows for part in parts]), starts)
 
     def __len__(self) -> int:
         return len(self.starts) - 1

@@ -1,0 +1,181 @@
+"""The clipped sums of many sites' steps, from one pass over the rows of all of them.
+
+Each row is computed with its own site's adapter: a trained layer's product is one of a batch of
+matrices, ``(b, out, in)`` with the row's site's weights, whose gradients are each row's own. Units
+are clipped as ever, and added up by site. Rows of many sites fill pieces that the rows of one would
+leave half empty.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hushtune.client import dp
+from hushtune.client.example_gradients import layers_of
+from hushtune.client.together import Asked, Sums
+from hushtune.common import lora
+from hushtune.common.adapter import AdapterState
+from hushtune.common.model import AdaptedModel
+from hushtune.common.tasks.base import Task
+from hushtune.common.tasks.units import Rows, Units
+
+_MOST_ROWS = 32
+
+
+def knows(task: Task, trainable: Sequence[str]) -> bool:
+    """Whether rows of several sites can be computed at once: nothing is drawn at random, and all
+    that is trained are the weights of linear layers."""
+    model = task.model
+    drawn = task.augments or any(
+        isinstance(module, nn.Dropout) and module.p > 0 and ".lora_dropout" in name
+        for name, module in model.named_modules()
+    )
+    if drawn:
+        return False
+    lora.set_trainable(model, trainable)
+    layers = layers_of(model)
+    model.requires_grad_(False)
+    return layers is not None and all(isinstance(layer, nn.Linear) for layer in layers)
+
+
+def clipped_sums(asked: Sequence[Asked]) -> list[Sums]:
+    """The sum that each asks for; equal to ``dp.clipped_sum`` of each alone but for rounding."""
+    found: list[Sums | None] = [None] * len(asked)
+    for places in _alike(asked):
+        sums = _summed([asked[place] for place in places])
+        for place, each in zip(places, sums, strict=True):
+            found[place] = each
+    return [each for each in found if each is not None]
+
+
+def _alike(asked: Sequence[Asked]) -> list[list[int]]:
+    """Places of what can be computed at once: one model, level and clip norm, the same tensors
+    trained, and the same values of all others; no row twice."""
+    groups: list[list[int]] = []
+    for place, one in enumerate(asked):
+        for group in groups:
+            other = asked[group[0]]
+            rows = np.concatenate([asked[at].units.rows for at in group])
+            if _same(one, other) and not np.isin(one.units.rows, rows).any():
+                group.append(place)
+                break
+        else:
+            groups.append([place])
+    return groups
+
+
+def _same(one: Asked, other: Asked) -> bool:
+    return (
+        one.task is other.task
+        and (one.level, one.clip_norm) == (other.level, other.clip_norm)
+        and one.trained.keys() == other.trained.keys()
+        and _same_rest(one.begin, other.begin, one.trained.keys())
+    )
+
+
+def _same_rest(one: AdapterState, other: AdapterState, trained: Any) -> bool:
+    return one.spec == other.spec and all(
+        torch.equal(one.tensors[key], other.tensors[key]) for key in one.keys if key not in trained
+    )
+
+
+def _summed(asked: Sequence[Asked]) -> list[Sums]:
+    first = asked[0]
+    model = first.task.model
+    lora.install(model, first.begin)
+    trained = lora.set_trainable(model, tuple(first.trained))
+    model.training_mode()
+    sites = Sites(asked, trained, num_rows=1 + max(_last_row(one.units) for one in asked))
+    # As many rows as one step of all their rows together would take; see ``_at_site`` of orders.
+    rows = math.ceil(math.sqrt(sum(one.microbatch**2 for one in asked)))
+    with sites.in_place(model):
+        totals = dp.clipped_sum(
+            first.task,
+            Units.joined([one.units for one in asked]),
+            trained=trained,
+            clip_norm=first.clip_norm,
+            microbatch=max(first.microbatch, min(rows, _MOST_ROWS)),
+            level=first.level,
+            sites=sites,
+        )
+    model.requires_grad_(False)
+    return [{key: tensor[place] for key, tensor in totals.items()} for place in range(len(asked))]
+
+
+def _last_row(units: Units) -> int:
+    return int(units.rows.max()) if len(units.rows) else 0
+
+
+class Sites:
+    """Whose each row is, and what each site's tensors are; see ``dp.clipped_sum``."""
+
+    def __init__(
+        self, asked: Sequence[Asked], trained: Mapping[str, nn.Parameter], *, num_rows: int
+    ) -> None:
+        self.count = len(asked)
+        self._owner = np.zeros(num_rows, dtype=np.int64)
+        for place, one in enumerate(asked):
+            self._owner[one.units.rows] = place
+        self._own = {
+            parameter: torch.stack([one.trained[key].detach() for one in asked]).to(
+                parameter.device
+            )
+            for key, parameter in trained.items()
+        }
+        self._rows: Tensor = torch.zeros(0, dtype=torch.long)
+        self._leaves: dict[nn.Parameter, Tensor] = {}
+
+    def owners(self, units: Units) -> Tensor:
+        """The site of each unit, ``(num_units,)``."""
+        return torch.from_numpy(self._owner[units.rows[units.starts[:-1]]])
+
+    @contextmanager
+    def at(self, rows: Rows) -> Generator[None]:
+        """A pass over some rows within the block, after which each trained tensor has
+        ``grad_sample (b, ...)``."""
+        self._rows = torch.from_numpy(self._owner[rows])
+        self._leaves = {}
+        yield
+        for parameter, leaf in self._leaves.items():
+            parameter.grad_sample = leaf.grad  # pyright: ignore[reportAttributeAccessIssue]
+
+    @contextmanager
+    def in_place(self, model: AdaptedModel) -> Generator[None]:
+        """The model's trained layers take each row's own site's weights within the block."""
+        layers = layers_of(model) or []
+        for layer in layers:
+            vars(layer)["forward"] = self._forward(layer)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                vars(layer).pop("forward", None)
+            for parameter in self._own:
+                vars(parameter).pop("grad_sample", None)
+
+    def _forward(self, layer: nn.Module) -> Callable[[Tensor], Tensor]:
+        def forward(inputs: Tensor) -> Tensor:
+            weight = self._of_rows(layer.weight)  # (b, out, in)
+            flat = inputs.reshape(len(inputs), -1, inputs.shape[-1])
+            found = torch.bmm(flat, weight.mT)
+            if layer.bias is not None:
+                found = found + self._of_rows(layer.bias).unsqueeze(1)
+            return found.reshape(*inputs.shape[:-1], weight.shape[1])
+
+        return forward
+
+    def _of_rows(self, parameter: Any) -> Tensor:
+        """A tensor of each row's site, ``(b, ...)``: a leaf, whose gradient is each row's."""
+        if parameter not in self._own:  # a bias that is not trained
+            return parameter.unsqueeze(0).expand(len(self._rows), *parameter.shape)
+        if parameter not in self._leaves:
+            own = self._own[parameter][self._rows.to(parameter.device)]
+            self._leaves[parameter] = own.requires_grad_()
+        return self._leaves[parameter]

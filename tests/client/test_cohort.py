@@ -1,0 +1,236 @@
+"""Sites whose steps are computed at once do what each would do alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hushtune.client import cohort
+from hushtune.client.together import Asked, in_turns, is_together
+from hushtune.client.train import train_locally
+from hushtune.common.adapter import AdapterState
+from hushtune.common.messages import RoundOrder
+from hushtune.common.model import Level
+from hushtune.common.privacy.noise import NoiseSource
+from hushtune.common.seeds import rng
+from hushtune.common.tasks.units import Units
+
+from .families import (
+    CASES,
+    NUM_ROWS,
+    adapted,
+    flat,
+    make_order,
+    make_task,
+    moved,
+    plan_off,
+    private_plan,
+    summed,
+)
+
+ROWS = {
+    "north": Units(np.array([0, 3], dtype=np.int64), np.array([0, 1, 2], dtype=np.int64)),
+    "south": Units(np.array([1, 4, 6], dtype=np.int64), np.array([0, 1, 3], dtype=np.int64)),
+    "west": Units.single(np.array([2, 5, 7, 8], dtype=np.int64)),
+}
+
+
+def orders(state: AdapterState, **changed: Any) -> Mapping[str, RoundOrder]:
+    """One for each site; their clip norms and rates differ from what changes nothing."""
+    plan = private_plan(sampling_probability=0.8, clip_norm=0.2)
+    return {site: make_order(state, plan, local_steps=3, **changed) for site in ROWS}
+
+
+def trained(
+    task: Any, order: RoundOrder, site: str, *, control: AdapterState | None = None
+) -> AdapterState:
+    seed = sorted(ROWS).index(site)
+    return train_locally(
+        order,
+        task=task,
+        units=ROWS[site],
+        noise=NoiseSource.insecure(seed),
+        random=rng(seed, "batches"),
+        control=control,
+    )
+
+
+def both(task: Any, asked: Mapping[str, RoundOrder]) -> list[dict[str, AdapterState]]:
+    """What the sites train alone, and together."""
+    alone = {site: trained(task, order, site) for site, order in asked.items()}
+    calls = [partial(trained, task, order, site) for site, order in asked.items()]
+    found = in_turns(calls, cohort.clipped_sums)
+    return [alone, dict(zip(asked, found, strict=True))]
+
+
+@pytest.mark.parametrize(("family", "head"), [*CASES, ("resnet", "own")])
+@pytest.mark.parametrize("keys", ["all", "without A"])
+def test_together_each_site_trains_what_it_trains_alone(
+    family: str, head: str, keys: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = adapted(family, head)
+    task, state = make_task(family, head, model=model), moved(model)
+    chosen = tuple(key for key in state.keys if keys == "all" or "lora_A" not in key)
+    sizes: list[int] = []
+    compute = cohort.clipped_sums
+
+    def counted(asked: Any) -> Any:
+        sizes.append(len(asked))
+        return compute(asked)
+
+    monkeypatch.setattr(cohort, "clipped_sums", counted)
+    alone, found = both(task, orders(state, trainable=chosen))
+    assert sizes == [3, 3, 3]  # every step of all of them at once
+    for site, delta in alone.items():
+        assert delta.keys == found[site].keys == tuple(sorted(chosen))
+        for key in delta.keys:
+            assert float(delta.tensors[key].norm()) > 0
+            torch.testing.assert_close(
+                found[site].tensors[key], delta.tensors[key], rtol=1e-5, atol=1e-5
+            )
+
+
+@pytest.mark.parametrize("level", [Level.FEATURES, Level.HIDDEN])
+def test_from_what_is_kept_too(level: Level) -> None:
+    model = adapted("bert", "mean")
+    task = make_task("bert", "mean", model=model, cache_megabytes=8)
+    state = moved(model)
+    if level is Level.FEATURES:
+        zero = {k: torch.zeros_like(t) if "lora_B" in k else t for k, t in state.tensors.items()}
+        state = AdapterState(state.spec, zero)
+    heads = tuple(key for key in state.keys if key.startswith("head."))
+    keys = heads if level is Level.FEATURES else state.keys
+    assert task.level(state, keys) is level
+    alone, found = both(task, orders(state, trainable=keys))
+    for site, delta in alone.items():
+        difference = (found[site] - delta).tensors.values()
+        assert max(float(each.abs().max()) for each in difference) <= 1e-5
+
+
+def ask(task: Any, state: AdapterState, units: Units) -> Asked:
+    own = {key: torch.nn.Parameter(state.tensors[key].clone()) for key in state.keys}
+    return Asked(
+        task=task,
+        units=units,
+        begin=state,
+        trained=own,
+        clip_norm=0.05,
+        microbatch=2,
+        level=Level.TOKENS,
+    )
+
+
+def test_a_record_moves_its_own_site_s_sum_by_at_most_the_clip_norm_and_no_other() -> None:
+    model = adapted("bert", "mean")
+    task = make_task("bert", "mean", model=model)
+    # Each site stands elsewhere, as it does after its first step.
+    states = {site: moved(model, seed=place, by=0.3) for place, site in enumerate(ROWS)}
+    whole = cohort.clipped_sums([ask(task, states[site], units) for site, units in ROWS.items()])
+    for place, (site, units) in enumerate(ROWS.items()):
+        alone = summed(
+            task, units, state=states[site], clip_norm=0.05, microbatch=2, level=Level.TOKENS
+        )
+        torch.testing.assert_close(flat(whole[place]), alone, rtol=1e-5, atol=1e-6)
+        for gone in range(len(units)):
+            fewer = units.take(np.delete(np.arange(len(units)), gone))
+            again = cohort.clipped_sums(
+                [
+                    ask(task, states[other], fewer if other == site else ROWS[other])
+                    for other in ROWS
+                ]
+            )
+            for at, other in enumerate(ROWS):
+                moved_by = float(torch.linalg.norm(flat(whole[at]) - flat(again[at])))
+                assert moved_by <= (0.05 * (1 + 1e-6) if other == site else 1e-9)
+                assert other != site or moved_by > 0.01
+
+
+def test_sites_that_differ_in_what_is_frozen_are_not_computed_with_one_another() -> None:
+    """Their own A stays at each site: where it is not trained, rows of the two need two passes."""
+    model = adapted("bert", "mean")
+    task, one = make_task("bert", "mean", model=model), moved(model)
+    other = moved(model, seed=5)
+    keys = tuple(key for key in one.keys if "lora_A" not in key)
+    asked = {
+        "north": make_order(one, plan_off(), local_steps=2, trainable=keys),
+        "south": make_order(other, plan_off(), local_steps=2, trainable=keys),
+    }
+    alone, found = both(task, asked)
+    for site, delta in alone.items():
+        difference = (found[site] - delta).tensors.values()
+        assert max(float(each.abs().max()) for each in difference) <= 1e-5
+
+
+@pytest.mark.parametrize("how", ["dropout", "inner", "embedding"])
+def test_what_it_does_not_know_is_trained_alone(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {
+        "dropout": {"dropout": 0.5},
+        "embedding": {"targets": ("word_embeddings", "value"), "layers": 0},
+    }.get(how, {})
+    model = adapted("bert", inner=how == "inner", **settings)
+    task, state = make_task("bert", "mean", model=model), moved(model)
+    keys = tuple(key for key in state.keys if how != "inner" or key[-1] not in "AB")
+    known = cohort.knows(task, keys)
+    assert known is (how == "inner")  # R is the weight of a linear layer
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    alone, found = both(task, orders(state, trainable=keys))
+    for site, delta in alone.items():
+        difference = (found[site] - delta).tensors.values()
+        assert max(float(each.abs().max()) for each in difference) <= 1e-5
+
+
+def test_a_site_that_fails_stops_no_other_and_what_stops_all_is_raised() -> None:
+    done: list[str] = []
+
+    def good() -> str:
+        assert is_together()
+        done.append("good")
+        return "good"
+
+    def bad() -> str:
+        raise ValueError("this one alone")
+
+    with pytest.raises(ValueError, match="this one alone"):
+        in_turns([bad, good], cohort.clipped_sums)
+    assert done == ["good"]
+    assert not is_together()
+
+    model = adapted("bert", "mean")
+    task, state = make_task("bert", "mean", model=model), moved(model)
+
+    def stopped(asked: Any) -> Any:
+        del asked
+        raise KeyboardInterrupt
+
+    before = threading.active_count()
+    calls = [partial(trained, task, order, site) for site, order in orders(state).items()]
+    with pytest.raises(KeyboardInterrupt):
+        in_turns(calls, stopped)
+    assert threading.active_count() == before
+
+
+def test_rows_of_all_sites_fill_the_same_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is what this is for: fewer passes than one site after the other takes."""
+    model = adapted("bert", "mean")
+    task, state = make_task("bert", "mean", model=model), moved(model)
+    passes: list[int] = []
+    losses = type(task).example_losses
+
+    def counted(self: Any, batch: Any) -> Any:
+        passes.append(len(batch.targets.of) if hasattr(batch.targets, "of") else 1)
+        return losses(self, batch)
+
+    monkeypatch.setattr(type(task), "example_losses", counted)
+    asked = [ask(task, state, Units.single(np.array([row]))) for row in range(NUM_ROWS)]
+    cohort.clipped_sums(asked)
+    together = len(passes)
+    passes.clear()
+    for one in asked:
+        cohort.clipped_sums([one])
+    assert together < len(passes) == NUM_ROWS
