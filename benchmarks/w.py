@@ -86,6 +86,7 @@ def switched_off(precision: str) -> dict[str, Contender]:
         return Contender(title, "hushtune", (*fast, *top, *settings), gone, floor=of)
 
     found = {
+        "off-together": one("one site after the other", "speed.together=1"),
         "off-fused": one("gradients by Opacus' hooks", "speed.gradients=hooks"),
         "off-pad": one("all texts padded to 128 tokens", "speed.pad=max_tokens"),
         "off-eager": one("fused attention in place of eager", without="eager"),

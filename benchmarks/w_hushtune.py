@@ -31,12 +31,14 @@ def clocked(place: Any, name: str, part: str, more: Callable[[Any], Any] | None 
 
 def put_clocks() -> None:
     """Local training; the look at the 400 rows; and what is written when the rounds are over."""
-    from hushtune.client import rounds
-    from hushtune.simulations import study
+    from hushtune.client import rounds, train
+    from hushtune.simulations import engine, study
     from hushtune.simulations.judge import Judge
 
     tell_steps()
     clocked(rounds, "train_locally", "training")
+    clocked(train, "sum_for", "waiting")
+    clocked(engine, "clipped_sums", "together")
     of_all = ("loss", "accuracy")
     clocked(Judge, "_evaluate", "evaluation", lambda row: {key: row[key] for key in of_all})
     for name in ("compare", "final_figures", "samples"):

@@ -146,6 +146,9 @@ def by_part(events: Sequence[Mapping[str, Any]], began: float, wall: float) -> d
         part: sum(event["seconds"] for event in of(part))
         for part in ("training", "evaluation", "report")
     }
+    # A site that waits for what is computed for many at once does nothing meanwhile.
+    seconds["training"] += sum(event["seconds"] for event in of("together"))
+    seconds["training"] -= sum(event["seconds"] for event in of("waiting"))
     first = of("training")[0]["began"]
     # Some judge the model before they begin, which is evaluation and no start-up.
     early = sum(event["seconds"] for event in of("evaluation") if event["began"] < first)

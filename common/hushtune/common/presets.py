@@ -69,7 +69,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             "batch_size": 32,
             "learning_rate": 1e-3,
         },
-        "speed": {"gradients": "fused"},
+        "speed": {"gradients": "fused", "together": 4},
         "aggregation": {"rule": "fedit"},
         "simulation": {"baselines": False, "train_sample": 0, "forgetting": False},
     },
