@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
-    keep_freed_memory(True)
+    keep_freed_memory()
     torch.set_num_threads(1)
     overrides = [f"model.precision={options.precision}"]
     config = resolve(load_config(preset="bench-w", presets=PRESETS, overrides=overrides))

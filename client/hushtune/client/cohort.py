@@ -165,7 +165,7 @@ class Sites:
             weight = self._of_rows(layer.weight)  # (b, out, in)
             flat = inputs.reshape(len(inputs), -1, inputs.shape[-1])
             found = torch.bmm(flat, weight.mT)
-            if layer.bias is not None:
+            if isinstance(layer.bias, Tensor):
                 found = found + self._of_rows(layer.bias).unsqueeze(1)
             return found.reshape(*inputs.shape[:-1], weight.shape[1])
 
