@@ -501,3 +501,44 @@ def test_no_telemetry_is_left_on(hushtune: Any, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.delenv(name, raising=False)
     hushtune("config", "new")
     assert {name: os.environ.get(name) for name in switches} == switches
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["sweep", "none.toml", "--out", "runs"], "none.toml"),
+        (["sweep", "study.toml", "--out", "runs", "--jobs", "0"], "--jobs"),
+        (["sweep", "study.toml"], "--out"),
+        (["sweep", "study.toml", "--out", "runs"], "aggregation.rule"),
+        (["tune", "--space", "s", "--trials", "3", "--choice", "mine"], "--choice mine"),
+        (["tune", "--space", "s", "--trials", "3", "--choice", "public"], "--public"),
+        (["tune", "--space", "s", "--trials", "3", "--choice", "charged"], "--out"),
+        (["tune", "--space", "s", "--trials", "3", "--choice", "charged", "--dry-run"], "s"),
+        (["audit", "none"], "config.toml"),
+        (["audit", "--preset", "tiny", "--plant", "noise"], "half-noise"),
+        (["report", "none"], "results.jsonl"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_arguments_are_refused_before_torch_is_loaded(
+    arguments: list[str], told: str, tmp_path: Path
+) -> None:
+    """An answer that takes twenty seconds is no answer to a typing error."""
+    study = 'preset = "tiny"\n[grid]\naggregation.rul = ["ffa"]\n'
+    (tmp_path / "study.toml").write_text(study, encoding="utf-8")
+    code = (
+        "import sys\n"
+        "from hushtune.simulations.cli import main\n"
+        "try:\n    main()\n"
+        "finally:\n    print('loaded', 'torch' in sys.modules, file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode not in (0, 1), done.stderr
+    assert told in done.stdout + done.stderr
+    assert "loaded False" in done.stderr

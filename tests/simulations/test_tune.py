@@ -20,10 +20,11 @@ from hushtune.common.privacy.selection import CountLaw, RandomCount, epsilon_of_
 from hushtune.common.tasks.workspace import resolve
 from hushtune.simulations.searching import tune as searching
 from hushtune.simulations.searching.cost import check_covered, cost_of
+from hushtune.simulations.searching.payer import Choice
 from hushtune.simulations.searching.proposals import at_random
 from hushtune.simulations.searching.record import Trial, best_of, read_record
 from hushtune.simulations.searching.space import Parameter, read_space
-from hushtune.simulations.searching.tune import Choice, Search, check_search, tune
+from hushtune.simulations.searching.tune import Search, check_search, tune
 
 from ..conftest import Command, Settings, made_up_rows, write_csv
 
@@ -347,7 +348,15 @@ def test_a_public_choice_by_the_sites_own_data_is_refused(
     assert "the public data are the sites' own" in own.err
     for trials in ("nan", "0", "2.5"):
         odd = hushtune(
-            "tune", *common, "--trials", trials, "--choice", "public", "--public", public
+            "tune",
+            *common,
+            "--trials",
+            trials,
+            "--choice",
+            "public",
+            "--public",
+            public,
+            "--dry-run",
         )
         assert odd.status == 2
         assert "a whole number" in odd.err

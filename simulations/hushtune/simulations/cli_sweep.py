@@ -42,14 +42,17 @@ def sweep(
             expected="--out DIR, or --dry-run to write nothing",
             remedy=f"--out runs/{study.stem}",
         )
+    if jobs is not None and jobs < 1:
+        raise ConfigError("--jobs is a number of processes", given=jobs, expected="1 or more")
+    from hushtune.simulations.sweep.study_file import read_study
+
+    found = read_study(study)  # before anything heavy is loaded
     from hushtune.simulations.sweep.foresight import foresee, total_minutes
     from hushtune.simulations.sweep.points import points_of
     from hushtune.simulations.sweep.running import sweep as rows_of
     from hushtune.simulations.sweep.show import SweepView, show_foresight, show_rows
-    from hushtune.simulations.sweep.study_file import read_study
     from hushtune.simulations.sweep.workers import num_cores
 
-    found = read_study(study)
     if dry_run or out is None:
         with console.status("checking all points") as status:
             points, notes = points_of(found)

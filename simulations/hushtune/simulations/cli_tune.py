@@ -52,28 +52,24 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Search for settings, on public data or with the choice charged to the sites."""
+    from hushtune.simulations.searching.payer import Choice, check_payer, choice_of
     from hushtune.simulations.searching.space import read_space
-    from hushtune.simulations.searching.tune import (
-        Choice,
-        Search,
-        check_search,
-        on_public_data,
-    )
+
+    # All that can be refused without torch is refused before that is loaded.
+    chosen = choice_of(choice)
+    check_payer(chosen, has_public=public is not None)
+    if out is None and not dry_run:
+        raise ConfigError("a search needs a folder to write to", expected="--out DIR")
+    settings = settings_of(preset, config, set_)
+    searched = read_space(space, settings)
+    from hushtune.simulations.searching.tune import Search, check_search, on_public_data
     from hushtune.simulations.searching.tune import tune as search_settings
 
-    if choice not in list(Choice):
-        raise ConfigError(
-            "a choice among runs is either made on public data or charged",
-            given=f"--choice {choice}",
-            expected=" or ".join(Choice),
-        )
     console = Console(stderr=as_json)
-    settings = settings_of(preset, config, set_)
-    chosen = Choice(choice)
     charged = chosen is Choice.CHARGED
     search = Search(
         config=settings,
-        space=read_space(space, settings),
+        space=searched,
         choice=chosen,
         trials=trials,
         law=count or (CountLaw.GEOMETRIC if charged else CountLaw.FIXED),
@@ -82,11 +78,9 @@ def tune(
     with console.status("working out the cost"):
         cost = check_search(search)
     _show_cost(console, cost)
-    if dry_run:
+    if dry_run or out is None:
         print_json({"epsilon": _epsilons(cost), "choice": choice}, as_json)
         return
-    if out is None:
-        raise ConfigError("a search needs a folder to write to", expected="--out DIR")
 
     def told(trial: Trial) -> None:
         value = "failed" if trial.value is None else f"{trial.value:.4f}"

@@ -192,7 +192,7 @@ def _stacked(
     axes.set_xlim(0, max(ends) * 1.16 or 1)
     if told:
         axes.legend(
-            loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=9
+            loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, frameon=False, fontsize=9
         )
 
 

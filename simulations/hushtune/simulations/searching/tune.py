@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,6 +48,7 @@ from hushtune.common.run_context import RunContext
 from hushtune.common.tasks.workspace import resolve
 from hushtune.simulations.outputs import METRICS
 from hushtune.simulations.searching.cost import Cost, check_covered, cost_of, epsilon_of_all
+from hushtune.simulations.searching.payer import Choice, check_payer
 from hushtune.simulations.searching.proposals import at_random, by_optuna
 from hushtune.simulations.searching.record import (
     Record,
@@ -64,13 +64,6 @@ from hushtune.simulations.study import run
 TRIALS, BEST, SELECTED = "trials", "best.toml", "selected"
 _NO_RESULT = (ConfigError, DataError, FederationError, ModelError, PlanError)
 """What a run may end with and be one that failed; a full disk, say, ends the search."""
-
-
-class Choice(StrEnum):
-    """By what the best run is chosen, and who pays for it."""
-
-    PUBLIC = "public"
-    CHARGED = "charged"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,23 +84,12 @@ Told = Callable[[Trial], None]
 def check_search(search: Search) -> Cost | None:
     """The cost of a charged choice, None of one on public data; refuses what has no known cost."""
     config, public = search.config, search.public
+    check_payer(search.choice, has_public=public is not None)
     if search.choice is Choice.CHARGED:
-        if public is not None:
-            raise ConfigError(
-                "a choice is either charged or made on public data",
-                given="--choice charged --public",
-                expected="one of the two",
-            )
         count = RandomCount(law=search.law, mean=search.trials)
         _check_validation(config)
         return cost_of(resolve(config), search.space, count)
-    if public is None:
-        raise ConfigError(
-            "a choice that costs nothing needs data that are nobody's",
-            given="--choice public",
-            expected="--public FILE: a configuration whose [data] names public data",
-            remedy="name some, or have the choice charged: --choice charged",
-        )
+    assert public is not None
     whole = math.isfinite(search.trials) and search.trials == int(search.trials) >= 1
     if search.law is not CountLaw.FIXED or not whole:
         raise ConfigError(

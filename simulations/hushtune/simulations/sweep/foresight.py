@@ -7,27 +7,50 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hushtune.simulations.estimate import estimate
+from hushtune.common.config import RunConfig
+from hushtune.common.tasks.shared_states import share_states
+from hushtune.simulations.sweep.execute import SHARED_MEGABYTES
 from hushtune.simulations.sweep.points import Point
+from hushtune.simulations.sweep.timing import Costs, Opening, costs, opening, seconds_of
 
 _PRIVACY_ALONE = {"epsilon", "delta", "clip_norm", "colluding_sites", "min_survivors"}
+_NUMBERS_ALONE = ("rounds", "warmup_rounds", "learning_rate", "warmup_learning_rate")
 
 
 def foresee(points: Sequence[Point], *, told: Callable[[int, int], None]) -> list[dict[str, Any]]:
-    """A row a point: its privacy and the minutes it would take on its own.
+    """A row a point: its privacy, and the minutes that it adds to the sweep in one process.
 
-    Minutes are estimated once for all points that do the same work. ``told(done, total)`` hears of
-    each estimate.
+    What points share is counted at the first of them: model and rows that are opened once for equal
+    seeds and adapters, and rows that pass the frozen model once. Each kind of work is timed once,
+    here and now, by a short run of it (``timing``). ``told(done, total)`` hears of each.
     """
-    works: dict[str, Point] = {}
+    first: dict[str, Point] = {}
     for point in points:
-        works.setdefault(_work(point), point)
-    minutes: dict[str, float] = {}
-    for number, (work, point) in enumerate(works.items()):
-        told(number, len(works))
-        minutes[work] = estimate(point.config)["minutes"]
-    told(len(works), len(works))
-    return [{**privacy_of(point), "minutes": minutes[_work(point)]} for point in points]
+        first.setdefault(_work(point.config), point)
+    bases = {point.shares[0]: point for point in reversed(points)}
+    timed: dict[str, Costs] = {}
+    openings: dict[str, Opening] = {}
+    share_states(SHARED_MEGABYTES)  # as the sweep's own processes do
+    try:
+        for base, point in bases.items():
+            told(len(openings), len(bases) + len(first))
+            openings[base] = opening(point.config)
+        # Those of equal rows beside each other: one table of rows is kept at a time.
+        for work, point in sorted(first.items(), key=lambda item: item[1].shares):
+            told(len(openings) + len(timed), len(bases) + len(first))
+            timed[work] = costs(point.config)
+    finally:
+        share_states(0)
+    seen: set[str] = set()
+    rows: list[dict[str, Any]] = []
+    for point in points:
+        base, workspace = point.shares
+        seconds = seconds_of(point.config, timed[_work(point.config)])
+        seconds += openings[base].frozen * (base not in seen)
+        seconds += openings[base].opened * (workspace not in seen)
+        seen |= {base, workspace}
+        rows.append({**privacy_of(point), "minutes": seconds / 60})
+    return rows
 
 
 def privacy_of(point: Point) -> dict[str, Any]:
@@ -54,9 +77,15 @@ def total_minutes(rows: Sequence[dict[str, Any]], *, jobs: int) -> float:
     return math.ceil(sum(row["minutes"] for row in rows) / max(1, jobs) * 10) / 10
 
 
-def _work(point: Point) -> str:
-    """What decides how long a point takes."""
-    tree = point.config.model_dump(mode="json", exclude={"seed", "aggregation", "personal"})
+def _work(config: RunConfig) -> str:
+    """What decides how long a round takes."""
+    tree = config.model_dump(mode="json", exclude={"seed", "aggregation", "personal"})
     privacy = {k: v for k, v in tree.pop("privacy").items() if k not in _PRIVACY_ALONE}
     tree["data"].pop("public_sizes")
-    return json.dumps([privacy, tree], sort_keys=True, default=str)
+    tree["data"].pop("alpha")
+    tree["simulation"].pop("baselines")
+    train = config.train
+    kinds = (train.warmup_rounds > 0, train.rounds > train.warmup_rounds)
+    for name in _NUMBERS_ALONE:
+        tree["train"].pop(name)
+    return json.dumps([kinds, privacy, tree], sort_keys=True, default=str)
