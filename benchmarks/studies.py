@@ -69,7 +69,8 @@ def as_markdown(shown: View) -> str:
             _mean(by_seed(points, worst)),
         ]
         if forgets:
-            row.append(_mean(by_seed(points, _forgotten)))
+            lost = by_seed(points, _forgotten)
+            row.append(_mean(lost) if lost else "")
         rows.append(row)
     return "\n".join([_table(rows), "", _beside(shown), "", _whence(study)])
 
@@ -80,11 +81,12 @@ def _epsilon(points: Sequence[Point]) -> str:
 
 
 def _forgotten(point: Point) -> float | None:
-    """By how much the figure on texts of another kind fell; None where it was not looked at."""
+    """How much accuracy on public texts of another kind was lost; None where it was not looked at,
+    or where nothing but a head was trained."""
     found: Any = point.found.get("forgetting")
-    if not isinstance(found, dict) or found.get("before") is None or found.get("after") is None:
+    if not isinstance(found, dict) or not found["drift"]:
         return None
-    return float(found["before"]) - float(found["after"])
+    return float(found["accuracy_before"]) - float(found["accuracy_after"])
 
 
 def _mean(by_seed_: Mapping[int, float]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -13,11 +14,12 @@ import torch
 
 from hushtune.client import cohort
 from hushtune.client.together import Asked, in_turns, is_together
-from hushtune.client.train import train_locally
+from hushtune.client.train import descent, train_locally
 from hushtune.common.adapter import AdapterState
 from hushtune.common.messages import RoundOrder
 from hushtune.common.model import Level
 from hushtune.common.privacy.noise import NoiseSource
+from hushtune.common.privacy.plan import Unit
 from hushtune.common.seeds import rng
 from hushtune.common.tasks.units import Units
 
@@ -168,7 +170,7 @@ def test_sites_that_differ_in_what_is_frozen_are_not_computed_with_one_another()
 
 
 @pytest.mark.parametrize("how", ["dropout", "inner", "embedding"])
-def test_what_it_does_not_know_is_trained_alone(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_it_does_not_know_is_trained_alone(how: str) -> None:
     settings: dict[str, Any] = {
         "dropout": {"dropout": 0.5},
         "embedding": {"targets": ("word_embeddings", "value"), "layers": 0},
@@ -213,6 +215,112 @@ def test_a_site_that_fails_stops_no_other_and_what_stops_all_is_raised() -> None
     with pytest.raises(KeyboardInterrupt):
         in_turns(calls, stopped)
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("way", ["scaffold", "proximal", "clients", "nobody drawn", "descent"])
+def test_whatever_a_step_is_made_of(way: str) -> None:
+    model = adapted("bert", "mean")
+    task, state = make_task("bert", "mean", model=model), moved(model)
+    control = 0.1 * state if way == "scaffold" else None
+    changed: dict[str, Any] = {"proximal": 0.5} if way == "proximal" else {}
+    plan = private_plan(sampling_probability=1e-9 if way == "nobody drawn" else 0.8)
+    if way == "clients":
+        plan = private_plan(unit=Unit.CLIENT)
+    asked = {site: make_order(state, plan, local_steps=3, **changed) for site in ROWS}
+
+    def call(site: str) -> AdapterState:
+        if way == "descent":
+            seed = sorted(ROWS).index(site)
+            how: dict[str, Any] = {"noise": NoiseSource.insecure(seed), "random": rng(seed, "b")}
+            return descent(asked[site], task=task, units=ROWS[site], **how)
+        return trained(task, asked[site], site, control=control)
+
+    alone = [call(site) for site in ROWS]
+    together = in_turns([partial(call, site) for site in ROWS], cohort.clipped_sums)
+    for one, other in zip(alone, together, strict=True):
+        assert float(flat(one.tensors).norm()) > 0.01
+        assert float((flat(one.tensors) - flat(other.tensors)).abs().max()) <= 1e-5
+
+
+def test_in_bfloat16_a_head_of_the_model_s_own_has_the_type_that_it_has_alone() -> None:
+    model = adapted("bert", "own", model={"precision": "bfloat16"})
+    task, state = make_task("bert", "own", model=model), moved(model)
+    found = cohort.clipped_sums([ask(task, state, units) for units in ROWS.values()])
+    for sums, units in zip(found, ROWS.values(), strict=True):
+        alone = summed(task, units, state=state, clip_norm=0.05, microbatch=2)
+        assert float((flat(sums) - alone).norm()) <= 0.05 * float(alone.norm())
+
+
+def test_a_sum_that_fails_fails_its_own_site_alone() -> None:
+    model = adapted("bert", "mean")
+    task, state = make_task("bert", "mean", model=model), moved(model)
+    asked = orders(state)
+
+    def some(waiting: Any) -> Any:
+        if any(one.units.rows.tolist() == [2] or 2 in one.units.rows for one in waiting):
+            raise MemoryError("west's rows are too long")
+        return cohort.clipped_sums(waiting)
+
+    ended: dict[str, Any] = {}
+
+    def call(site: str) -> None:
+        try:
+            ended[site] = trained(task, asked[site], site)
+        except MemoryError as error:
+            ended[site] = error
+
+    in_turns([partial(call, site) for site in ROWS], some)
+    assert isinstance(ended["west"], MemoryError)
+    for site in ("north", "south"):
+        alone = trained(task, asked[site], site)
+        assert float((flat(alone.tensors) - flat(ended[site].tensors)).abs().max()) <= 1e-5
+
+
+def test_an_interrupt_while_a_site_runs_leaves_no_site_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It reaches the thread that waits for the site, which must not go on by itself."""
+    model = adapted("bert", "mean")
+    task, state = make_task("bert", "mean", model=model), moved(model)
+    acquire, calls = threading.Semaphore.acquire, [0]
+
+    def interrupted(self: Any, *args: Any, **named: Any) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            calls[0] += 1
+            if calls[0] == 5:  # in the middle of the second step
+                raise KeyboardInterrupt
+        return acquire(self, *args, **named)
+
+    monkeypatch.setattr(threading.Semaphore, "acquire", interrupted)
+    before = threading.active_count()
+    sites = [partial(trained, task, order, site) for site, order in orders(state).items()]
+    with pytest.raises(KeyboardInterrupt):
+        in_turns(sites, cohort.clipped_sums)
+    for _ in range(100):
+        if threading.active_count() == before:
+            break
+        time.sleep(0.05)
+    assert threading.active_count() == before
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_rows_that_two_sites_poison_at_once_are_as_they_were_when_both_are_done() -> None:
+    """They end in the order in which they began, not one within the other."""
+    task = make_task("bert", "mean", model=adapted("bert", "mean"))
+    everyone = np.arange(NUM_ROWS, dtype=np.int64)
+
+    def targets() -> list[int]:
+        return task.batch(everyone, Level.TOKENS).targets.tolist()
+
+    before, wrong = targets(), np.zeros(2, dtype=np.int64)
+    first = task.relabelled(np.array([1, 2], dtype=np.int64), wrong)
+    second = task.relabelled(np.array([4, 5], dtype=np.int64), wrong)
+    first.__enter__()
+    second.__enter__()
+    assert [targets()[row] for row in (1, 2, 4, 5)] == [0, 0, 0, 0] != [before[1], before[2]]
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert targets() == before
 
 
 def test_rows_of_all_sites_fill_the_same_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,12 +21,10 @@ from hushtune.client import dp
 from hushtune.client.example_gradients import layers_of
 from hushtune.client.together import Asked, Sums
 from hushtune.common import lora
-from hushtune.common.adapter import AdapterState
+from hushtune.common.errors import PrivacyError
 from hushtune.common.model import AdaptedModel
 from hushtune.common.tasks.base import Task
 from hushtune.common.tasks.units import Rows, Units
-
-_MOST_ROWS = 32
 
 
 def knows(task: Task, trainable: Sequence[str]) -> bool:
@@ -45,30 +43,32 @@ def knows(task: Task, trainable: Sequence[str]) -> bool:
     return layers is not None and all(isinstance(layer, nn.Linear) for layer in layers)
 
 
-def clipped_sums(asked: Sequence[Asked]) -> list[Sums]:
-    """The sum that each asks for; equal to ``dp.clipped_sum`` of each alone but for rounding."""
-    found: list[Sums | None] = [None] * len(asked)
+def clipped_sums(asked: Sequence[Asked], *, most_rows: int = 32) -> list[Sums]:
+    """The sum that each asks for; equal to ``dp.clipped_sum`` of each alone but for rounding.
+
+    ``most_rows``: so many rows are computed at once at most.
+    """
+    found: dict[int, Sums] = {}
     for places in _alike(asked):
-        sums = _summed([asked[place] for place in places])
-        for place, each in zip(places, sums, strict=True):
-            found[place] = each
-    return [each for each in found if each is not None]
+        sums = _summed([asked[place] for place in places], most_rows)
+        found |= dict(zip(places, sums, strict=True))
+    return [found[place] for place in range(len(asked))]
 
 
 def _alike(asked: Sequence[Asked]) -> list[list[int]]:
     """Places of what can be computed at once: one model, level and clip norm, the same tensors
     trained, and the same values of all others; no row twice."""
-    groups: list[list[int]] = []
+    groups: list[tuple[list[int], set[int]]] = []
     for place, one in enumerate(asked):
-        for group in groups:
-            other = asked[group[0]]
-            rows = np.concatenate([asked[at].units.rows for at in group])
-            if _same(one, other) and not np.isin(one.units.rows, rows).any():
-                group.append(place)
+        rows = set(one.units.rows.tolist())
+        for places, seen in groups:
+            if _same(one, asked[places[0]]) and seen.isdisjoint(rows):
+                places.append(place)
+                seen.update(rows)
                 break
         else:
-            groups.append([place])
-    return groups
+            groups.append(([place], rows))
+    return [places for places, _ in groups]
 
 
 def _same(one: Asked, other: Asked) -> bool:
@@ -76,17 +76,16 @@ def _same(one: Asked, other: Asked) -> bool:
         one.task is other.task
         and (one.level, one.clip_norm) == (other.level, other.clip_norm)
         and one.trained.keys() == other.trained.keys()
-        and _same_rest(one.begin, other.begin, one.trained.keys())
+        and (one.begin.spec, one.begin.keys) == (other.begin.spec, other.begin.keys)
+        and all(
+            torch.equal(tensor, other.begin.tensors[key])
+            for key, tensor in one.begin.tensors.items()
+            if key not in one.trained
+        )
     )
 
 
-def _same_rest(one: AdapterState, other: AdapterState, trained: Any) -> bool:
-    return one.spec == other.spec and all(
-        torch.equal(one.tensors[key], other.tensors[key]) for key in one.keys if key not in trained
-    )
-
-
-def _summed(asked: Sequence[Asked]) -> list[Sums]:
+def _summed(asked: Sequence[Asked], most_rows: int) -> list[Sums]:
     first = asked[0]
     model = first.task.model
     lora.install(model, first.begin)
@@ -101,7 +100,7 @@ def _summed(asked: Sequence[Asked]) -> list[Sums]:
             Units.joined([one.units for one in asked]),
             trained=trained,
             clip_norm=first.clip_norm,
-            microbatch=max(first.microbatch, min(rows, _MOST_ROWS)),
+            microbatch=max(first.microbatch, min(rows, most_rows)),
             level=first.level,
             sites=sites,
         )
@@ -150,6 +149,7 @@ class Sites:
     def in_place(self, model: AdaptedModel) -> Generator[None]:
         """The model's trained layers take each row's own site's weights within the block."""
         layers = layers_of(model) or []
+        self._forget()  # what another pass may have left is of other rows
         for layer in layers:
             vars(layer)["forward"] = self._forward(layer)
         try:
@@ -157,16 +157,26 @@ class Sites:
         finally:
             for layer in layers:
                 vars(layer).pop("forward", None)
-            for parameter in self._own:
-                vars(parameter).pop("grad_sample", None)
+            self._forget()
+
+    def _forget(self) -> None:
+        for parameter in self._own:
+            vars(parameter).pop("grad_sample", None)
 
     def _forward(self, layer: nn.Module) -> Callable[[Tensor], Tensor]:
         def forward(inputs: Tensor) -> Tensor:
+            if len(inputs) != len(self._rows):
+                raise PrivacyError(
+                    "gradients could not be taken example by example",
+                    given=str(tuple(inputs.shape)),
+                    expected=f"{len(self._rows)} rows first",
+                    remedy="set speed.together = 1",
+                )
             weight = self._of_rows(layer.weight)  # (b, out, in)
             flat = inputs.reshape(len(inputs), -1, inputs.shape[-1])
             found = torch.bmm(flat, weight.mT)
             if isinstance(layer.bias, Tensor):
-                found = found + self._of_rows(layer.bias).unsqueeze(1)
+                found = found + self._of_rows(layer.bias).unsqueeze(1).to(found.dtype)
             return found.reshape(*inputs.shape[:-1], weight.shape[1])
 
         return forward

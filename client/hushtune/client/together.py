@@ -54,28 +54,37 @@ def sum_for(asked: Asked) -> Sums:
 def in_turns(calls: Sequence[Callable[[], _Reply]], compute: Compute) -> list[_Reply]:
     """What each call returns; the sums that they ask for meanwhile are computed together.
 
-    Raises what a call raised, or what stopped computing, when all have ended.
+    Where that fails each sum is computed by itself, so that a site's rows fail its own call alone.
+    Raises what a call raised, or what stopped this thread, when all have ended.
     """
     sites = [_Site(call) for call in calls]
-    for site in sites:
-        site.start()
-        site.go_on()
-    stopped: BaseException | None = None
-    while waiting := [site for site in sites if site.asked is not None]:
-        found: Sequence[Sums | BaseException]
-        try:
-            found = compute([site.asked for site in waiting if site.asked is not None])
-        except BaseException as error:
-            stopped = None if isinstance(error, Exception) else error
-            found = [error] * len(waiting)
-        for site, sums in zip(waiting, found, strict=True):
-            site.go_on(sums)
+    try:
+        for site in sites:
+            site.go_on()
+        while waiting := [site for site in sites if site.asked is not None]:
+            found = _computed([site.asked for site in waiting if site.asked is not None], compute)
+            for site in waiting:
+                site.go_on(found.pop(0))
+    except BaseException as stopped:  # by whoever runs this: no site may be left waiting
+        for site in sites:
+            while site.asked is not None:
+                site.go_on(stopped)
+        raise
     for site in sites:
         site.join()
-    errors = [site.error for site in sites if site.error is not None]
-    if stopped is not None or errors:
-        raise errors[0] if stopped is None else stopped
+    for site in sites:
+        if site.error is not None:
+            raise site.error
     return [site.reply[0] for site in sites]
+
+
+def _computed(asked: Sequence[Asked], compute: Compute) -> list[Sums | BaseException]:
+    try:
+        return list(compute(asked))
+    except Exception as error:
+        if len(asked) == 1:
+            return [error]
+        return [each for one in asked for each in _computed([one], compute)]
 
 
 class _Site(threading.Thread, Generic[_Reply]):
@@ -85,7 +94,7 @@ class _Site(threading.Thread, Generic[_Reply]):
         super().__init__(daemon=True)
         self._call = call
         self._turn, self._paused = threading.Semaphore(0), threading.Semaphore(0)
-        self._found: Sums | BaseException = {}
+        self._found: Sums | BaseException | None = None
         self.asked: Asked | None = None
         self.reply: list[_Reply] = []
         self.error: BaseException | None = None
@@ -100,18 +109,27 @@ class _Site(threading.Thread, Generic[_Reply]):
         self._paused.release()
 
     def go_on(self, found: Sums | BaseException | None = None) -> None:
-        """Let it run, with what it waited for, until it waits again or has ended."""
-        self.asked = None
-        if found is not None:
-            self._found = found
+        """Let it run, with what it waited for, until it waits again or has ended; begins it first.
+
+        What stops the thread that waits here is raised when the site has paused.
+        """
+        self.asked, self._found = None, found
+        if not self.is_alive():
+            self.start()
         self._turn.release()
-        self._paused.acquire()
+        try:
+            self._paused.acquire()
+        except BaseException:
+            self._paused.acquire()
+            raise
 
     def wait_for(self, asked: Asked) -> Sums:
         """Called in its own thread."""
         self.asked = asked
         self._paused.release()
         self._turn.acquire()
-        if isinstance(self._found, BaseException):
-            raise self._found
-        return self._found
+        found, self._found = self._found, None
+        if isinstance(found, BaseException):
+            raise found
+        assert found is not None
+        return found

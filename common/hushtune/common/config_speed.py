@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from hushtune.common.config_base import Count, Section
+from hushtune.common.config_base import Section
 
 
 class SpeedConfig(Section):
@@ -25,7 +25,7 @@ class SpeedConfig(Section):
         description="length = texts of one length are computed together, hardly padded; max_tokens "
         "= any are, all padded to model.max_tokens",
     )
-    together: Count = Field(
+    together: Annotated[int, Field(ge=1, le=256)] = Field(
         default=1,
         description="so many sites of a simulation in this process take their steps at once, their "
         "rows in one pass, each with its own site's adapter; 1 = one site after the other",

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -38,10 +39,17 @@ def run_in_process(
     num_sites: int,
     run_config: Mapping[str, str],
     together: int = 1,
+    most_rows: int = 32,
 ) -> None:
     """Call ``serve`` with a grid of ``num_sites`` nodes in this process; ``together``: how many of
-    them are trained at once."""
-    grid = InProcessGrid(client_app, num_sites=num_sites, run_config=run_config, together=together)
+    them are trained at once, ``most_rows`` computed at once."""
+    grid = InProcessGrid(
+        client_app,
+        num_sites=num_sites,
+        run_config=run_config,
+        together=together,
+        most_rows=most_rows,
+    )
     serve(grid)
 
 
@@ -158,9 +166,10 @@ class InProcessGrid(Grid):
         num_sites: int,
         run_config: Mapping[str, Any],
         together: int = 1,
+        most_rows: int = 32,
     ) -> None:
         self._app = client_app
-        self._together = together
+        self._together, self._most_rows = together, most_rows
         self._run = Run.create_empty(run_id=_RUN_ID)
         self._replies: dict[str, Message] = {}
         self._count = 0
@@ -208,20 +217,15 @@ class InProcessGrid(Grid):
             identity = f"{message.metadata.dst_node_id}-{self._count}"
             message.metadata.__dict__["_message_id"] = identity
             pushed[identity] = message
-            if len(pushed) % self._together == 0:
-                self._reply_to(pushed)
-        self._reply_to(pushed)
+        for identities in batched(pushed, self._together):
+            calls = [partial(self._call, pushed[identity]) for identity in identities]
+            self._replies |= dict(zip(identities, self._called(calls), strict=True))
         return list(pushed)
 
-    def _reply_to(self, pushed: Mapping[str, Message]) -> None:
-        """Call the nodes of all messages that have no reply yet."""
-        new = {key: message for key, message in pushed.items() if key not in self._replies}
-        calls = [partial(self._call, message) for message in new.values()]
-        if self._together == 1:
-            replies = [call() for call in calls]
-        else:
-            replies = in_turns(calls, clipped_sums)
-        self._replies |= dict(zip(new, replies, strict=True))
+    def _called(self, calls: Sequence[Callable[[], Message]]) -> Sequence[Message]:
+        if len(calls) == 1:
+            return [calls[0]()]
+        return in_turns(calls, partial(clipped_sums, most_rows=self._most_rows))
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Hand out the replies, each once."""
@@ -244,6 +248,17 @@ class InProcessGrid(Grid):
             log.error("node %s failed: %s", node, kind)
             log.debug("node %s", node, exc_info=True)
             return Message(Error(code=0, reason=type(error).__name__), reply_to=message)
+
+
+def batched(keys: Iterable[str], size: int) -> Iterator[list[str]]:
+    """So many at a time, in order.
+
+    >>> list(batched("abcde", 2))
+    [['a', 'b'], ['c', 'd'], ['e']]
+    """
+    left = iter(keys)
+    while batch := list(islice(left, size)):
+        yield batch
 
 
 def _identify() -> None:

@@ -195,10 +195,15 @@ def run_federation(
 
     if judge is not None:
         judge.begin(resume)
+    config = context.config
     start = (
         engine.run_on_flower
-        if context.config.simulation.engine == "flower"
-        else partial(engine.run_in_process, together=context.config.speed.together)
+        if config.simulation.engine == "flower"
+        else partial(
+            engine.run_in_process,
+            together=config.speed.together,
+            most_rows=config.train.microbatch,
+        )
     )
     attack = context.config.simulation.attack
     start(

@@ -102,16 +102,18 @@ class Supervised:
         """Other classes ``(n,)`` for ``rows (n,)`` while the block runs.
 
         A simulated site that poisons its data trains in it. Activations, which know no classes,
-        stay as they are.
+        stay as they are. Blocks of other rows may begin and end meanwhile.
         """
         kept = self._targets
         if not isinstance(kept, DenseTargets):
             raise TypeError("only examples with one class each can be labelled anew")
+        before = kept.values[torch.from_numpy(rows)]
         self._targets = kept.replaced(rows, torch.from_numpy(labels))
         try:
             yield
         finally:
-            self._targets = kept
+            assert isinstance(self._targets, DenseTargets)
+            self._targets = self._targets.replaced(rows, before)
 
     @property
     def readable_layers(self) -> Sequence[int]:
