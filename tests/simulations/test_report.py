@@ -106,7 +106,7 @@ def test_equal_differences_and_single_seeds_are_not_tested() -> None:
 
 def test_all_is_written_and_says_the_same(made: Path) -> None:
     page = (made / "report.html").read_text(encoding="utf-8")
-    names = ("utility", "map", "front", "sites", "spread", "communication")
+    names = ("utility", "map", "points", "front", "sites", "spread", "communication")
     for name in names:
         assert (made / "report" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
         assert b"</svg>" in (made / "report" / f"{name}.svg").read_bytes()
