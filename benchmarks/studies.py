@@ -4,7 +4,7 @@
     python benchmarks/studies.py [--runs runs] [--page docs/studies.md]
 
 Of each study that is in ``--runs`` the table replaces what stands between its two markers on the
-page, and the picture of its report that shows every combination is put beside the page.
+page, and the picture of every combination, as its report has it, is put beside the page.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from markers import put_between
+from PIL import Image
 
 from hushtune.common.files import write_bytes
-from hushtune.simulations import report
-from hushtune.simulations.reporting.draw_points import combinations_of
+from hushtune.common.pictures import fonts
+from hushtune.simulations.reporting.draw_points import combinations_of, draw_points
 from hushtune.simulations.reporting.intervals import estimate
 from hushtune.simulations.reporting.points import Point, Study, read_study
 from hushtune.simulations.reporting.references import all_data, references
@@ -38,12 +40,9 @@ def main() -> None:
         if not (folder / "results.jsonl").is_file():
             print(f"{file.stem}: not run")
             continue
-        report(folder)
-        write_bytes(
-            options.page.parent / "studies" / f"{file.stem}.png",
-            (folder / "report" / "points.png").read_bytes(),
-        )
         study = read_study(folder)
+        picture = options.page.parent / "studies" / f"{file.stem}.png"
+        write_bytes(picture, drawn(view(study)))
         put_between(
             options.page,
             f"<!-- {file.stem}:begin -->",
@@ -51,6 +50,16 @@ def main() -> None:
             as_markdown(view(study)),
         )
         print(f"{file.stem}: {len(study.done)} runs")
+
+
+def drawn(shown: View) -> bytes:
+    """The report's picture of every combination, in few colours, as a page needs it."""
+    whole, found = BytesIO(), BytesIO()
+    with fonts():
+        draw_points(shown).savefig(whole, format="png", dpi=150)
+    with Image.open(whole) as picture:
+        picture.convert("RGB").quantize(48).save(found, format="PNG", optimize=True)
+    return found.getvalue()
 
 
 def as_markdown(shown: View) -> str:

@@ -20,6 +20,7 @@ from hushtune.common.errors import (
 )
 from hushtune.server.deployment.lock import held
 from hushtune.simulations.study import run
+from hushtune.simulations import report
 from hushtune.simulations.sweep import rows_frame, sweep
 from hushtune.simulations.sweep.points import Point, points_of
 from hushtune.simulations.sweep.results import flat_row, read_rows
@@ -91,6 +92,7 @@ def test_a_sweep_that_was_left_goes_on(settings: Settings, tmp_path: Path) -> No
     out = tmp_path / "out"
     first = next(iter(sweep(file, out=out, jobs=1)))
     assert [row["point"] for row in read_rows(out)] == [first["point"]]
+    report(out)  # a look at what there is takes nothing away
     assert [row["seed"] for row in sweep(file, out=out, jobs=1)] == [0, 1]
     # A run that ended just before its row was written is found, and a folder that never began.
     kept = [row for row in read_rows(out) if row["seed"] == 1]

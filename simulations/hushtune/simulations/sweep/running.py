@@ -34,7 +34,8 @@ from hushtune.simulations.sweep.study_file import Study, read_study
 from hushtune.simulations.sweep.workers import Event, run_in_processes
 
 STUDY, MACHINE, POINTS = "study.toml", "machine.json", "points"
-_OWN = frozenset((RESULTS, TABLE, STUDY, MACHINE, POINTS, "logs", ".lock"))
+_OWN = frozenset((RESULTS, TABLE, STUDY, MACHINE, POINTS, "logs", ".lock", "report", "report.html"))
+"""What may be in a sweep's folder: its own, and what a report of it left there."""
 _PRECISION = "precision"
 Engine = Literal["local", "ray"]
 
