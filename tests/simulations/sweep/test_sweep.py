@@ -19,8 +19,8 @@ from hushtune.common.errors import (
     OutputExistsError,
 )
 from hushtune.server.deployment.lock import held
-from hushtune.simulations.study import run
 from hushtune.simulations import report
+from hushtune.simulations.study import run
 from hushtune.simulations.sweep import rows_frame, sweep
 from hushtune.simulations.sweep.points import Point, points_of
 from hushtune.simulations.sweep.results import flat_row, read_rows
