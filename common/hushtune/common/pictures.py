@@ -37,7 +37,7 @@ def fonts() -> Generator[None]:
         yield
 
 
-def legible(names: Iterable[str]) -> dict[str, str]:
+def legible(names: Iterable[str], *, most: int = _MOST_CHARACTERS) -> dict[str, str]:
     """How to write each name in a picture that is drawn with ``fonts``.
 
     A name with a character that no font has becomes its number, from 1, among all names in their
@@ -46,7 +46,7 @@ def legible(names: Iterable[str]) -> dict[str, str]:
     mathematics.
     """
     numbers = {name: number for number, name in enumerate(sorted(names), 1)}
-    cut = {name: _literal(name) for name in numbers}
+    cut = {name: _literal(name, most) for name in numbers}
     often = Counter(cut.values())
     return {
         name: (
@@ -73,10 +73,10 @@ def save_picture(figure: Figure, path: Path, *, dpi: int) -> None:
     write_bytes(path, picture.getvalue())
 
 
-def _literal(name: str) -> str:
+def _literal(name: str, most: int) -> str:
     name = " ".join(name.split())
-    if len(name) > _MOST_CHARACTERS:
-        half = _MOST_CHARACTERS // 2  # both ends: names often differ in the last characters alone
+    if len(name) > most:
+        half = most // 2  # both ends: names often differ in the last characters alone
         name = f"{name[:half]}…{name[1 - half :]}"
     # A legend leaves out what begins with an underscore.
     return (" " if name.startswith("_") else "") + name.replace("$", r"\$")

@@ -22,6 +22,7 @@ from hushtune.simulations.reporting.style import SOFT, metric_label
 from hushtune.simulations.reporting.views import View, by_seed, label_of, words
 
 MOST_ROWS = 44
+_LETTERS = 48
 _SEED = re.compile(r"[ ,]*\bseed[= ]\d+$")
 
 
@@ -49,7 +50,7 @@ def draw_points(view: View) -> Figure:
             markersize=5.5,
             capsize=3,
         )
-    labels = legible([name for name, _, _ in [*rows, *beside]])
+    labels = legible([name for name, _, _ in [*rows, *beside]], most=_LETTERS)
     axes.set_yticks(range(len(labels)), [labels[name] for name, _, _ in [*rows, *beside]])
     for label in axes.get_yticklabels()[len(rows) :]:
         label.set_color(SOFT)
