@@ -134,15 +134,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
 def _seconds_a_row(workspace: Workspace, full_keys: tuple[str, ...]) -> tuple[float, float]:
     """Seconds a row of the frozen model, and of a clipped gradient from its hidden states."""
     task = workspace.task
-    rows: Rows = workspace.rows(POOLED, "train")
-    rows = rows[:: max(1, len(rows) // _TIMED_ROWS)][:_TIMED_ROWS]
-    lora.install(task.model, workspace.initial_state)
-
-    def frozen_pass() -> None:
-        task.model.frozen_mode()
-        for piece in task.microbatches(Units.single(rows), EVALUATION_BATCH):
-            inputs = task.batch(piece.rows, Level.TOKENS).inputs
-            task.model.frozen_activations(inputs, pooled=task.model.reads_features)
+    rows, frozen_pass = timed_pass(workspace, _TIMED_ROWS)
 
     def private_pass() -> None:
         trained = lora.set_trainable(task.model, full_keys)
@@ -166,6 +158,23 @@ def _seconds_a_row(workspace: Workspace, full_keys: tuple[str, ...]) -> tuple[fl
     below = 1.0 if whole_pass or not kept else task.model.first_adapted / len(task.model.blocks)
     saved = frozen * below if kept else 0.0
     return frozen, max(whole - saved, 0.1 * whole)
+
+
+def timed_pass(workspace: Workspace, count: int) -> tuple[Rows, Callable[[], None]]:
+    """``count`` training rows from all over the table, and what passes them through the frozen
+    model once."""
+    task = workspace.task
+    rows: Rows = workspace.rows(POOLED, "train")
+    rows = rows[:: max(1, len(rows) // count)][:count]
+    lora.install(task.model, workspace.initial_state)
+
+    def frozen_pass() -> None:
+        task.model.frozen_mode()
+        for piece in task.microbatches(Units.single(rows), EVALUATION_BATCH):
+            inputs = task.batch(piece.rows, Level.TOKENS).inputs
+            task.model.frozen_activations(inputs, pooled=task.model.reads_features)
+
+    return rows, frozen_pass
 
 
 def _seconds(work: Callable[[], None]) -> float:

@@ -29,10 +29,10 @@ from hushtune.common.model import Level
 from hushtune.common.names import OF_TABLES
 from hushtune.common.planning import POOLED, local_batch, site_plans
 from hushtune.common.privacy.plan import Unit
-from hushtune.common.tasks.supervised import EVALUATION_BATCH
 from hushtune.common.tasks.units import Units
 from hushtune.common.tasks.workspace import Workspace, open_workspace
 from hushtune.simulations.baselines import trained_baselines
+from hushtune.simulations.estimate import timed_pass
 from hushtune.simulations.observer import Silent
 from hushtune.simulations.study import run
 
@@ -77,16 +77,7 @@ def opening(config: RunConfig) -> Opening:
     used = sum(len(workspace.rows(POOLED, part)) for part in ("train", "validation", "test"))
     if task.augments or not (task.model.reads_features or task.model.keeps_hidden):
         return Opening(opened=opened, frozen=0.0)  # nothing is kept
-    rows = workspace.rows(POOLED, "train")
-    rows = rows[:: max(1, len(rows) // _TIMED[Level.TOKENS])][: _TIMED[Level.TOKENS]]
-    lora.install(task.model, workspace.initial_state)
-
-    def frozen_pass() -> None:
-        task.model.frozen_mode()
-        for piece in task.microbatches(Units.single(rows), EVALUATION_BATCH):
-            inputs = task.batch(piece.rows, Level.TOKENS).inputs
-            task.model.frozen_activations(inputs, pooled=task.model.reads_features)
-
+    rows, frozen_pass = timed_pass(workspace, _TIMED[Level.TOKENS])
     return Opening(opened=opened, frozen=used * _best(frozen_pass) / len(rows))
 
 
