@@ -342,3 +342,34 @@ def test_rows_of_all_sites_fill_the_same_pieces(monkeypatch: pytest.MonkeyPatch)
     for one in asked:
         cohort.clipped_sums([one])
     assert together < len(passes) == NUM_ROWS
+
+
+@pytest.mark.parametrize("sites", [1, 2, 3, 9])
+@pytest.mark.parametrize(("out", "wide"), [(2, 24), (24, 2), (7, 8), (5, 5)])
+def test_a_row_is_multiplied_by_its_own_site_s_weights(sites: int, out: int, wide: int) -> None:
+    """Whether those of all are one matrix, by outputs or by inputs, or each row has its own."""
+    random = torch.Generator().manual_seed(0)
+    rows = torch.randn(11, 3, wide, generator=random)
+    weights = torch.randn(sites, out, wide, generator=random)
+    owners = torch.randint(sites, (11,), generator=random)
+    found = cohort._products(rows, weights, owners)
+    for row, owner, products in zip(rows, owners, found, strict=True):
+        torch.testing.assert_close(products, row @ weights[owner].T)
+
+
+def test_a_site_whose_adapter_is_no_number_spoils_no_other() -> None:
+    """Its weights times the zeros of other sites' rows would be no zeros."""
+    model = adapted("bert", "mean")
+    task, state = make_task("bert", "mean", model=model), moved(model)
+
+    def asked(site: str, factor: float) -> Asked:
+        own = {key: torch.nn.Parameter(factor * t) for key, t in state.tensors.items()}
+        how: dict[str, Any] = {"clip_norm": 0.2, "microbatch": 4, "level": Level.TOKENS}
+        return Asked(task=task, units=ROWS[site], begin=state, trained=own, **how)
+
+    alone = cohort.clipped_sums([asked("west", 1.0)])[0]
+    sums = cohort.clipped_sums([asked("north", float("nan")), asked("west", 1.0)])
+    assert not any(tensor.any() for tensor in sums[0].values())  # and is counted as nothing
+    for key, tensor in alone.items():
+        torch.testing.assert_close(sums[1][key], tensor, rtol=1e-5, atol=1e-6)
+        assert tensor.any() or "lora_A" in key

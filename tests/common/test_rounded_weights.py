@@ -17,6 +17,7 @@ from ..client.families import adapted, make_task, moved, summed, tiny_base
 
 MAKE = {"linear": lambda: nn.Linear(6, 5), "no bias": lambda: nn.Linear(6, 5, bias=False)}
 MAKE["conv1d"] = lambda: Conv1D(5, 6)
+MAKE["wide"] = lambda: nn.Linear(6, 384)
 
 
 def outputs(layer: Any, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,7 +65,7 @@ def test_what_is_kept_follows_the_weight() -> None:
 @pytest.mark.parametrize(
     ("family", "head"), [("bert", "mean"), ("gpt2", "own"), ("llama", "mean"), ("vit", "own")]
 )
-def test_a_private_sum_has_the_same_bits_and_what_is_trained_is_not_kept(
+def test_a_private_sum_is_that_of_autocast_and_what_is_trained_is_not_kept(
     family: str, head: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sums = []
@@ -77,7 +78,8 @@ def test_a_private_sum_has_the_same_bits_and_what_is_trained_is_not_kept(
         task, state = make_task(family, head, model=model), moved(model)
         first = summed(task, range(5), state=state, clip_norm=0.1)
         sums.append((first, summed(task, range(5), state=moved(model, seed=2), clip_norm=0.1)))
-    assert all(torch.equal(one, other) for one, other in zip(*sums, strict=True))
+    for one, other in zip(*sums, strict=True):
+        assert (one - other).norm() < 0.01 * other.norm()
     assert not torch.equal(*sums[0])
 
 
@@ -85,3 +87,30 @@ def test_float32_keeps_nothing() -> None:
     assert tiny_base("bert").dtype == torch.float32
     model = adapted("bert")
     assert not any(type(m).__module__ == keep_rounded.__module__ for m in model.modules())
+
+
+def test_inputs_that_many_layers_read_are_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = nn.ModuleList([nn.Linear(6, 5) for _ in range(3)])
+    for layer in layers[:2]:
+        layer.requires_grad_(False)
+    keep_rounded(layers, but=layers[2].parameters())
+    inputs = torch.randn(4, 6, requires_grad=True)
+    rounded: list[torch.Tensor] = []
+    with torch.autocast("cpu", torch.bfloat16):
+        for layer in layers:
+            layer.register_forward_pre_hook(lambda _module, args: rounded.append(args[0]))
+        found = [layer(inputs) for layer in layers]
+        kept = vars(inputs)["_rounded"][1]
+        assert rounded[2] is kept  # the trained one reads what the frozen ones have read
+        with torch.no_grad():
+            inputs.mul_(2)
+        doubled = layers[0](inputs)  # changed in place: rounded anew
+    assert vars(inputs)["_rounded"][1] is not kept
+    bias = layers[0].bias.bfloat16()
+    torch.testing.assert_close(
+        (doubled - bias).float(), 2 * (found[0] - bias).float(), atol=0.02, rtol=0.02
+    )
+    sum(one.float().sum() for one in found).backward()
+    expected = sum(layer.weight.sum(0) for layer in layers)
+    torch.testing.assert_close(inputs.grad, expected.expand(4, 6), atol=0.03, rtol=0.03)
+    assert torch.equal(layers[2](inputs), nn.functional.linear(inputs, *layers[2].parameters()))

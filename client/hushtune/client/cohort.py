@@ -1,9 +1,8 @@
 """The clipped sums of many sites' steps, from one pass over the rows of all of them.
 
-Each row is computed with its own site's adapter: a trained layer's product is one of a batch of
-matrices, ``(b, out, in)`` with the row's site's weights, whose gradients are each row's own. Units
-are clipped as ever, and added up by site. Rows of many sites fill pieces that the rows of one would
-leave half empty.
+Each row is computed with its own site's adapter: see ``_products``. Its gradients are its own,
+units are clipped as ever, and added up by site. Rows of many sites fill pieces that the rows of one
+would leave half empty.
 """
 
 from __future__ import annotations
@@ -11,14 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hushtune.client import dp
-from hushtune.client.example_gradients import layers_of
+from hushtune.client.example_gradients import add_sample, layers_of
 from hushtune.client.together import Asked, Sums
 from hushtune.common import lora
 from hushtune.common.errors import PrivacyError
@@ -57,12 +56,15 @@ def clipped_sums(asked: Sequence[Asked], *, most_rows: int = 32) -> list[Sums]:
 
 def _alike(asked: Sequence[Asked]) -> list[list[int]]:
     """Places of what can be computed at once: one model, level and clip norm, the same tensors
-    trained, and the same values of all others; no row twice."""
+    trained, all of them finite, and the same values of all others; no row twice."""
     groups: list[tuple[list[int], set[int]]] = []
     for place, one in enumerate(asked):
         rows = set(one.units.rows.tolist())
         for places, seen in groups:
-            if _same(one, asked[places[0]]) and seen.isdisjoint(rows):
+            alike = (
+                _same(one, asked[places[0]]) and _is_finite(one) and _is_finite(asked[places[0]])
+            )
+            if alike and seen.isdisjoint(rows):
                 places.append(place)
                 seen.update(rows)
                 break
@@ -83,6 +85,11 @@ def _same(one: Asked, other: Asked) -> bool:
             if key not in one.trained
         )
     )
+
+
+def _is_finite(one: Asked) -> bool:
+    """Of others, a product with zero would be no zero."""
+    return all(bool(tensor.isfinite().all()) for tensor in one.trained.values())
 
 
 def _summed(asked: Sequence[Asked], most_rows: int) -> list[Sums]:
@@ -129,7 +136,6 @@ class Sites:
             for key, parameter in trained.items()
         }
         self._rows: Tensor = torch.zeros(0, dtype=torch.long)
-        self._leaves: dict[nn.Parameter, Tensor] = {}
 
     def owners(self, units: Units) -> Tensor:
         """The site of each unit, ``(num_units,)``."""
@@ -137,13 +143,10 @@ class Sites:
 
     @contextmanager
     def at(self, rows: Rows) -> Generator[None]:
-        """A pass over some rows within the block, after which each trained tensor has
-        ``grad_sample (b, ...)``."""
+        """A pass over some rows within the block, whose backward pass leaves
+        ``grad_sample (b, ...)`` on each trained tensor."""
         self._rows = torch.from_numpy(self._owner[rows])
-        self._leaves = {}
         yield
-        for parameter, leaf in self._leaves.items():
-            parameter.grad_sample = leaf.grad  # pyright: ignore[reportAttributeAccessIssue]
 
     @contextmanager
     def in_place(self, model: AdaptedModel) -> Generator[None]:
@@ -172,20 +175,61 @@ class Sites:
                     expected=f"{len(self._rows)} rows first",
                     remedy="set speed.together = 1",
                 )
-            weight = self._of_rows(layer.weight)  # (b, out, in)
-            flat = inputs.reshape(len(inputs), -1, inputs.shape[-1])
-            found = torch.bmm(flat, weight.mT)
-            if isinstance(layer.bias, Tensor):
-                found = found + self._of_rows(layer.bias).unsqueeze(1).to(found.dtype)
-            return found.reshape(*inputs.shape[:-1], weight.shape[1])
+            places = inputs.reshape(len(inputs), -1, inputs.shape[-1])
+            owners = self._rows.to(inputs.device)
+            where = (layer.weight, layer.bias, self._own, owners)
+            found = cast(Tensor, _OfSites.apply(places, *where))
+            return found.reshape(*inputs.shape[:-1], -1)
 
         return forward
 
-    def _of_rows(self, parameter: Any) -> Tensor:
-        """A tensor of each row's site, ``(b, ...)``: a leaf, whose gradient is each row's."""
-        if parameter not in self._own:  # a bias that is not trained
-            return parameter.unsqueeze(0).expand(len(self._rows), *parameter.shape)
-        if parameter not in self._leaves:
-            own = self._own[parameter][self._rows.to(parameter.device)]
-            self._leaves[parameter] = own.requires_grad_()
-        return self._leaves[parameter]
+
+class _OfSites(torch.autograd.Function):
+    """A linear layer with each row's own site's weights, under autocast too."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        inputs: Tensor,
+        weight: nn.Parameter,
+        bias: nn.Parameter | None,
+        own: Mapping[nn.Parameter, Tensor],
+        owners: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(inputs, owners)
+        ctx.weight, ctx.bias, ctx.weights = weight, bias, own[weight]
+        found = _products(inputs, ctx.weights.to(inputs.dtype), owners)
+        if bias is not None:  # the same for all, where it is not trained
+            of_rows = own[bias][owners].unsqueeze(1) if bias in own else bias
+            found = found + of_rows.to(found.dtype)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None, None]:
+        (inputs, owners), (grad,) = ctx.saved_tensors, grads
+        add_sample(ctx.weight, torch.bmm(grad.mT, inputs.to(grad.dtype)))
+        if ctx.bias is not None and ctx.bias.requires_grad:
+            add_sample(ctx.bias, grad.sum(1))
+        back = None
+        if ctx.needs_input_grad[0]:
+            back = _products(grad, ctx.weights.mT.to(grad.dtype), owners).to(inputs.dtype)
+        return back, None, None, None, None
+
+
+def _products(rows: Tensor, weights: Tensor, owners: Tensor) -> Tensor:
+    """``x W^T`` with the weights of each row's owner: ``(b, t, in)`` and ``(sites, out, in)`` to
+    ``(b, t, out)``.
+
+    Of few sites and a narrow side, as a factor of LoRA has, those of all sites are one matrix, and
+    one product is much quicker than one for each row.
+    """
+    sites, out, wide = weights.shape
+    each = torch.arange(len(rows), device=rows.device)
+    if sites * out <= wide:  # what every site's weights give, of which a row takes its own
+        found = nn.functional.linear(rows, weights.reshape(-1, wide))
+        return found.unflatten(-1, (sites, out))[each, :, owners]
+    if sites * wide <= out:  # zero where another site's weights stand
+        spread = rows.new_zeros(*rows.shape[:2], sites, wide)
+        spread[each, :, owners] = rows
+        return spread.flatten(2) @ weights.mT.reshape(-1, out)
+    return torch.bmm(rows, weights[owners].mT)

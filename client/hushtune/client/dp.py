@@ -153,13 +153,16 @@ def clipped_sum(
         finite = norms <= _MOST_NORM
         factors = (clip_norm / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp(max=1.0)
         factors = torch.where(finite, factors, 0.0)
+        # One row for each sum: a unit's factor where it is added, and zero elsewhere.
+        shares = factors.unsqueeze(0)
+        if sites is not None:
+            owners = sites.owners(piece.units).to(factors.device)
+            shares = factors * (torch.arange(sites.count).to(owners)[:, None] == owners)
+        all_finite = bool(finite.all())
         for key, sample in samples.items():
-            counted = torch.where(finite.view(-1, *[1] * (sample.dim() - 1)), sample, 0.0)
-            if sites is None:
-                total[key] += torch.einsum("b,b...->...", factors, counted.double())
-                continue
-            clipped = torch.einsum("b,b...->b...", factors, counted.double())
-            total[key].index_add_(0, sites.owners(piece.units).to(clipped.device), clipped)
+            flat = sample.flatten(1)
+            counted = flat if all_finite else torch.where(finite[:, None], flat, 0.0)
+            total[key] += (shares @ counted.double()).view(total[key].shape)
     return {key: tensor.detach().cpu() for key, tensor in total.items()}
 
 

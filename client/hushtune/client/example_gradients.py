@@ -70,7 +70,7 @@ def _forward(layer: Layer) -> Callable[[Tensor], Tensor]:
     return lambda inputs: _Linear.apply(inputs, layer.weight, layer.bias)
 
 
-def _add(parameter: nn.Parameter, sample: Tensor) -> None:
+def add_sample(parameter: nn.Parameter, sample: Tensor) -> None:
     """A tensor may be used more than once in a pass: an example's gradients then add up."""
     before = getattr(parameter, "grad_sample", None)
     found = sample if before is None else before + sample
@@ -93,9 +93,9 @@ class _Linear(torch.autograd.Function):
         (inputs,), (grad,) = ctx.saved_tensors, grads
         weight, bias = ctx.weight, ctx.bias
         if weight.requires_grad:
-            _add(weight, torch.einsum("n...i,n...j->nij", grad, inputs.to(grad.dtype)))
+            add_sample(weight, torch.einsum("n...i,n...j->nij", grad, inputs.to(grad.dtype)))
         if bias is not None and bias.requires_grad:
-            _add(bias, torch.einsum("n...k->nk", grad))
+            add_sample(bias, torch.einsum("n...k->nk", grad))
         if not ctx.needs_input_grad[0]:
             return None, None, None
         return (grad @ weight.to(grad.dtype)).to(inputs.dtype), None, None
@@ -112,5 +112,5 @@ class _Tokens(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, None]:
-        _add(ctx.weight, token_samples(ctx.saved_tensors[0], grads[0], ctx.weight))
+        add_sample(ctx.weight, token_samples(ctx.saved_tensors[0], grads[0], ctx.weight))
         return None, None

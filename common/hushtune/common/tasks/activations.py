@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
+from enum import StrEnum
 from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
@@ -46,6 +47,14 @@ def shapes_of(inputs: InputRows) -> Rows:
     return inputs.widths.reshape(len(inputs.lengths), -1)
 
 
+class Padding(StrEnum):
+    """What a text is padded to."""
+
+    OWN = "own"  # a width of few, which follows from its own length alone
+    ALIKE = "alike"  # the most tokens there may be
+    BESIDE = "beside"  # the longest that is computed beside it, and no further
+
+
 @dataclass(frozen=True)
 class TokenRows:
     """Token ids of all rows, one after the other."""
@@ -54,8 +63,7 @@ class TokenRows:
     offsets: Rows  # (n + 1,)
     pad_id: int
     max_tokens: int
-    alike: bool = False
-    """Whether all are padded to ``max_tokens``."""
+    padding: Padding = Padding.OWN
 
     @property
     def lengths(self) -> Rows:
@@ -69,15 +77,21 @@ class TokenRows:
         Products of another width round otherwise, by a percent in bfloat16. A row that were padded
         to the longest beside it would so change with it, beyond what clipping bounds.
         """
-        if self.alike:
-            return np.full(len(self.lengths), self.max_tokens, dtype=np.int64)
-        wide = _LADDER[np.searchsorted(_LADDER, self.lengths)]
+        return self._padded(self.lengths)
+
+    def _padded(self, lengths: Rows) -> Rows:
+        if self.padding is Padding.ALIKE:
+            return np.full(len(lengths), self.max_tokens, dtype=np.int64)
+        if self.padding is Padding.BESIDE:
+            return lengths
+        wide = _LADDER[np.searchsorted(_LADDER, lengths)]
         return np.minimum(wide, self.max_tokens)
 
     def inputs(self, rows: Rows) -> dict[str, Tensor]:
         """``input_ids`` and ``attention_mask``, each ``(b, t)``, padded to the largest width."""
-        lengths = self.lengths[rows]
-        ids = torch.full((len(rows), int(self.widths[rows].max())), self.pad_id, dtype=torch.long)
+        lengths = self.offsets[rows + 1] - self.offsets[rows]
+        wide = int(self._padded(lengths).max())
+        ids = torch.full((len(rows), wide), self.pad_id, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for place, row in enumerate(rows):
             start, size = int(self.offsets[row]), int(lengths[place])
@@ -91,13 +105,23 @@ _Held = TypeVar("_Held")
 
 def padded_alike(rows: _Held) -> _Held:
     """The same inputs, targets or views with all their texts padded to ``max_tokens``."""
+    return _padded(rows, Padding.ALIKE)
+
+
+def padded_to_beside(rows: _Held) -> _Held:
+    """The same inputs or targets with each text padded to the longest beside it, unless all are
+    padded alike: for looks that promise nothing of each row alone."""
+    return _padded(rows, Padding.BESIDE)
+
+
+def _padded(rows: _Held, padding: Padding) -> _Held:
     if isinstance(rows, TokenRows):
-        return replace(rows, alike=True)
+        return rows if rows.padding is Padding.ALIKE else replace(rows, padding=padding)
     if not is_dataclass(rows):
         return rows
     held = {field.name: getattr(rows, field.name) for field in fields(rows)}
-    texts = {name: padded_alike(own) for name, own in held.items() if isinstance(own, TokenRows)}
-    return replace(cast(Any, rows), **texts)
+    texts = {n: _padded(own, padding) for n, own in held.items() if isinstance(own, TokenRows)}
+    return replace(cast(Any, rows), **texts) if texts else rows
 
 
 @dataclass(frozen=True)
@@ -125,6 +149,14 @@ class Activations:
         return out
 
 
+def _rows_of(inputs: InputRows, size: int, width: int) -> int:
+    """How many rows of some width are computed at once: ``size`` texts of 32 tokens, or as many as
+    have as many tokens, up to twice ``size``."""
+    if not isinstance(inputs, TokenRows):
+        return size
+    return min(2 * size, size * _USUAL_WIDTH // width)
+
+
 def in_pieces(inputs: InputRows, units: Units, size: int) -> list[Piece]:
     """Units in pieces of about ``size`` rows, widest first, so that memory peaks early. Of texts
     ``size`` are of 32 tokens: fewer of longer ones, of shorter ones up to twice as many.
@@ -142,10 +174,21 @@ def in_pieces(inputs: InputRows, units: Units, size: int) -> list[Piece]:
     changes = np.flatnonzero(np.diff(kinds).any(0)) + 1
     pieces: list[Piece] = []
     for alike in np.split(order, changes):
-        rows = size
-        if isinstance(inputs, TokenRows):
-            rows = min(2 * size, size * _USUAL_WIDTH // int(shapes[alike[0], 0]))
+        rows = _rows_of(inputs, size, int(shapes[alike[0], 0]))
         count = max(1, rows // int(units.sizes[alike[0]]))
         for start in range(0, len(alike), count):
             pieces.append(Piece.filled(units.take(alike[start : start + count]), count))
+    return pieces
+
+
+def side_by_side(inputs: InputRows, rows: Rows, size: int) -> list[Piece]:
+    """Rows of about one length in pieces of about ``size``, longest first; none is filled up."""
+    if not isinstance(inputs, TokenRows) or inputs.padding is not Padding.BESIDE:
+        return in_pieces(inputs, Units.single(rows), size)
+    widths = inputs.widths[rows]
+    ordered, pieces = rows[np.argsort(-widths, kind="stable")], list[Piece]()
+    while len(ordered):
+        count = max(1, _rows_of(inputs, size, int(inputs.widths[ordered[0]])))
+        pieces.append(Piece(Units.single(ordered[:count]), ordered[:count]))
+        ordered = ordered[count:]
     return pieces

@@ -131,7 +131,7 @@ def names_of(
     base = (model.fingerprint, len(model.blocks) if model.has_blocks else 0, model.precision)
     read = (model.head_kind, model.feature_scale, model.separator)
     device = next(model.parameters()).device.type
-    told = (inputs.pad_id, inputs.max_tokens, inputs.alike)
+    told = (inputs.pad_id, inputs.max_tokens, inputs.padding)
     common = repr((base, told, device, tokens.hexdigest()))
     wanted: dict[str | int, str] = {}
     if hidden:

@@ -13,11 +13,19 @@ from torch import Tensor
 
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState
-from hushtune.common.errors import UnsupportedModelError
 from hushtune.common.model import AdaptedModel, Level
-from hushtune.common.tasks.activations import Activations, InputRows, in_pieces
+from hushtune.common.tasks.activations import (
+    Activations,
+    InputRows,
+    TokenRows,
+    in_pieces,
+    padded_to_beside,
+    shapes_of,
+    side_by_side,
+)
 from hushtune.common.tasks.augment import AugmentedRows
 from hushtune.common.tasks.base import Batch, Metrics
+from hushtune.common.tasks.frozen_pass import frozen_pass
 from hushtune.common.tasks.objectives import Objective
 from hushtune.common.tasks.shared_states import Rest, filled
 from hushtune.common.tasks.targets import DenseTargets, TargetRows
@@ -54,6 +62,8 @@ class Supervised:
         self._targets = targets
         self._objective = objective
         self._evaluation_batch = evaluation_batch
+        # Where many rows are gone through once, what only fills a piece up counts for little.
+        self._many = 2 * evaluation_batch if isinstance(inputs, TokenRows) else evaluation_batch
         self._budget = cache_megabytes * 2**20
         self._all = np.arange(len(inputs.lengths), dtype=np.int64)
         self._on_fill = on_fill
@@ -164,8 +174,19 @@ class Supervised:
 
     def batch(self, rows: Rows, level: Level, *, draw: int | None = None) -> Batch:
         """See ``Task.batch``."""
+        return self._batch(self._inputs, self._targets, rows, level, draw=draw)
+
+    def _batch(
+        self,
+        inputs_of: InputRows,
+        targets_of: TargetRows,
+        rows: Rows,
+        level: Level,
+        *,
+        draw: int | None = None,
+    ) -> Batch:
         device = self._device()
-        targets = self._targets.take(rows).to(device)
+        targets = targets_of.take(rows).to(device)
         if level is Level.FEATURES:
             return Batch({"features": self._features(rows).to(device)}, targets)
         if draw is not None and self._augmented is not None:
@@ -173,9 +194,9 @@ class Supervised:
                 raise ValueError("what is kept of unchanged examples is none of changed ones")
             inputs = dict(self._augmented.inputs(rows, draw))
         else:
-            inputs = dict(self._inputs.inputs(rows))
+            inputs = dict(inputs_of.inputs(rows))
         if level is Level.HIDDEN:
-            inputs["hidden"] = self._padded_hidden(rows)
+            inputs["hidden"] = self._padded_hidden(rows)[:, : shapes_of(inputs_of)[rows, 0].max()]
         return Batch({key: value.to(device) for key, value in inputs.items()}, targets)
 
     def example_losses(self, batch: Batch) -> Tensor:
@@ -183,16 +204,23 @@ class Supervised:
         return self._objective.losses(self._model(batch.inputs), batch.targets)
 
     @torch.no_grad()
-    def figures(self, state: AdapterState, rows: Rows) -> Tensor:
-        """What is needed to judge some rows, ``(len(rows), k)``, in their order."""
+    def figures(self, state: AdapterState, rows: Rows, *, apart: bool = True) -> Tensor:
+        """What is needed to judge some rows, ``(len(rows), k)``, in their order.
+
+        ``apart``: each in a shape of its own, so that its figures are the same whoever else is
+        judged; else as it is quickest, and equal but for rounding."""
         lora.install(self._model, state)
         self._model.frozen_mode()
         level = self.level(state)
         distinct, places = np.unique(rows, return_inverse=True)
+        inputs, targets, size = self._inputs, self._targets, self._evaluation_batch
+        if not apart and isinstance(inputs, TokenRows):
+            inputs, targets = padded_to_beside(inputs), padded_to_beside(targets)
+            size = self._many
         out: Tensor | None = None
-        for piece in self.microbatches(Units.single(distinct), self._evaluation_batch):
+        for piece in side_by_side(inputs, distinct, size):
             where = torch.from_numpy(np.searchsorted(distinct, piece.units.rows))
-            batch = self.batch(piece.rows, level)
+            batch = self._batch(inputs, targets, piece.rows, level)
             found = self._objective.figures(self._model(batch.inputs), batch.targets).float().cpu()
             if out is None:
                 out = torch.empty(len(distinct), found.shape[1])
@@ -210,13 +238,15 @@ class Supervised:
     ) -> dict[str, Metrics]:
         """The objective's scores of each group, from one pass."""
         rows = np.unique(np.concatenate(list(groups.values())))
-        return self._by_group(self.figures(state, rows), rows, groups)
+        return self._by_group(self.figures(state, rows, apart=False), rows, groups)
 
     def metrics_of_models(
         self, models: Mapping[str, tuple[AdapterState, Rows]], *, together: str
     ) -> dict[str, Metrics]:
         """See ``Task.metrics_of_models``."""
-        figures = {name: self.figures(state, rows) for name, (state, rows) in models.items()}
+        figures = {
+            name: self.figures(state, rows, apart=False) for name, (state, rows) in models.items()
+        }
         found = {name: self._objective.scores(rows) for name, rows in figures.items()}
         return {**found, together: self._objective.scores(torch.cat(list(figures.values())))}
 
@@ -280,7 +310,6 @@ class Supervised:
         self._kept = found if before is None else replace(before, features=found.features)
         return self._kept
 
-    @torch.no_grad()
     def _computed(
         self,
         rows: Rows,
@@ -290,57 +319,17 @@ class Supervised:
         layers: bool = False,
         on_fill: Callable[[int, int], None] | None = None,
     ) -> Rest:
-        """The frozen states of some rows, sorted, that are asked for. ``layers``: with them those
-        features of every readable layer that ``reading`` takes.
-
-        Always as many rows at once as one another, as wide as each of them is: a row's states are
-        the same whichever other rows are computed.
-        """
-        width, pooled_width = self._model.hidden_size, self._model.feature_size
-        starts = np.concatenate([[0], np.cumsum(self._inputs.lengths[rows])]).astype(np.int64)
-        features = features and self._model.reads_features
-        found = Activations(
+        return frozen_pass(
+            self._model,
             self._inputs,
             rows,
-            starts,
-            torch.full((int(starts[-1]), width), torch.nan) if hidden else None,
-            torch.full((len(rows), pooled_width), torch.nan) if features else None,
+            size=self._many,
+            hidden=hidden,
+            features=features and self._model.reads_features,
+            layers=self.readable_layers if layers else (),
+            without_effect=lambda: self._without_effect,
+            on_fill=on_fill,
         )
-        if not hidden and not features:
-            return found, {}
-        numbers = self.readable_layers if layers else ()
-        told = {n: torch.full((len(rows), pooled_width), torch.nan) for n in numbers}
-        aside = lora.extract(self._model) if features else None
-        if aside is not None:  # features are those of the base alone
-            lora.install(self._model, self._without_effect)
-        done = 0
-        for piece in self.microbatches(Units.single(rows), self._evaluation_batch):
-            inputs = self._inputs.inputs(piece.rows)
-            inputs = {key: value.to(self._device()) for key, value in inputs.items()}
-            with self._model.layers_told(inputs, numbers) as of_layers:
-                states, pooled = self._model.frozen_activations(inputs, pooled=features)
-            places = np.searchsorted(rows, piece.units.rows)
-            if found.hidden is not None:
-                if states is None or states.shape[1] != self._inputs.widths[piece.rows].max():
-                    raise UnsupportedModelError(
-                        "the base has other positions than its inputs",
-                        given="none" if states is None else states.shape[1],
-                        expected=int(self._inputs.widths[piece.rows].max()),
-                        remedy="take another model",
-                    )
-                for row, at in enumerate(places):
-                    start, end = starts[at], starts[at + 1]
-                    found.hidden[start:end] = states[row, : end - start]
-            if found.features is not None and pooled is not None:
-                found.features[torch.from_numpy(places)] = pooled[: len(places)].cpu()
-            for number, states_of in of_layers.items():
-                told[number][torch.from_numpy(places)] = states_of[: len(places)].cpu()
-            done += len(places)
-            if on_fill is not None:
-                on_fill(done, len(rows))
-        if aside is not None:
-            lora.install(self._model, aside)
-        return found, told
 
     @cached_property
     def _without_effect(self) -> AdapterState:
