@@ -61,10 +61,8 @@ def _alike(asked: Sequence[Asked]) -> list[list[int]]:
     for place, one in enumerate(asked):
         rows = set(one.units.rows.tolist())
         for places, seen in groups:
-            alike = (
-                _same(one, asked[places[0]]) and _is_finite(one) and _is_finite(asked[places[0]])
-            )
-            if alike and seen.isdisjoint(rows):
+            finite = _is_finite(one) and _is_finite(asked[places[0]])
+            if finite and _same(one, asked[places[0]]) and seen.isdisjoint(rows):
                 places.append(place)
                 seen.update(rows)
                 break
