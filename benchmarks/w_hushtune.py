@@ -58,7 +58,30 @@ def without_eager() -> None:
     base_model._from_pretrained = fused
 
 
-WITHOUT = {"eager": without_eager}
+def without_kept_weights() -> None:
+    """Frozen weights and their inputs are rounded as autocast does it: each time anew."""
+    from hushtune.common import lora
+
+    lora.keep_rounded = lambda *_, **__: None
+
+
+def without_side_by_side() -> None:
+    """Rows that are only looked at are judged in shapes of their own, as told ones are."""
+    from hushtune.common.tasks.supervised import Supervised
+
+    figures = Supervised.figures
+
+    def apart(self: Supervised, state: Any, rows: Any, *, apart: bool = True) -> Any:
+        return figures(self, state, rows)
+
+    Supervised.figures = apart
+
+
+WITHOUT = {
+    "eager": without_eager,
+    "kept-weights": without_kept_weights,
+    "side-by-side": without_side_by_side,
+}
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ that read them, whose gradients then add up in bfloat16.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, cast
 
 import torch
@@ -50,9 +50,8 @@ class _Kept:
 
     def __init__(self, weight: Tensor, bias: Tensor | None, of: tuple[Any, ...]) -> None:
         self.of = of
-        self.weight = weight.detach().bfloat16()
-        self.bias = None if bias is None else bias.detach().bfloat16()
-        self._ordered: dict[bool, Tensor] = {}
+        self._weight = weight.detach()
+        self._bias = None if bias is None else bias.detach().bfloat16()
 
     def __deepcopy__(self, memo: object) -> _Kept:
         return self  # of other values than a copied layer's, which so makes its own
@@ -60,18 +59,32 @@ class _Kept:
     def product(self, inputs: Tensor) -> Tensor:
         """``x W^T + b``."""
         if not _orders(inputs.device.type):
-            return nn.functional.linear(inputs, self.weight, self.bias)
+            return nn.functional.linear(inputs, self._rounded, self._bias)
         return cast(Tensor, _Ordered.apply(inputs, self))
 
-    def ordered(self, inputs: Tensor, *, back: bool) -> Tensor:
-        """``x W^T + b``, or ``x W`` on the way back."""
-        if back not in self._ordered:
-            weight = self.weight.T if back else self.weight
-            self._ordered[back] = _of_onednn("_reorder_linear_weight")(weight.contiguous(), _MANY)
-        bias = None if back else self.bias
-        return _of_onednn("_linear_pointwise")(
-            inputs.contiguous(), self._ordered[back], bias, "none", [], ""
-        )
+    def forward(self, inputs: Tensor) -> Tensor:
+        """``x W^T + b`` by oneDNN's own order."""
+        return _of_onednn("_linear_pointwise")(inputs, self._onward, self._bias, "none", [], "")
+
+    def backward(self, grad: Tensor) -> Tensor:
+        """``g W`` by oneDNN's own order."""
+        return _of_onednn("_linear_pointwise")(grad, self._back, None, "none", [], "")
+
+    @cached_property
+    def _rounded(self) -> Tensor:
+        return self._weight.bfloat16()
+
+    @cached_property
+    def _onward(self) -> Tensor:
+        return _ordered(self._weight)
+
+    @cached_property
+    def _back(self) -> Tensor:
+        return _ordered(self._weight.T)
+
+
+def _ordered(weight: Tensor) -> Tensor:
+    return _of_onednn("_reorder_linear_weight")(weight.bfloat16().contiguous(), _MANY)
 
 
 _MANY = 512
@@ -98,12 +111,12 @@ class _Ordered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, kept: _Kept) -> Tensor:
         ctx.kept = kept
-        return kept.ordered(inputs, back=False)
+        return kept.forward(inputs.contiguous())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
         needed = ctx.needs_input_grad[0]
-        return (ctx.kept.ordered(grads[0], back=True) if needed else None), None
+        return (ctx.kept.backward(grads[0].contiguous()) if needed else None), None
 
 
 def _kept(layer: nn.Module, inputs: Tensor, *, turned: bool = False) -> _Kept | None:

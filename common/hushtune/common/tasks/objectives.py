@@ -13,8 +13,6 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score
 from torch import Tensor, nn
 
 Metrics = Mapping[str, float]
@@ -91,6 +89,8 @@ class Classification:
         Without a row of each class the area under the ROC curve is 0.5 and, without a positive
         one, average precision and recall are 0.
         """
+        from sklearn.metrics import f1_score
+
         logits, labels = self._split(figures)
         predicted = logits.argmax(1)
         found = {
@@ -111,6 +111,8 @@ class Classification:
 
     def _detection(self, logits: Tensor, labels: Tensor) -> Metrics:
         """Of the positive class, by the difference of the logits."""
+        from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+
         is_positive = (labels == self.positive).numpy()
         by = (logits[:, self.positive] - logits[:, 1 - self.positive]).numpy()
         if not is_positive.any():
@@ -146,6 +148,8 @@ class MultiLabel:
 
     def scores(self, figures: Tensor) -> Metrics:
         """F1 over all pairs of row and label, its mean over labels, and the share told rightly."""
+        from sklearn.metrics import f1_score
+
         logits, labels = figures.split(self.num_outputs, dim=1)
         right, losses = self.judged(figures)
         told, held = (logits > 0).int().numpy(), labels.int().numpy()
@@ -196,6 +200,8 @@ class Regression:
 
         Answers are cut to the public range. Where either side is constant correlations are 0.
         """
+        from scipy.stats import pearsonr, spearmanr
+
         close, losses = self.judged(figures)
         predicted = self.answers(figures[:, :1]).double().numpy()
         targets = figures[:, 1].double().numpy()
