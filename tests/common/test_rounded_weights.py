@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,9 +16,12 @@ from hushtune.common.rounded_weights import keep_rounded
 
 from ..client.families import adapted, make_task, moved, summed, tiny_base
 
-MAKE = {"linear": lambda: nn.Linear(6, 5), "no bias": lambda: nn.Linear(6, 5, bias=False)}
-MAKE["conv1d"] = lambda: Conv1D(5, 6)
-MAKE["wide"] = lambda: nn.Linear(6, 384)
+MAKE: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: nn.Linear(6, 5),
+    "no bias": lambda: nn.Linear(6, 5, bias=False),
+    "wide": lambda: nn.Linear(6, 384),
+    "conv1d": lambda: Conv1D(5, 6),
+}
 
 
 def outputs(layer: Any, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,28 +93,25 @@ def test_float32_keeps_nothing() -> None:
     assert not any(type(m).__module__ == keep_rounded.__module__ for m in model.modules())
 
 
-def test_inputs_that_many_layers_read_are_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    layers = nn.ModuleList([nn.Linear(6, 5) for _ in range(3)])
-    for layer in layers[:2]:
-        layer.requires_grad_(False)
-    keep_rounded(layers, but=layers[2].parameters())
+def test_inputs_that_many_layers_read_are_rounded_once() -> None:
+    layers = [nn.Linear(6, 5).requires_grad_(trained) for trained in (False, False, True)]
+    keep_rounded(nn.ModuleList(layers), but=layers[2].parameters())
     inputs = torch.randn(4, 6, requires_grad=True)
-    rounded: list[torch.Tensor] = []
+    read: list[torch.Tensor] = []
     with torch.autocast("cpu", torch.bfloat16):
         for layer in layers:
-            layer.register_forward_pre_hook(lambda _module, args: rounded.append(args[0]))
-        found = [layer(inputs) for layer in layers]
+            layer.register_forward_pre_hook(lambda _module, args: read.append(args[0]))
+        found = torch.stack([layer(inputs) for layer in layers])
         kept = vars(inputs)["_rounded"][1]
-        assert rounded[2] is kept  # the trained one reads what the frozen ones have read
+        assert read[2] is kept  # the trained one reads what the frozen ones have read
         with torch.no_grad():
             inputs.mul_(2)
         doubled = layers[0](inputs)  # changed in place: rounded anew
     assert vars(inputs)["_rounded"][1] is not kept
     bias = layers[0].bias.bfloat16()
-    torch.testing.assert_close(
-        (doubled - bias).float(), 2 * (found[0] - bias).float(), atol=0.02, rtol=0.02
-    )
-    sum(one.float().sum() for one in found).backward()
-    expected = sum(layer.weight.sum(0) for layer in layers)
+    torch.testing.assert_close(doubled - bias, 2 * (found[0] - bias), atol=0.02, rtol=0.02)
+    found.float().sum().backward()
+    assert inputs.grad is not None
+    expected = torch.stack([layer.weight for layer in layers]).sum((0, 1))
     torch.testing.assert_close(inputs.grad, expected.expand(4, 6), atol=0.03, rtol=0.03)
     assert torch.equal(layers[2](inputs), nn.functional.linear(inputs, *layers[2].parameters()))

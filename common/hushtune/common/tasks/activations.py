@@ -117,11 +117,11 @@ def padded_to_beside(rows: _Held) -> _Held:
 def _padded(rows: _Held, padding: Padding) -> _Held:
     if isinstance(rows, TokenRows):
         return rows if rows.padding is Padding.ALIKE else replace(rows, padding=padding)
-    if not is_dataclass(rows):
+    if not is_dataclass(rows) or isinstance(rows, type):
         return rows
     held = {field.name: getattr(rows, field.name) for field in fields(rows)}
     texts = {n: _padded(own, padding) for n, own in held.items() if isinstance(own, TokenRows)}
-    return replace(cast(Any, rows), **texts) if texts else rows
+    return cast(Any, replace(rows, **texts)) if texts else rows
 
 
 @dataclass(frozen=True)
