@@ -352,7 +352,7 @@ def test_a_row_is_multiplied_by_its_own_site_s_weights(sites: int, out: int, wid
     rows = torch.randn(11, 3, wide, generator=random)
     weights = torch.randn(sites, out, wide, generator=random)
     owners = torch.randint(sites, (11,), generator=random)
-    found = cohort._products(rows, weights, owners)
+    found = cohort._products(rows, weights, owners)  # pyright: ignore[reportPrivateUsage]
     for row, owner, products in zip(rows, owners, found, strict=True):
         torch.testing.assert_close(products, row @ weights[owner].T)
 
