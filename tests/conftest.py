@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import gc
 import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -91,6 +93,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.path, len(LONG)))
 
 
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays: to look through it would be most of what ``gc.collect`` does,
+    which runs call for each workspace that they open."""
+    import hypothesis  # noqa: F401  # asks who refers to what as it is loaded: before that is hidden
+
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """One thread everywhere, as Ray's workers have: equal work gives equal sums, and models as
@@ -101,6 +112,26 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+# The smallest PNG there is.
+BLANK = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNgAAAAAgAB5Sfe/AAAAABJRU5ErkJggg=="
+)
+
+
+@pytest.fixture(autouse=True)
+def quick_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs make their pictures and leave out what takes as long as a small run itself: to turn
+    them into pixels. Tests that are marked with ``pictures`` get real ones."""
+    runs = {"e2e", "simulations"} & {*request.path.parts}
+    if not runs or request.node.get_closest_marker("pictures"):
+        return
+
+    def blank(_: object, to: IO[bytes], **__: object) -> None:
+        to.write(BLANK)
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", blank)
 
 
 @pytest.fixture(scope="session")

@@ -207,6 +207,7 @@ def test_a_run_of_flower_s_app_gets_its_statement(settings: Any, tmp_path: Path)
     assert (out / "privacy.html").is_file()
 
 
+@pytest.mark.pictures
 def test_what_a_finished_run_lost_is_written_again(settings: Any, tmp_path: Path) -> None:
     """Such as its pictures, or whatever it wrote before matplotlib was installed."""
     config, out = settings.config(privacy__trust="site"), tmp_path / "out"

@@ -46,9 +46,9 @@ def losses_of(out: Path) -> list[float]:
 def test_every_rule_learns_and_nearly_all_gain_by_the_adapter_s_rounds(tmp_path: Path) -> None:
     """In one test, so that the rules share one model and its frozen features.
 
-    Four rounds on a hundred rows a site: which batches the name of a run draws moves one rule's loss
-    by some percent, so each is held to the loss of an even guess, and all together to the loss that
-    the first round (the head alone) ends with.
+    Four rounds on a hundred rows a site: which batches the name of a run draws moves one rule's
+    loss by some percent, so each is held to the loss of an even guess, and all together to the loss
+    that the first round (the head alone) ends with.
     """
     even, gains = math.log(2), dict[str, float]()
     for rule in sorted(RULES, key=lambda name: RULES[name].inner):
