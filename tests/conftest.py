@@ -17,6 +17,8 @@ import pytest
 
 from hushtune.common.environment import QUIET
 
+from . import mixtures
+
 os.environ.update(QUIET)
 os.environ["OMP_NUM_THREADS"] = "1"  # in what tests start
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a hub; one that asks it must fail
@@ -114,6 +116,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def part_of(request: pytest.FixtureRequest) -> str:
+    """Which folder of the tests one is in."""
+    return request.path.relative_to(Path(__file__).parent).parts[0]
+
+
 # The smallest PNG there is.
 BLANK = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNgAAAAAgAB5Sfe/AAAAABJRU5ErkJggg=="
@@ -124,14 +131,22 @@ BLANK = base64.b64decode(
 def quick_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs make their pictures and leave out what takes as long as a small run itself: to turn
     them into pixels. Tests that are marked with ``pictures`` get real ones."""
-    runs = {"e2e", "simulations"} & {*request.path.parts}
-    if not runs or request.node.get_closest_marker("pictures"):
+    if part_of(request) not in ("e2e", "simulations") or request.node.get_closest_marker(
+        "pictures"
+    ):
         return
 
     def blank(_: object, to: IO[bytes], **__: object) -> None:
         to.write(BLANK)
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", blank)
+
+
+@pytest.fixture(autouse=True)
+def quick_mixtures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """See ``mixtures``."""
+    if part_of(request) in ("deployment", "e2e", "simulations"):
+        monkeypatch.setattr(mixtures.NAME, mixtures.inverse)
 
 
 @pytest.fixture(scope="session")
