@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -18,13 +18,13 @@ from typing import Any, NoReturn, Self
 class Warm:
     """Starts the process; ``lines_of`` runs a program in a fork of it."""
 
-    def __init__(self, *libraries: str) -> None:
+    def __init__(self, *libraries: str, env: Mapping[str, str] | None = None) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-P", __file__, *libraries],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            env={**os.environ, "HF_HUB_OFFLINE": "1"} if env is None else env,
         )
 
     def lines_of(self, code: str, *arguments: str, at: Path) -> list[str]:
