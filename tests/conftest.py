@@ -81,10 +81,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 # The files that take longest, the longest first: begun last, one would leave other workers idle.
 LONG = (
-    *("conformance/test_engines.py", "test_readme.py", "e2e/test_crash.py", "e2e/test_presets.py"),
-    "conformance/test_between_processes.py",
-    *("faults/test_faults.py", "e2e/test_resume.py", "simulations/test_saved.py"),
-    *("conformance/test_flower_app.py", "e2e/test_corners.py", "simulations/test_exits.py"),
+    *("faults/test_faults.py", "conformance/test_engines.py", "test_readme.py"),
+    *("deployment/test_federation_faults.py", "deployment/test_federation.py"),
+    *("e2e/test_kinds.py", "e2e/test_crash.py", "e2e/test_language_models.py"),
+    *("client/test_dp.py", "e2e/test_presets.py", "simulations/test_edge.py"),
+    *("conformance/test_flower_app.py", "e2e/test_resume.py", "e2e/test_kind_presets.py"),
+    *("e2e/test_rules.py", "e2e/test_unfreezing.py", "e2e/test_rules_learn.py"),
+    *("simulations/test_cli.py", "simulations/sweep/test_workers.py", "e2e/test_corners.py"),
+    *("simulations/test_attacks.py", "simulations/test_audit.py", "simulations/test_saved.py"),
+    *("simulations/test_agreement.py", "deployment/test_site_processes.py"),
 )
 
 
