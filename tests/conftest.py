@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import gc
 import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
 from hushtune.common.environment import QUIET
+
+from . import mixtures
 
 os.environ.update(QUIET)
 os.environ["OMP_NUM_THREADS"] = "1"  # in what tests start
@@ -77,10 +81,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 # The files that take longest, the longest first: begun last, one would leave other workers idle.
 LONG = (
-    *("conformance/test_engines.py", "test_readme.py", "e2e/test_crash.py", "e2e/test_presets.py"),
-    "conformance/test_between_processes.py",
-    *("faults/test_faults.py", "e2e/test_resume.py", "simulations/test_saved.py"),
-    *("conformance/test_flower_app.py", "e2e/test_corners.py", "simulations/test_exits.py"),
+    *("faults/test_faults.py", "conformance/test_engines.py", "test_readme.py"),
+    *("deployment/test_federation_faults.py", "deployment/test_federation.py"),
+    *("e2e/test_kinds.py", "e2e/test_crash.py", "e2e/test_language_models.py"),
+    *("client/test_dp.py", "e2e/test_presets.py", "simulations/test_edge.py"),
+    *("conformance/test_flower_app.py", "e2e/test_resume.py", "e2e/test_kind_presets.py"),
+    *("e2e/test_rules.py", "e2e/test_unfreezing.py", "e2e/test_rules_learn.py"),
+    *("simulations/test_cli.py", "simulations/sweep/test_workers.py", "e2e/test_corners.py"),
+    *("simulations/test_attacks.py", "simulations/test_audit.py", "simulations/test_saved.py"),
+    *("simulations/test_agreement.py", "deployment/test_site_processes.py"),
 )
 
 
@@ -89,6 +98,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tests = Path(__file__).parent
     place = {tests / name: number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path, len(LONG)))
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays: to look through it would be most of what ``gc.collect`` does,
+    which runs call for each workspace that they open."""
+    import hypothesis  # noqa: F401  # asks who refers to what as it is loaded: before that is hidden
+
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -101,6 +119,39 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def part_of(request: pytest.FixtureRequest) -> str:
+    """Which folder of the tests one is in."""
+    return request.path.relative_to(Path(__file__).parent).parts[0]
+
+
+# The smallest PNG there is.
+BLANK = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNgAAAAAgAB5Sfe/AAAAABJRU5ErkJggg=="
+)
+
+
+@pytest.fixture(autouse=True)
+def quick_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs make their pictures and leave out what takes as long as a small run itself: to turn
+    them into pixels. Tests that are marked with ``pictures`` get real ones."""
+    if part_of(request) not in ("e2e", "simulations") or request.node.get_closest_marker(
+        "pictures"
+    ):
+        return
+
+    def blank(_: object, to: IO[bytes], **__: object) -> None:
+        to.write(BLANK)
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", blank)
+
+
+@pytest.fixture(autouse=True)
+def quick_mixtures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """See ``mixtures``."""
+    if part_of(request) in ("deployment", "e2e", "simulations"):
+        monkeypatch.setattr(mixtures.NAME, mixtures.inverse)
 
 
 @pytest.fixture(scope="session")

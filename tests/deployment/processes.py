@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -11,10 +12,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
 import tomli_w
 
 from hushtune.common.environment import QUIET
@@ -32,19 +34,26 @@ def environment() -> dict[str, str]:
 
 
 def hushtune(*arguments: object, status: int | None = 0) -> str:
-    """What a command says; AssertionError for another exit status."""
-    done = subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=300,
-        check=False,
-    )
-    said = done.stdout + done.stderr
-    assert status is None or done.returncode == status, said
-    return said
+    """What a command says; AssertionError for another exit status.
+
+    In this process, which has the libraries: only commands that end by themselves.
+    """
+    from hushtune.simulations import cli
+
+    said, ended = io.StringIO(), 0
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(said),
+        redirect_stderr(said),
+    ):
+        patch.setattr(sys, "argv", ["hushtune", *map(str, arguments)])
+        patch.setenv("COLUMNS", "200")
+        try:
+            cli.main()
+        except SystemExit as stop:
+            ended = stop.code or 0
+    assert status is None or ended == status, said.getvalue()
+    return said.getvalue()
 
 
 def free_port() -> int:

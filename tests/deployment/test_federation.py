@@ -57,6 +57,7 @@ def test_a_run_ends_with_a_model_and_statements_at_every_site(federation: Federa
         assert 0 < told["sites"][site.name]["epsilon"] <= 8.0
 
 
+@pytest.mark.nightly
 def test_idle_rounds_are_quick(federation: Federation) -> None:
     """The sites' executors keep what a round needs: seconds are of many rounds with little work."""
     run = federation.run("quick", train__rounds=8, train__local_steps=1)

@@ -168,7 +168,13 @@ DEMANDS: dict[str, dict[str, tuple[dict[str, Any], str, str]]] = {
 }
 
 
-@pytest.mark.parametrize("name", list(DEMANDS))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name == "spending" else pytest.mark.nightly)
+        for name in DEMANDS
+    ],
+)
 def test_a_server_that_asks_for_more_is_refused_and_nothing_is_charged(
     honest: Federation, name: str
 ) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from hushtune.server import app as server_app
 from hushtune.simulations import run, saved
 
 from ..conftest import made_up_rows, write_csv
+from ..warm import Warm
 
 DECODERS = {
     "gpt2": lambda words: tf.GPT2ForSequenceClassification(
@@ -268,20 +268,23 @@ def test_what_flower_cannot_run_leaves_nothing(settings: Any, tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture(scope="module")
+def bare() -> Iterator[Warm]:
+    """A process without Flower and without what keeps it quiet."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("FLWR_", "RAY_", "HF_"))}
+    with Warm("torch", "transformers", "peft", "opacus", "sklearn.metrics", env=env) as made:
+        yield made
+
+
 @pytest.mark.parametrize("where", ["hushtune.simulations.engine", "hushtune.client.app"])
-def test_no_library_calls_home_whoever_imports_this(where: str) -> None:
+def test_no_library_calls_home_whoever_imports_this(where: str, bare: Warm, tmp_path: Path) -> None:
     """Flower reads its switch once, at import: it must be set before."""
-    quiet = {k: v for k, v in os.environ.items() if not k.startswith(("FLWR_", "RAY_", "HF_"))}
     code = (
+        "import sys, warnings\n"
+        "warnings.simplefilter('ignore')\n"
+        "assert 'flwr' not in sys.modules\n"
         f"import {where}\n"
         "from flwr.supercore import telemetry\n"
         "print(telemetry.FLWR_TELEMETRY_ENABLED)"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        env=quiet,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.split()[-1] == "0"
+    assert bare.lines_of(code, at=tmp_path)[-1] == "0"

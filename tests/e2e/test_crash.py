@@ -28,33 +28,43 @@ FAULTS = {
 }
 STRACE = shutil.which("strace")
 
-# Two processes, as they share nothing and most machines have two cores.
-LABS: list[list[list[Any]]] = [
-    [["seeded", 200]],
-    [
-        ["one round", 1],
-        *(["one round", 6, fault] for fault in FAULTS),
-        *([["system calls", 8]] if STRACE else []),
-    ],
+SEEDED = [60, pytest.param(200, marks=pytest.mark.nightly)]
+OF_A_ROUND: list[list[Any]] = [
+    ["one round", 1],
+    *(["one round", 6, fault] for fault in FAULTS),
+    *([["system calls", 8]] if STRACE else []),
 ]
 
 Points = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def labs() -> Iterator[list[subprocess.Popen[str]]]:
+def experiments(request: pytest.FixtureRequest) -> list[list[list[Any]]]:
+    """For two processes, as they share nothing and most machines have two cores."""
+    asked = {
+        item.callspec.params["number"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function)
+        and item.module is request.module
+        and item.originalname == "test_killed_at_seeded_points_no_charge_is_lost"
+    }
+    return [[["seeded", number] for number in sorted(asked)], OF_A_ROUND]
+
+
+@pytest.fixture(scope="module")
+def labs(experiments: list[list[list[Any]]]) -> Iterator[list[subprocess.Popen[str]]]:
     """The experiments, running side by side."""
     memory = Path("/dev/shm")  # a SIGKILL spares what the kernel has, on whatever disk
     usable = memory.is_dir() and os.access(memory, os.W_OK)
     with tempfile.TemporaryDirectory(dir=memory if usable else None) as folder:
         started: list[subprocess.Popen[str]] = []
-        for number, experiments in enumerate(LABS):
+        for number, given in enumerate(experiments):
             place = Path(folder) / str(number)
             place.mkdir()
             program = Path(__file__).with_name("crash_site.py")
             started.append(
                 subprocess.Popen(
-                    [sys.executable, str(program), str(place), json.dumps(experiments)],
+                    [sys.executable, str(program), str(place), json.dumps(given)],
                     stdout=subprocess.PIPE,
                     text=True,
                     env=os.environ
@@ -70,13 +80,15 @@ def labs() -> Iterator[list[subprocess.Popen[str]]]:
 
 
 @pytest.fixture(scope="module")
-def found(labs: list[subprocess.Popen[str]]) -> dict[tuple[Any, ...], Points]:
+def found(
+    labs: list[subprocess.Popen[str]], experiments: list[list[list[Any]]]
+) -> dict[tuple[Any, ...], Points]:
     """The points of every experiment."""
     told: dict[tuple[Any, ...], Points] = {}
-    for lab, experiments in zip(labs, LABS, strict=True):
+    for lab, given in zip(labs, experiments, strict=True):
         out, _ = lab.communicate(timeout=540)
         assert lab.returncode == 0
-        for experiment, line in zip(experiments, out.splitlines(), strict=True):
+        for experiment, line in zip(given, out.splitlines(), strict=True):
             told[tuple(experiment)] = json.loads(line)
     return told
 
@@ -85,9 +97,10 @@ def wrong(points: Points) -> Points:
     return [point for point in points if point["wrong"]]
 
 
-def test_killed_at_200_seeded_points_no_charge_is_lost(found: Any) -> None:
-    points = found["seeded", 200]
-    assert len(points) == 200
+@pytest.mark.parametrize("number", SEEDED)
+def test_killed_at_seeded_points_no_charge_is_lost(found: Any, number: int) -> None:
+    points = found["seeded", number]
+    assert len(points) == number
     assert all(point["killed"] for point in points)
     assert not wrong(points)
     # The points are spread: over rounds, over kinds, before and after replies left.

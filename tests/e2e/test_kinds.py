@@ -317,6 +317,7 @@ def test_sites_tell_the_score_of_their_kind(settings: Settings, tmp_path: Path) 
     assert 0 <= told["closeness"] <= 1
 
 
+@pytest.mark.pictures
 def test_a_figure_that_is_better_the_lower_it_is(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hushtune: Any
 ) -> None:

@@ -63,8 +63,16 @@ def config_of(model: Path, rows: Path, **changes: Any) -> Any:
 # ------------------------------------------------------------------------- rules and trust ----
 
 
+# One whose change lies in the base, one of gradients, one that keeps a factor at the sites, and
+# the default. By day test_rules.py has all rules, of a model with a head.
+BY_DAY = ("ffa", "fedsa", "fedsgd", "flora")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "rule",
+    [pytest.param(rule, marks=[] if rule in BY_DAY else pytest.mark.nightly) for rule in RULES],
+)
 def test_every_rule_trains_without_a_head(
     llama: Path, asked: Path, tmp_path: Path, rule: str
 ) -> None:
@@ -111,11 +119,12 @@ def test_every_trust_model_compares_what_can_be_trained_without_a_head(
 
 
 def test_the_preset_trains_under_its_budget(llama: Path, asked: Path, tmp_path: Path) -> None:
-    """On made-up rows and a tiny model."""
+    """Fewer rounds, on made-up rows and a tiny model."""
     tree = {key: dict(section) for key, section in PRESETS["causal-lm"].items()}
     tree["task"] = {"kind": "causal-lm"}
     tree["data"] = {"file": asked, "site": "site"}
     tree["model"] |= {"name": str(llama), "precision": "float32"}
+    tree["train"] |= {"rounds": 4}
     config = RunConfig.model_validate(tree)
     assert (config.train.warmup_rounds, config.train.microbatch) == (0, 4)
     summary = run(config, tmp_path / "run")

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from hushtune.client.site import ledger_path
 from hushtune.common.privacy.ledger import Ledger
 from hushtune.simulations import run
@@ -15,6 +17,7 @@ from ..conftest import made_up_rows, write_csv
 SITES = ("\u5317\u4eac" * 15, "n" * 300, "../evil", r"_$\frac$")
 
 
+@pytest.mark.pictures
 def test_a_run_of_sites_with_long_and_hostile_names(
     settings: Any, hushtune: Any, tmp_path: Path
 ) -> None:

@@ -270,6 +270,7 @@ def test_the_adapter_loads_with_peft_alone(preset_run: tuple[Any, Path, dict[str
 
 
 @pytest.mark.slow
+@pytest.mark.pictures
 def test_the_tiny_preset_on_real_weights(tmp_path: Path) -> None:
     """The demo's own model and sentences. On all its rows the preset runs in test_readme.py."""
     few = ["simulation.baselines=false", "data.max_rows_per_site=80"]

@@ -207,6 +207,7 @@ def test_a_run_of_flower_s_app_gets_its_statement(settings: Any, tmp_path: Path)
     assert (out / "privacy.html").is_file()
 
 
+@pytest.mark.pictures
 def test_what_a_finished_run_lost_is_written_again(settings: Any, tmp_path: Path) -> None:
     """Such as its pictures, or whatever it wrote before matplotlib was installed."""
     config, out = settings.config(privacy__trust="site"), tmp_path / "out"
@@ -346,8 +347,10 @@ def command(*arguments: object) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_real_ctrl_c_leaves_a_run_that_can_go_on(settings: Any, tmp_path: Path) -> None:
-    rounds, out = 30, tmp_path / "out"
+def test_a_real_ctrl_c_leaves_a_run_that_can_go_on(
+    settings: Any, hushtune: Any, tmp_path: Path
+) -> None:
+    rounds, out = 20, tmp_path / "out"
     changes = {"train__rounds": rounds, "train__warmup_rounds": 2, "train__local_steps": 4}
     toml = settings.file(tmp_path, **changes)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -373,15 +376,9 @@ def test_a_real_ctrl_c_leaves_a_run_that_can_go_on(settings: Any, tmp_path: Path
     assert 2 <= reached(out) < rounds
     assert not (out / "summary.json").exists()
     # As it says: the same command with --resume; the folder alone is enough.
-    again = subprocess.run(
-        command("--out", out, "--resume", "--json"),
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    assert again.returncode == 0, again.stderr
-    summary = json.loads(again.stdout.splitlines()[-1])
+    again = hushtune("simulate", "--out", out, "--resume", "--json")
+    assert again.status == 0, again.err
+    summary = json.loads(again.out.splitlines()[-1])
     whole = run(settings.config(**changes), tmp_path / "whole")
     assert summary["adapter_digest"] == whole["adapter_digest"]
     assert rounds_told(out) == list(range(1, rounds + 1))

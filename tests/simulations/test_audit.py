@@ -185,6 +185,7 @@ def test_likelihood_ratios_compare_with_shadows_that_lack_the_row() -> None:
 # ---------------------------------------------------------------------------- the command ----
 
 
+@pytest.mark.pictures
 def test_the_command_tells_and_writes(
     settings: Settings, hushtune: Command, tmp_path: Path
 ) -> None:

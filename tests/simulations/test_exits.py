@@ -21,18 +21,19 @@ ROOT = Path(__file__).resolve().parents[2]
 # ---------------------------------------------------------------------------- a closed pipe ----
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--help"],
-        ["config", "show", "--preset", "demo"],
-        ["plan", "--sites", "900", "--rounds", "1"],
-        ["config", "schema"],
-        ["policy", "check", "policy.toml", "--json"],
-        ["doctor"],
-    ],
+QUICK = (
+    ["--help"],
+    ["config", "show", "--preset", "demo"],
+    ["plan", "--sites", "900", "--rounds", "1"],
+    ["config", "schema"],
+    ["policy", "check", "policy.toml", "--json"],
 )
-@pytest.mark.parametrize("buffered", [True, False])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "buffered"),
+    [*((quick, how) for quick in QUICK for how in (True, False)), (["doctor"], False)],
+)
 def test_a_reader_that_leaves_ends_the_command_quietly(
     tmp_path: Path, arguments: list[str], buffered: bool
 ) -> None:

@@ -24,6 +24,8 @@ from hushtune.simulations.planner import check_any, epsilon_curve, plan_run, sig
 from hushtune.simulations.planner_outline import Outline, demo_trained_values, parse_sites
 from hushtune.simulations.planner_show import show_plan
 
+pytestmark = pytest.mark.pictures
+
 SIZES = {"north": 5000, "south": 1200, "west": 300}
 OPTIONS = ("--epsilon", 3, "--delta", 1e-5, "--rounds", 20)
 

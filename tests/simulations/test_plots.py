@@ -20,6 +20,8 @@ from hushtune.common.tasks.data import DataReport, LabelledRows
 from hushtune.common.tasks.splits import Split
 from hushtune.simulations.plots import draw_run, plot_run
 
+pytestmark = pytest.mark.pictures
+
 MANY = [f"site-{number:02}" for number in range(50)]
 UNWRITABLE = "\U000f0000 clinic"  # a private character, for which no font has a glyph
 

@@ -24,6 +24,8 @@ from hushtune.simulations.reporting.views import utility, view
 from ..conftest import Command, Settings
 from . import studies
 
+pytestmark = pytest.mark.pictures
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -21,6 +21,8 @@ from hushtune.simulations.reporting.views import View, view
 
 from . import studies
 
+pytestmark = pytest.mark.pictures
+
 UNTRAINED = {"majority": 0.5, "untrained": 0.45}
 
 

@@ -15,6 +15,8 @@ from ..browsers import browser as browser  # noqa: PLC0414
 from ..browsers import requests
 from . import studies
 
+pytestmark = pytest.mark.pictures
+
 HOSTILE = "</bdi><script>document.title='taken'</script>" + "A" * 80
 
 

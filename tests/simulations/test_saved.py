@@ -13,6 +13,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from hushtune.simulations.card import model_card
 
 from ..client.families import tiny_config
 from ..conftest import made_up_rows, write_csv
+from ..warm import Warm
 
 TEXTS = [
     "a lovely song",
@@ -188,9 +190,18 @@ def lines_of(code: str, *arguments: str, at: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
-def elsewhere(kind: str, folder: Path, card: str, at: Path) -> tuple[str, Tensor, list[str]]:
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Warm]:
+    """A process of the libraries that cards name."""
+    with Warm("transformers", "sentence_transformers", "peft") as made:
+        yield made
+
+
+def elsewhere(
+    kind: str, folder: Path, card: str, at: Path, warm: Warm
+) -> tuple[str, Tensor, list[str]]:
     """What a card's code prints, then logits and labels, from a process that never hears of
-    hushtune or peft."""
+    hushtune."""
     code = (
         f"exec({code_of(card, folder)!r}, {{'__name__': '__main__'}})\n"
         "import json, sys, torch\n"
@@ -199,7 +210,7 @@ def elsewhere(kind: str, folder: Path, card: str, at: Path) -> tuple[str, Tensor
         + "assert not [m for m in sys.modules if m.split('.')[0] == 'hushtune']\n"
         "print(json.dumps([logits.tolist(), labels]))\n"
     )
-    *_, answer, told = lines_of(code, str(folder), json.dumps(TEXTS), at=at)
+    *_, answer, told = warm.lines_of(code, str(folder), json.dumps(TEXTS), at=at)
     logits, labels = json.loads(told)
     return answer, torch.tensor(logits), labels
 
@@ -242,16 +253,18 @@ def test_the_card_is_first_of_all_loud_and_tells_all_rows(trained: Trained) -> N
     assert not labelled & {"epsilon", "delta", "public_size", "rounds", "refusals"}
 
 
-def test_the_code_on_an_adapter_s_card_runs_and_answers(trained: Trained, tmp_path: Path) -> None:
-    check_card(trained, tmp_path)
+def test_the_code_on_an_adapter_s_card_runs_and_answers(
+    trained: Trained, warm: Warm, tmp_path: Path
+) -> None:
+    check_card(trained, tmp_path, warm)
 
 
-def check_card(trained: Trained, at: Path) -> None:
+def check_card(trained: Trained, at: Path, warm: Warm) -> None:
     adapter = trained.out / "adapter"
     card = (adapter / "README.md").read_text(encoding="utf-8")
     told = saved.load(trained.out).predict(TEXTS)
     answer = told if trained.head == "mean" else [row["label"] for row in told]
-    assert lines_of(code_of(card, adapter), at=at)[-1] == repr(answer)
+    assert warm.lines_of(code_of(card, adapter), at=at)[-1] == repr(answer)
 
 
 def test_a_damaged_adapter_is_not_exported(trained: Trained, tmp_path: Path) -> None:
@@ -269,14 +282,20 @@ def test_a_damaged_adapter_is_not_exported(trained: Trained, tmp_path: Path) -> 
     [("gpt2", "own", 2), ("roberta", "own", 2), ("qwen3", "own", 1), ("bert", "mean", 1)],
 )
 def test_other_families_and_depths_answer_alike_wherever_they_are_loaded(
-    tiny_bert: Path, three_sites: Path, tmp_path: Path, family: str, head: str, layer: int
+    tiny_bert: Path,
+    three_sites: Path,
+    tmp_path: Path,
+    warm: Warm,
+    family: str,
+    head: str,
+    layer: int,
 ) -> None:
     base = Path(shutil.copytree(tiny_bert, tmp_path / "base"))
     if family != "bert":
         make_other(family, base)
     trained = train(tmp_path, base, three_sites, head=head, layer=layer)
-    check_card(trained, tmp_path)
-    check_merged(trained, tmp_path)
+    check_card(trained, tmp_path, warm)
+    check_merged(trained, tmp_path, warm)
 
 
 def make_other(family: str, folder: Path) -> None:
@@ -336,11 +355,13 @@ def test_an_adapter_of_a_named_base_says_its_public_name_and_no_folder_of_the_ca
     )
 
 
-def test_a_merged_model_loads_without_hushtune_and_agrees(trained: Trained, tmp_path: Path) -> None:
-    check_merged(trained, tmp_path)
+def test_a_merged_model_loads_without_hushtune_and_agrees(
+    trained: Trained, warm: Warm, tmp_path: Path
+) -> None:
+    check_merged(trained, tmp_path, warm)
 
 
-def check_merged(trained: Trained, tmp_path: Path) -> None:
+def check_merged(trained: Trained, tmp_path: Path, warm: Warm) -> None:
     if trained.head == "mean":
         pytest.importorskip("sentence_transformers")
     predictor = saved.load(trained.out)
@@ -355,7 +376,7 @@ def check_merged(trained: Trained, tmp_path: Path) -> None:
     assert "peft" not in card.replace("no peft is needed", "")
     assert card.startswith("---\nlibrary_name: " + LIBRARIES[trained.head])
     told = [row["label"] for row in predictor.predict(TEXTS)]
-    answer, found, labels = elsewhere(trained.head, to, card, tmp_path)
+    answer, found, labels = elsewhere(trained.head, to, card, tmp_path, warm)
     assert answer == repr(told)
     close(found, expected)
     assert labels == list(predictor.labels)

@@ -25,7 +25,7 @@ from ...conftest import Settings
 from .test_study_file import study
 
 PRIVATE = {"trust": "site", "delta": 1e-3}
-ROUNDS = 30
+ROUNDS = 20
 
 
 @dataclass(frozen=True)
