@@ -58,6 +58,10 @@ def trained(
     return train(folder, tiny_bert, data, head=request.param, rounds=25)  # till labels differ
 
 
+# For what no head changes: to write a file takes seconds.
+one_head = pytest.mark.parametrize("trained", ["mean"], indirect=True)
+
+
 @pytest.fixture(scope="module")
 def exported(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of both forms."""
@@ -306,6 +310,7 @@ def test_a_file_names_no_folder_of_the_machine_that_made_it(exported: dict[str, 
         assert {path.name for path in folder.iterdir()} == names
 
 
+@one_head
 def test_without_a_run_or_with_other_data_no_accuracy_is_told(
     trained: Trained, tmp_path: Path
 ) -> None:
@@ -444,6 +449,7 @@ def test_more_changed_answers_than_documented_are_said_aloud() -> None:
 # -------------------------------------------------------------------------------- the command
 
 
+@one_head
 def test_the_command_writes_shows_and_tells(
     hushtune: Any, trained: Trained, tmp_path: Path
 ) -> None:
