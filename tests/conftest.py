@@ -17,8 +17,6 @@ import pytest
 
 from hushtune.common.environment import QUIET
 
-from . import mixtures
-
 os.environ.update(QUIET)
 os.environ["OMP_NUM_THREADS"] = "1"  # in what tests start
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a hub; one that asks it must fail
@@ -145,13 +143,6 @@ def quick_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
         to.write(BLANK)
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", blank)
-
-
-@pytest.fixture(autouse=True)
-def quick_mixtures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """See ``mixtures``."""
-    if part_of(request) in ("deployment", "e2e", "simulations"):
-        monkeypatch.setattr(mixtures.NAME, mixtures.inverse)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from hushtune.common.errors import PlanError
 from hushtune.common.privacy.delta import LEAST_DELTA
+from hushtune.common.privacy.mixtures import mixture_distribution
 from hushtune.common.privacy.plan import MOST_NOISE_MULTIPLIER, DpSgdEvent, Relation
 
 if TYPE_CHECKING:
@@ -270,7 +271,7 @@ def _epsilon_group(merged: _Merged, delta: float, records: int) -> float:
     from dp_accounting.pld import privacy_loss_distribution
     from scipy.stats import binom
 
-    # A mixture's losses are inverted numerically point by point, at 0.1 ms a point.
+    # A mixture's losses are inverted numerically, point by point.
     interval = records * _interval(merged, coarser=10)
     total = privacy_loss_distribution.identity(value_discretization_interval=interval)
     counts = range(records + 1)
@@ -284,11 +285,11 @@ def _epsilon_group(merged: _Merged, delta: float, records: int) -> float:
             continue
         chances = [float(binom.pmf(count, records, rate)) for count in counts]
         drawn = [(count, chance) for count, chance in zip(counts, chances, strict=True) if chance]
-        step = privacy_loss_distribution.from_mixture_gaussian_mechanism(
-            standard_deviation=sigma,
+        step = mixture_distribution(
+            sigma=sigma,
             sensitivities=[float(count) for count, _ in drawn],
-            sampling_probs=[chance for _, chance in drawn],
-            value_discretization_interval=interval,
+            chances=[chance for _, chance in drawn],
+            interval=interval,
         )
         total = total.compose(step.self_compose(steps))
     return float(total.get_epsilon_for_delta(delta))
