@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -52,6 +53,9 @@ from hushtune.simulations.exits import (
     show_error,
 )
 from hushtune.simulations.planner_command import plan
+
+_GARBAGE = 20_000
+"""New objects, about, after which Python looks for garbage; 700 by itself."""
 
 app = typer.Typer(
     name="hushtune",
@@ -266,6 +270,8 @@ def _texts(given: list[str]) -> list[str]:
 def main() -> None:
     """Run the command; the exit status is 0 only on success."""
     be_quiet()
+    # Of what libraries make while they load nothing is garbage: looking takes a tenth of that.
+    gc.set_threshold(_GARBAGE, *gc.get_threshold()[1:])
     logging.getLogger("flwr").setLevel(logging.ERROR)
     # Of an epsilon in the thousands, whose logarithm is found to be infinite.
     warnings.filterwarnings("ignore", "overflow encountered", RuntimeWarning, r"dp_accounting\.")

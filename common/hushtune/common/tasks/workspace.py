@@ -172,7 +172,8 @@ def open_workspace(
     if key not in _workspaces:
         if config.speed.keep_freed_memory:
             keep_freed_memory()
-        if config.model.name != COLUMNS:  # one pretrained model in memory at a time
+        # One pretrained model in memory at a time.
+        if _workspaces and config.model.name != COLUMNS:
             _workspaces.clear()
             gc.collect()
         _workspaces[key] = Workspace(config, data, progress, layers=layers)
