@@ -87,13 +87,16 @@ def switched_off(precision: str) -> dict[str, Contender]:
 
     found = {
         "off-together": one("one site after the other", "speed.together=1"),
-        "off-fused": one("gradients by Opacus' hooks", "speed.gradients=hooks"),
+        "off-fused": one(
+            "one after the other, gradients by Opacus' hooks",
+            "speed.together=1",
+            "speed.gradients=hooks",
+        ),
         "off-pad": one("all texts padded to 128 tokens", "speed.pad=max_tokens"),
         "off-eager": one("fused attention in place of eager", without="eager"),
         "off-kept-weights": one("frozen weights rounded anew each time", without="kept-weights"),
         "off-side-by-side": one("rows judged in shapes of their own", without="side-by-side"),
         "off-allocator": one("glibc gives freed memory back", "speed.keep_freed_memory=false"),
-        "off-microbatch": one("microbatches of 32 rows", "train.microbatch=32"),
         "off-cache": one(
             "top two layers, nothing kept of the frozen ones",
             "train.cache_megabytes=0",
