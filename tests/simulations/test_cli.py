@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
@@ -68,6 +69,12 @@ def test_help_loads_nothing_that_takes_seconds() -> None:
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert "simulate" in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_it_tells_its_version(hushtune: Any) -> None:
+    said = hushtune("--version").out
+    assert said.startswith(f"hushtune {importlib.metadata.version('hushtune')}")
+    assert len(said.splitlines()) == 1
 
 
 def test_help_names_every_command(hushtune: Any) -> None:

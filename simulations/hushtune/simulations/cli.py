@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.metadata
 import json
 import logging
 import os
@@ -59,11 +60,34 @@ _GARBAGE = 20_000
 
 app = typer.Typer(
     name="hushtune",
-    help="Federated, differentially private fine-tuning of LoRA adapters.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        from hushtune.common.version import source_commit
+
+        commit = source_commit()
+        told = "" if commit is None else f" (source commit {commit})"
+        print(f"hushtune {importlib.metadata.version('hushtune')}{told}")
+        raise typer.Exit
+
+
+@app.callback()
+def everything(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_tell_version, is_eager=True, help="Say which one this is."
+        ),
+    ] = False,
+) -> None:
+    """Federated, differentially private fine-tuning of LoRA adapters."""
+
+
 config_app = typer.Typer(help="Write and describe configurations.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 policy_app = typer.Typer(help="What a site agrees to, above any server.", no_args_is_help=True)
