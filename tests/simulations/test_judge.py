@@ -32,9 +32,9 @@ def test_the_last_round_s_test_rows_are_not_gone_through_again(
     judged: list[Rows] = []
     figures = Supervised.figures
 
-    def counted(self: Supervised, state: AdapterState, rows: Rows) -> Any:
+    def counted(self: Supervised, state: AdapterState, rows: Rows, **how: Any) -> Any:
         judged.append(np.sort(rows))
-        return figures(self, state, rows)
+        return figures(self, state, rows, **how)
 
     monkeypatch.setattr(Supervised, "figures", counted)
     summary = run(config, tmp_path / "run")

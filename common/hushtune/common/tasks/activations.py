@@ -121,7 +121,7 @@ def _padded(rows: _Held, padding: Padding) -> _Held:
         return rows
     held = {field.name: getattr(rows, field.name) for field in fields(rows)}
     texts = {n: _padded(own, padding) for n, own in held.items() if isinstance(own, TokenRows)}
-    return cast(Any, replace(rows, **texts)) if texts else rows
+    return cast(_Held, replace(cast(Any, rows), **texts)) if texts else rows
 
 
 @dataclass(frozen=True)
