@@ -61,7 +61,7 @@ def test_import_contracts_hold() -> None:
 
 def test_only_one_file_knows_opacus() -> None:
     users = [_name(path) for path in FILES if any(_within(m, "opacus") for m in _imports(path))]
-    assert users == ["client/hushtune/client/dp.py"]
+    assert users == ["client/hushtune/client/opacus_hooks.py"]
 
 
 def test_common_knows_no_flower_app() -> None:

@@ -1,6 +1,6 @@
 """DP-SGD at a site: Poisson batches, per-example clipping, noise (Abadi et al. 1607.00133).
 
-The only file that imports Opacus. The step is
+The step is
 
     g = ( sum over the batch of min(1, C / ||g_u||) g_u  +  N(0, (sigma C)^2) ) / denominator
 
@@ -10,20 +10,16 @@ with ``g_u`` the gradient of one unit (an example, or the mean over a patient's 
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 import numpy as np
 import torch
-from opacus.grad_sample import GradSampleHooks, register_grad_sampler
 from torch import Tensor, nn
 
 from hushtune.client import example_gradients
-from hushtune.client.example_gradients import token_samples
-from hushtune.common.errors import PrivacyError, UnsupportedModelError
-from hushtune.common.lora_embedding import TokenFactor
+from hushtune.common.errors import PrivacyError
 from hushtune.common.model import AdaptedModel, Level
 from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import PrivacyPlan, Trust
@@ -52,14 +48,6 @@ _MOST_NORM = 1e30
 """Far from where squares of float64 overflow, and from what any gradient is."""
 
 
-@register_grad_sampler(TokenFactor)
-def _of_token_factor(
-    layer: TokenFactor, activations: Sequence[Tensor], backprops: Tensor
-) -> dict[nn.Parameter, Tensor]:
-    """See ``token_samples``."""
-    return {layer.weight: token_samples(activations[0], backprops, layer.weight)}
-
-
 def poisson_batch(units: Units, probability: float, random: np.random.Generator) -> Units:
     """Each unit with the given probability, independently and as a whole; possibly none.
 
@@ -78,28 +66,14 @@ def per_example_gradients(model: AdaptedModel) -> Generator[None]:
     """
     fused = model.gradients is GradientMethod.FUSED
     layers = example_gradients.layers_of(model) if fused else None
-    with _opacus_hooks(model) if layers is None else example_gradients.recorded(layers):
+    with _hooked(model) if layers is None else example_gradients.recorded(layers):
         yield
 
 
-@contextmanager
-def _opacus_hooks(model: AdaptedModel) -> Generator[None]:
-    try:
-        hooks = GradSampleHooks(model, loss_reduction="sum")
-    except NotImplementedError as error:
-        raise UnsupportedModelError(
-            "per-example gradients of this model cannot be taken", given=str(error)[:200]
-        ) from error
-    try:
-        with warnings.catch_warnings():
-            # The first trained layer's inputs need no gradient, which torch mentions each time.
-            warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            yield
-    finally:
-        hooks.cleanup()
-        for module in model.modules():
-            for left_over in ("activations", "max_batch_len"):
-                vars(module).pop(left_over, None)
+def _hooked(model: AdaptedModel) -> AbstractContextManager[None]:
+    from hushtune.client.opacus_hooks import hooked  # half a second, which most runs do without
+
+    return hooked(model)
 
 
 def clipped_sum(
