@@ -77,6 +77,18 @@ def test_it_tells_its_version(hushtune: Any) -> None:
     assert len(said.splitlines()) == 1
 
 
+def test_the_process_ends_without_a_look_for_garbage() -> None:
+    code = (
+        "import atexit, gc, sys\n"
+        "from hushtune.simulations.cli import main\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 1000))\n"  # runs last
+        "sys.argv = ['hushtune', '--version']\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.endswith("True\n")
+
+
 def test_help_names_every_command(hushtune: Any) -> None:
     said = hushtune("--help").out
     for command in ("simulate", "plan", "predict", "export", "doctor", "data", "config"):

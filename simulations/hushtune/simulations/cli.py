@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib.metadata
 import json
@@ -296,6 +297,8 @@ def main() -> None:
     be_quiet()
     # Of what libraries make while they load nothing is garbage: looking takes a tenth of that.
     gc.set_threshold(_GARBAGE, *gc.get_threshold()[1:])
+    atexit.unregister(gc.freeze)  # a command may be called more than once in a process
+    atexit.register(gc.freeze)  # at its end too: there it took a second with all that is loaded
     logging.getLogger("flwr").setLevel(logging.ERROR)
     # Of an epsilon in the thousands, whose logarithm is found to be infinite.
     warnings.filterwarnings("ignore", "overflow encountered", RuntimeWarning, r"dp_accounting\.")
