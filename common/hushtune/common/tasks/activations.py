@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
@@ -26,12 +27,12 @@ _USUAL_WIDTH = 32
 class InputRows(Protocol):
     """The inputs of all rows of a task, whatever they are."""
 
-    @property
+    @cached_property
     def lengths(self) -> Rows:
         """Positions of each row in the base's states, ``(n,)``."""
         ...
 
-    @property
+    @cached_property
     def widths(self) -> Rows:
         """Positions that each row is padded to, ``(n,)``, from its own length alone; ``(n, s)``
         where its tensors have other sizes beside, which follow."""
@@ -65,12 +66,12 @@ class TokenRows:
     max_tokens: int
     padding: Padding = Padding.OWN
 
-    @property
+    @cached_property
     def lengths(self) -> Rows:
         """Tokens of each row, ``(n,)``."""
         return np.diff(self.offsets)
 
-    @property
+    @cached_property
     def widths(self) -> Rows:
         """Places that each row is padded to, ``(n,)``: from its own length alone.
 
