@@ -169,7 +169,7 @@ def test_sites_that_differ_in_what_is_frozen_are_not_computed_with_one_another()
         assert max(float(each.abs().max()) for each in difference) <= 1e-5
 
 
-@pytest.mark.parametrize("how", ["dropout", "inner", "embedding"])
+@pytest.mark.parametrize("how", ["dropout", "inner", "embedding", "bias alone"])
 def test_what_it_does_not_know_is_trained_alone(how: str) -> None:
     settings: dict[str, Any] = {
         "dropout": {"dropout": 0.5},
@@ -177,7 +177,8 @@ def test_what_it_does_not_know_is_trained_alone(how: str) -> None:
     }.get(how, {})
     model = adapted("bert", inner=how == "inner", **settings)
     task, state = make_task("bert", "mean", model=model), moved(model)
-    keys = tuple(key for key in state.keys if how != "inner" or key[-1] not in "AB")
+    left = {"inner": ("lora_A", "lora_B"), "bias alone": ("head.weight",)}.get(how, ())
+    keys = tuple(key for key in state.keys if not key.endswith(left))
     known = cohort.knows(task, keys)
     assert known is (how == "inner")  # R is the weight of a linear layer
     assert not any(parameter.requires_grad for parameter in model.parameters())

@@ -28,7 +28,7 @@ from hushtune.common.tasks.units import Rows, Units
 
 def knows(task: Task, trainable: Sequence[str]) -> bool:
     """Whether rows of several sites can be computed at once: nothing is drawn at random, and all
-    that is trained are the weights of linear layers."""
+    that is trained are the weights of linear layers, with or without their biases."""
     model = task.model
     drawn = task.augments or any(
         isinstance(module, nn.Dropout) and module.p > 0 and ".lora_dropout" in name
@@ -39,7 +39,10 @@ def knows(task: Task, trainable: Sequence[str]) -> bool:
     lora.set_trainable(model, trainable)
     layers = layers_of(model)
     model.requires_grad_(False)
-    return layers is not None and all(isinstance(layer, nn.Linear) for layer in layers)
+    known = layers is not None and all(
+        isinstance(layer, nn.Linear) and layer.weight.requires_grad for layer in layers
+    )
+    return known
 
 
 def clipped_sums(asked: Sequence[Asked], *, most_rows: int = 32) -> list[Sums]:
