@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
@@ -61,11 +62,12 @@ def _alike(asked: Sequence[Asked]) -> list[list[int]]:
     """Places of what can be computed at once: one model, level and clip norm, the same tensors
     trained, all of them finite, and the same values of all others; no row twice."""
     groups: list[tuple[list[int], set[int]]] = []
+    finite = cache(lambda place: _is_finite(asked[place]))
     for place, one in enumerate(asked):
         rows = set(one.units.rows.tolist())
         for places, seen in groups:
-            finite = _is_finite(one) and _is_finite(asked[places[0]])
-            if finite and _same(one, asked[places[0]]) and seen.isdisjoint(rows):
+            fits = _same(one, asked[places[0]]) and seen.isdisjoint(rows)
+            if fits and finite(place) and finite(places[0]):
                 places.append(place)
                 seen.update(rows)
                 break
@@ -89,8 +91,9 @@ def _same(one: Asked, other: Asked) -> bool:
 
 
 def _is_finite(one: Asked) -> bool:
-    """Of others, a product with zero would be no zero."""
-    return all(bool(tensor.isfinite().all()) for tensor in one.trained.values())
+    """In bfloat16 too, as products may be. Of others, a product with zero would be no zero."""
+    most = torch.finfo(torch.bfloat16).max
+    return all(bool(tensor.abs().max() <= most) for tensor in one.trained.values())
 
 
 def _summed(asked: Sequence[Asked], most_rows: int) -> list[Sums]:
