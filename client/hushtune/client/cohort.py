@@ -39,10 +39,10 @@ def knows(task: Task, trainable: Sequence[str]) -> bool:
         return False
     lora.set_trainable(model, trainable)
     layers = layers_of(model)
-    model.requires_grad_(False)
     known = layers is not None and all(
         isinstance(layer, nn.Linear) and layer.weight.requires_grad for layer in layers
     )
+    model.requires_grad_(False)
     return known
 
 
@@ -221,19 +221,19 @@ class _OfSites(torch.autograd.Function):
 
 
 def _products(rows: Tensor, weights: Tensor, owners: Tensor) -> Tensor:
-    """``x W^T`` with the weights of each row's owner: ``(b, t, in)`` and ``(sites, out, in)`` to
-    ``(b, t, out)``.
+    """``x W^T`` with the weights of each row's owner: ``(b, t, in_features)`` and
+    ``(sites, out_features, in_features)`` to ``(b, t, out_features)``.
 
     Of few sites and a narrow side, as a factor of LoRA has, those of all sites are one matrix, and
     one product is much quicker than one for each row.
     """
-    sites, out, wide = weights.shape
+    sites, out_features, in_features = weights.shape
     each = torch.arange(len(rows), device=rows.device)
-    if sites * out <= wide:  # what every site's weights give, of which a row takes its own
-        found = nn.functional.linear(rows, weights.reshape(-1, wide))
-        return found.unflatten(-1, (sites, out))[each, :, owners]
-    if sites * wide <= out:  # zero where another site's weights stand
-        spread = rows.new_zeros(*rows.shape[:2], sites, wide)
+    if sites * out_features <= in_features:  # what all sites' weights give: a row takes its own
+        found = nn.functional.linear(rows, weights.reshape(-1, in_features))
+        return found.unflatten(-1, (sites, out_features))[each, :, owners]
+    if sites * in_features <= out_features:  # zero where another site's weights stand
+        spread = rows.new_zeros(*rows.shape[:2], sites, in_features)
         spread[each, :, owners] = rows
-        return spread.flatten(2) @ weights.mT.reshape(-1, out)
+        return spread.flatten(2) @ weights.mT.reshape(-1, out_features)
     return torch.bmm(rows, weights[owners].mT)
