@@ -18,6 +18,7 @@ from hushtune.common.planning import POOLED, least_sites, local_batch, site_plan
 from hushtune.common.privacy.plan import Unit
 from hushtune.common.tasks import partition
 from hushtune.common.tasks.supervised import EVALUATION_BATCH
+from hushtune.common.rounded_weights import most_bytes
 from hushtune.common.tasks.units import Rows, Units
 from hushtune.common.tasks.workspace import Workspace, check_sizes, open_workspace, resolve
 from hushtune.server.aggregation.guards import unguarded
@@ -78,7 +79,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     # A gradient of each example, and two copies of it while it is clipped.
     at_once = max(2 * config.train.microbatch, config.augment.views)  # of short texts
     samples = 3 * at_once * state.select(keys).num_values() * 4 / 2**20
-    weights = sum(p.numel() for p in workspace.task.model.parameters()) * 4 / 2**20
+    weights = (sum(p.numel() for p in model.parameters()) * 4 + most_bytes(model)) / 2**20
     guard = unguarded(config.aggregation, config.simulation.sites_per_round or len(plans))
     return {
         "trust": config.privacy.trust,
