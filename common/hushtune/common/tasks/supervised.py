@@ -62,7 +62,7 @@ class Supervised:
         self._inputs = inputs
         self._targets = targets
         self._objective = objective
-        self._evaluation_batch = evaluation_batch
+        self.evaluation_batch = evaluation_batch
         self._budget = cache_megabytes * 2**20
         self._all = np.arange(len(inputs.lengths), dtype=np.int64)
         self._on_fill = on_fill
@@ -214,7 +214,7 @@ class Supervised:
         self._model.frozen_mode()
         level = self.level(state)
         distinct, places = np.unique(rows, return_inverse=True)
-        inputs, targets, size = self._inputs, self._targets, self._evaluation_batch
+        inputs, targets, size = self._inputs, self._targets, self.evaluation_batch
         if apart or not isinstance(inputs, TokenRows):
             pieces = self.microbatches(Units.single(distinct), size)
         else:
@@ -334,7 +334,7 @@ class Supervised:
             self._model,
             self._inputs,
             rows,
-            size=self._evaluation_batch,
+            size=self.evaluation_batch,
             hidden=hidden,
             features=features and self._model.reads_features,
             layers=self.readable_layers if layers else (),
