@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -22,12 +21,12 @@ from hushtune.common.rounded_weights import most_bytes
 from hushtune.common.tasks import partition
 from hushtune.common.tasks.units import Rows, Units
 from hushtune.common.tasks.workspace import Workspace, check_sizes, open_workspace, resolve
-from hushtune.server.aggregation.guards import unguarded
 from hushtune.server.federation import check_sites
 from hushtune.server.steps import steps_of_round
 from hushtune.simulations.agreement import refusals
 from hushtune.simulations.attacks import attack_of
 from hushtune.simulations.baselines import trained_baselines
+from hushtune.simulations.cautions import cautions
 from hushtune.simulations.estimate_bytes import round_bytes
 from hushtune.simulations.planner_clients import client_figures
 
@@ -81,7 +80,6 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     at_once = max(2 * config.train.microbatch, config.augment.views)  # of short texts
     samples = 3 * at_once * state.select(keys).num_values() * 4 / 2**20
     weights = (sum(p.numel() for p in model.parameters()) * 4 + most_bytes(model)) / 2**20
-    guard = unguarded(config.aggregation, config.simulation.sites_per_round or len(plans))
     return {
         "trust": config.privacy.trust,
         "unit": config.privacy.unit,
@@ -122,7 +120,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
         "quorum_setting": quorum_setting,
         "refusals": refusals(config, plans, state),
         "attack": attack_of(config),
-        "warnings": [] if guard is None else [asdict(guard)],
+        "warnings": cautions(config),
         "bytes_per_round": in_a_round,
         "bytes_per_warmup_round": per_round * sent.warmup if train.warmup_rounds else 0,
         "bytes_per_step": round(in_a_round / steps_of_round(config)),
