@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -169,7 +170,7 @@ def test_sites_that_differ_in_what_is_frozen_are_not_computed_with_one_another()
         assert max(float(each.abs().max()) for each in difference) <= 1e-5
 
 
-@pytest.mark.parametrize("how", ["dropout", "inner", "embedding"])
+@pytest.mark.parametrize("how", ["dropout", "inner", "embedding", "bias alone"])
 def test_what_it_does_not_know_is_trained_alone(how: str) -> None:
     settings: dict[str, Any] = {
         "dropout": {"dropout": 0.5},
@@ -177,7 +178,8 @@ def test_what_it_does_not_know_is_trained_alone(how: str) -> None:
     }.get(how, {})
     model = adapted("bert", inner=how == "inner", **settings)
     task, state = make_task("bert", "mean", model=model), moved(model)
-    keys = tuple(key for key in state.keys if how != "inner" or key[-1] not in "AB")
+    left = {"inner": ("lora_A", "lora_B"), "bias alone": ("head.weight",)}.get(how, ())
+    keys = tuple(key for key in state.keys if not key.endswith(left))
     known = cohort.knows(task, keys)
     assert known is (how == "inner")  # R is the weight of a linear layer
     assert not any(parameter.requires_grad for parameter in model.parameters())
@@ -346,30 +348,82 @@ def test_rows_of_all_sites_fill_the_same_pieces(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("sites", [1, 2, 3, 9])
 @pytest.mark.parametrize(("out", "wide"), [(2, 24), (24, 2), (7, 8), (5, 5)])
-def test_a_row_is_multiplied_by_its_own_site_s_weights(sites: int, out: int, wide: int) -> None:
-    """Whether those of all are one matrix, by outputs or by inputs, or each row has its own."""
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_row_is_multiplied_by_its_own_site_s_weights(
+    sites: int, out: int, wide: int, precision: str
+) -> None:
+    """Whether those of all are one matrix, by outputs or by inputs, or each row has its own; and so
+    are its gradients, of which those of the other sites are zero."""
     random = torch.Generator().manual_seed(0)
-    rows = torch.randn(11, 3, wide, generator=random)
-    weights = torch.randn(sites, out, wide, generator=random)
+    type_, near = getattr(torch, precision), 1e-5 if precision == "float32" else 0.02
+    rows = torch.randn(11, 3, wide, generator=random).to(type_).requires_grad_()
+    shared = torch.nn.Linear(wide, out)
+    own = {
+        parameter: torch.randn(sites, *parameter.shape, generator=random)
+        for parameter in shared.parameters()
+    }
     owners = torch.randint(sites, (11,), generator=random)
-    found = cohort._products(rows, weights, owners)  # pyright: ignore[reportPrivateUsage]
-    for row, owner, products in zip(rows, owners, found, strict=True):
-        torch.testing.assert_close(products, row @ weights[owner].T)
+    apply = cohort._OfSites.apply  # pyright: ignore[reportPrivateUsage]
+    found = apply(rows, shared.weight, shared.bias, own, owners)
+    assert found.dtype == type_
+    onto = torch.randn(11, 3, out, generator=random).to(type_)
+    found.backward(onto)
+    for place, owner in enumerate(owners):
+        row = rows[place].detach().float().requires_grad_()
+        leaves = [tensor[owner].clone().requires_grad_() for tensor in own.values()]
+        alone = torch.nn.functional.linear(row, *leaves)
+        alone.backward(onto[place].float())
+        pairs = [
+            (found[place], alone),
+            (rows.grad[place], row.grad),
+            (shared.weight.grad_sample[place], leaves[0].grad),
+            (shared.bias.grad_sample[place], leaves[1].grad),
+        ]
+        for one, other in pairs:
+            assert one.dtype == type_
+            assert (one.float() - other).norm() <= near * other.norm()
 
 
-def test_a_site_whose_adapter_is_no_number_spoils_no_other() -> None:
+BEYOND = 3.4e38
+"""A float32 number that bfloat16 has none for but infinity."""
+
+
+@pytest.mark.parametrize("worst", [float("nan"), float("-inf"), BEYOND])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_site_whose_adapter_is_no_number_spoils_no_other(worst: float, precision: str) -> None:
     """Its weights times the zeros of other sites' rows would be no zeros."""
-    model = adapted("bert", "mean")
+    model = adapted("bert", "mean", model={"precision": precision})
     task, state = make_task("bert", "mean", model=model), moved(model)
 
-    def asked(site: str, factor: float) -> Asked:
-        own = {key: torch.nn.Parameter(factor * t) for key, t in state.tensors.items()}
+    def asked(site: str, begin: AdapterState = state) -> Asked:
+        own = {key: torch.nn.Parameter(tensor) for key, tensor in begin.tensors.items()}
         how: dict[str, Any] = {"clip_norm": 0.2, "microbatch": 4, "level": Level.TOKENS}
         return Asked(task=task, units=ROWS[site], begin=state, trained=own, **how)
 
-    alone = cohort.clipped_sums([asked("west", 1.0)])[0]
-    sums = cohort.clipped_sums([asked("north", float("nan")), asked("west", 1.0)])
+    alone = cohort.clipped_sums([asked("west")])[0]
+    bad = state.map(lambda tensor: torch.full_like(tensor, worst))
+    sums = cohort.clipped_sums([asked("north", bad), asked("west")])
     assert not any(tensor.any() for tensor in sums[0].values())  # and is counted as nothing
     for key, tensor in alone.items():
         torch.testing.assert_close(sums[1][key], tensor, rtol=1e-5, atol=1e-6)
         assert tensor.any() or "lora_A" in key
+
+
+def test_whether_an_adapter_is_finite_is_looked_at_once_and_only_where_sites_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = adapted("bert", "mean")
+    task, state = make_task("bert", "mean", model=model), moved(model)
+    is_finite, looked = cohort._is_finite, list[Asked]()  # pyright: ignore[reportPrivateUsage]
+
+    def seen(one: Asked) -> bool:
+        looked.append(one)
+        return is_finite(one)
+
+    monkeypatch.setattr(cohort, "_is_finite", seen)
+    asked = [ask(task, state, units) for units in ROWS.values()]
+    cohort.clipped_sums(asked)
+    assert len(looked) == 3 == len({id(one) for one in looked})
+    looked.clear()
+    cohort.clipped_sums([replace(one, clip_norm=0.1 * n) for n, one in enumerate(asked, start=1)])
+    assert not looked

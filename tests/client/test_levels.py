@@ -18,7 +18,7 @@ from hushtune.common.config import AdapterConfig, ModelConfig
 from hushtune.common.model import AdaptedModel, Level
 from hushtune.common.tasks.activations import TokenRows, in_pieces
 from hushtune.common.tasks.kinds.classification import text_classification
-from hushtune.common.tasks.supervised import Supervised
+from hushtune.common.tasks.supervised import EVALUATION_BATCH, Supervised
 from hushtune.common.tasks.units import Rows, Units
 
 from .families import (
@@ -419,6 +419,23 @@ def test_what_is_kept_and_what_is_computed_anew_have_the_same_bits(family: str, 
         assert torch.equal(kept.batch(rows, level).inputs[key], anew.batch(rows, level).inputs[key])
     after = lora.extract(anew.model)
     assert all(torch.equal(after.tensors[key], state.tensors[key]) for key in state.keys)
+
+
+def test_a_piece_computed_anew_is_filled_up_as_one_that_is_judged_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With nothing kept every step pays for what fills its pieces up."""
+    task = cached("bert", "mean", megabytes=0)
+    run, sizes = AdaptedModel.frozen_activations, list[int]()
+
+    def counted(self: AdaptedModel, inputs: Any, **others: Any) -> Any:
+        sizes.append(len(inputs["input_ids"]))
+        return run(self, inputs, **others)
+
+    monkeypatch.setattr(AdaptedModel, "frozen_activations", counted)
+    task.batch(ALL[:4], Level.HIDDEN)
+    judged = task.microbatches(Units.single(ALL[:4]), EVALUATION_BATCH)
+    assert sizes == [len(piece.rows) for piece in judged]
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import gc
+import pickle
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -12,7 +16,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from hushtune.common import lora
-from hushtune.common.rounded_weights import keep_rounded
+from hushtune.common.rounded_weights import keep_rounded, most_bytes
 
 from ..client.families import adapted, make_task, moved, summed, tiny_base
 
@@ -96,22 +100,98 @@ def test_float32_keeps_nothing() -> None:
 def test_inputs_that_many_layers_read_are_rounded_once() -> None:
     layers = [nn.Linear(6, 5).requires_grad_(trained) for trained in (False, False, True)]
     keep_rounded(nn.ModuleList(layers), but=layers[2].parameters())
-    inputs = torch.randn(4, 6, requires_grad=True)
+    leaf = torch.randn(4, 6, requires_grad=True)
+    inputs = leaf * 1
     read: list[torch.Tensor] = []
     with torch.autocast("cpu", torch.bfloat16):
         for layer in layers:
             layer.register_forward_pre_hook(lambda _module, args: read.append(args[0]))
         found = torch.stack([layer(inputs) for layer in layers])
-        kept = vars(inputs)["_rounded"][1]
+        kept = vars(inputs)["_in_bfloat16"][1]
         assert read[2] is kept  # the trained one reads what the frozen ones have read
         with torch.no_grad():
             inputs.mul_(2)
         doubled = layers[0](inputs)  # changed in place: rounded anew
-    assert vars(inputs)["_rounded"][1] is not kept
+    assert vars(inputs)["_in_bfloat16"][1] is not kept
     bias = layers[0].bias.bfloat16()
     torch.testing.assert_close(doubled - bias, 2 * (found[0] - bias), atol=0.02, rtol=0.02)
     found.float().sum().backward()
-    assert inputs.grad is not None
+    assert leaf.grad is not None
     expected = torch.stack([layer.weight for layer in layers]).sum((0, 1))
-    torch.testing.assert_close(inputs.grad, expected.expand(4, 6), atol=0.03, rtol=0.03)
+    torch.testing.assert_close(leaf.grad, expected.expand(4, 6), atol=0.03, rtol=0.03)
     assert torch.equal(layers[2](inputs), nn.functional.linear(inputs, *layers[2].parameters()))
+
+
+@contextmanager
+def bfloat16_layers() -> Iterator[tuple[nn.Linear, nn.Linear]]:
+    """A frozen layer and one that is trained, under autocast."""
+    layers = nn.Linear(6, 5).requires_grad_(False), nn.Linear(6, 5)
+    keep_rounded(nn.ModuleList(layers), but=layers[1].parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        yield layers
+
+
+def test_inputs_rounded_without_a_graph_are_rounded_again_for_one() -> None:
+    inputs = torch.randn(4, 6, requires_grad=True) * 1
+    with bfloat16_layers() as (frozen, _):
+        with torch.no_grad():
+            frozen(inputs)
+        assert frozen(inputs).requires_grad
+        with torch.no_grad():
+            assert not frozen(inputs).requires_grad
+
+
+@pytest.mark.parametrize("leaf", [True, False])
+def test_rounded_inputs_go_with_the_inputs(leaf: bool) -> None:
+    inputs = torch.randn(4, 6, requires_grad=True)
+    inputs = inputs if leaf else inputs * 1
+    gone = weakref.ref(inputs)
+    with bfloat16_layers() as (frozen, trained):
+        (frozen(inputs) + trained(inputs)).sum().backward()
+    del inputs
+    gc.collect()
+    assert gone() is None
+
+
+def test_inference_keeps_nothing_that_training_would_read() -> None:
+    inputs = torch.randn(4, 6)
+    with bfloat16_layers() as (frozen, trained):
+        expected = frozen(inputs.clone())
+        with torch.inference_mode():
+            assert torch.equal(frozen(inputs), expected)
+            assert torch.equal(frozen(inputs.clone()), expected)
+        trained(inputs).sum().backward()
+    assert trained.weight.grad is not None
+
+
+def test_inputs_may_be_given_by_name() -> None:
+    inputs = torch.randn(4, 6)
+    with bfloat16_layers() as layers:
+        for layer in layers:
+            assert torch.equal(layer(input=inputs), layer(inputs))
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copied_or_pickled_model_rounds_its_own_weights(how: Callable[[Any], Any]) -> None:
+    inputs = torch.randn(4, 6)
+    with bfloat16_layers() as layers:
+        before = [layer(inputs) for layer in layers]
+        copied = how(nn.ModuleList(layers))
+        assert vars(layers[0])["_rounded_weight"] is not None
+        assert vars(copied[0])["_rounded_weight"] is None
+        for layer, expected in zip(copied, before, strict=True):
+            assert torch.equal(layer(inputs), expected)
+
+
+def test_at_most_four_bytes_of_a_value_are_kept() -> None:
+    """Two for the forward pass, two for the backward pass, of what is frozen and linear."""
+    model = nn.Sequential(nn.Linear(6, 5), Conv1D(7, 5), nn.LayerNorm(7), nn.Linear(7, 2))
+    assert most_bytes(model) == 0
+    keep_rounded(model, but=model[3].parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        model(torch.randn(3, 6, requires_grad=True)).sum().backward()
+    held = [vars(vars(layer)["_rounded_weight"]) for layer in (model[0], model[1])]
+    packed = sum(name in own for own in held for name in ("_packed", "_packed_transposed"))
+    a_value = 4 if packed else 2
+    assert packed in (0, 4)
+    assert most_bytes(model) == a_value * (6 * 5 + 5 * 7)

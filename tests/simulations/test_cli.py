@@ -19,6 +19,7 @@ from hushtune.common import errors
 from hushtune.common.config import DataConfig, RunConfig
 from hushtune.common.config_io import dump_toml, load_config
 from hushtune.common.presets import PRESETS
+from hushtune.simulations import engine as engines
 from hushtune.simulations import run
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -279,6 +280,28 @@ def test_an_estimate_that_guards_against_nobody_says_so_before_a_run(
     if arguments:
         (warning,) = json.loads(answer.out.splitlines()[-1])["warnings"]
         assert told in warning["message"]
+
+
+@pytest.mark.parametrize("engine", ["inprocess", "flower"])
+@pytest.mark.parametrize("together", [1, 3])
+def test_sites_at_once_on_flower_s_engine_are_said_to_be_trained_one_by_one(
+    settings: Any,
+    hushtune: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    together: int,
+    engine: str,
+) -> None:
+    monkeypatch.setattr(engines, "run_on_flower", engines.run_in_process)  # without Ray
+    toml = settings.file(
+        tmp_path, train__rounds=1, simulation__baselines=False, speed__together=together
+    )
+    told = f"speed.together = {together} does nothing on Flower's engine"
+    for arguments in (["--dry-run"], ["--out", tmp_path / "out"]):
+        answer = hushtune("simulate", "--config", toml, "--engine", engine, *arguments)
+        assert answer.status == 0, answer.err
+        said = " ".join((answer.out + answer.err).split())
+        assert (told in said) == ((engine, together) == ("flower", 3))
 
 
 def test_a_run_needs_a_folder(settings: Any, hushtune: Any, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
@@ -28,7 +29,7 @@ from hushtune.common.tasks.units import Rows, Units
 
 def knows(task: Task, trainable: Sequence[str]) -> bool:
     """Whether rows of several sites can be computed at once: nothing is drawn at random, and all
-    that is trained are the weights of linear layers."""
+    that is trained are the weights of linear layers, with or without their biases."""
     model = task.model
     drawn = task.augments or any(
         isinstance(module, nn.Dropout) and module.p > 0 and ".lora_dropout" in name
@@ -38,8 +39,11 @@ def knows(task: Task, trainable: Sequence[str]) -> bool:
         return False
     lora.set_trainable(model, trainable)
     layers = layers_of(model)
+    known = layers is not None and all(
+        isinstance(layer, nn.Linear) and layer.weight.requires_grad for layer in layers
+    )
     model.requires_grad_(False)
-    return layers is not None and all(isinstance(layer, nn.Linear) for layer in layers)
+    return known
 
 
 def clipped_sums(asked: Sequence[Asked], *, most_rows: int = 32) -> list[Sums]:
@@ -58,11 +62,12 @@ def _alike(asked: Sequence[Asked]) -> list[list[int]]:
     """Places of what can be computed at once: one model, level and clip norm, the same tensors
     trained, all of them finite, and the same values of all others; no row twice."""
     groups: list[tuple[list[int], set[int]]] = []
+    finite = cache(lambda place: _is_finite(asked[place]))
     for place, one in enumerate(asked):
         rows = set(one.units.rows.tolist())
         for places, seen in groups:
-            finite = _is_finite(one) and _is_finite(asked[places[0]])
-            if finite and _same(one, asked[places[0]]) and seen.isdisjoint(rows):
+            fits = _same(one, asked[places[0]]) and seen.isdisjoint(rows)
+            if fits and finite(place) and finite(places[0]):
                 places.append(place)
                 seen.update(rows)
                 break
@@ -86,8 +91,9 @@ def _same(one: Asked, other: Asked) -> bool:
 
 
 def _is_finite(one: Asked) -> bool:
-    """Of others, a product with zero would be no zero."""
-    return all(bool(tensor.isfinite().all()) for tensor in one.trained.values())
+    """In bfloat16 too, as products may be. Of others, a product with zero would be no zero."""
+    most = torch.finfo(torch.bfloat16).max
+    return all(bool(tensor.abs().max() <= most) for tensor in one.trained.values())
 
 
 def _summed(asked: Sequence[Asked], most_rows: int) -> list[Sums]:
@@ -215,19 +221,19 @@ class _OfSites(torch.autograd.Function):
 
 
 def _products(rows: Tensor, weights: Tensor, owners: Tensor) -> Tensor:
-    """``x W^T`` with the weights of each row's owner: ``(b, t, in)`` and ``(sites, out, in)`` to
-    ``(b, t, out)``.
+    """``x W^T`` with the weights of each row's owner: ``(b, t, in_features)`` and
+    ``(sites, out_features, in_features)`` to ``(b, t, out_features)``.
 
     Of few sites and a narrow side, as a factor of LoRA has, those of all sites are one matrix, and
     one product is much quicker than one for each row.
     """
-    sites, out, wide = weights.shape
+    sites, out_features, in_features = weights.shape
     each = torch.arange(len(rows), device=rows.device)
-    if sites * out <= wide:  # what every site's weights give, of which a row takes its own
-        found = nn.functional.linear(rows, weights.reshape(-1, wide))
-        return found.unflatten(-1, (sites, out))[each, :, owners]
-    if sites * wide <= out:  # zero where another site's weights stand
-        spread = rows.new_zeros(*rows.shape[:2], sites, wide)
+    if sites * out_features <= in_features:  # what all sites' weights give: a row takes its own
+        found = nn.functional.linear(rows, weights.reshape(-1, in_features))
+        return found.unflatten(-1, (sites, out_features))[each, :, owners]
+    if sites * in_features <= out_features:  # zero where another site's weights stand
+        spread = rows.new_zeros(*rows.shape[:2], sites, in_features)
         spread[each, :, owners] = rows
-        return spread.flatten(2) @ weights.mT.reshape(-1, out)
+        return spread.flatten(2) @ weights.mT.reshape(-1, out_features)
     return torch.bmm(rows, weights[owners].mT)

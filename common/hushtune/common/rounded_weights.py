@@ -2,8 +2,9 @@
 
 Autocast rounds a weight anew in each pass, and a layer's inputs once for each layer that reads
 them: a fifth of the time where rows are few and short. Of a frozen weight the outcome is always the
-same, so it is kept, in the order in which the CPU's products read it; of inputs it is shared by all
-that read them, whose gradients then add up in bfloat16.
+same, so it is kept, on CPUs packed as oneDNN's products read it: 2 bytes a value, and 2 more where
+gradients pass through the layer. Rounded inputs are shared by all that read them, whose gradients
+then add up in bfloat16.
 """
 
 from __future__ import annotations
@@ -28,16 +29,36 @@ def keep_rounded(model: nn.Module, *, but: Iterable[nn.Parameter]) -> None:
         if trained.isdisjoint(id(own) for own in module.parameters(recurse=False)):
             module.__class__ = kind
         else:
-            module.register_forward_pre_hook(lambda _module, args: (_rounded(args[0]), *args[1:]))
+            module.register_forward_pre_hook(_share_inputs)
 
 
-def _rounded(inputs: Tensor) -> Tensor:
+def most_bytes(model: nn.Module) -> int:
+    """The most that a model's layers keep beside their own weights."""
+    kinds = tuple(_KINDS.values())
+    weights = [layer.weight for layer in model.modules() if isinstance(layer, kinds)]
+    return sum(
+        weight.numel() * (4 if _can_pack(weight.device.type) else 2)
+        for weight in cast(list[Tensor], weights)
+    )
+
+
+def _share_inputs(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Inputs that are given by name are left to autocast."""
+    return (_to_bfloat16(args[0]), *args[1:]) if args else None
+
+
+def _to_bfloat16(inputs: Tensor) -> Tensor:
     """A layer's inputs as autocast would round them, once for all the layers that read them."""
     if inputs.dtype is not torch.float32 or not _is_asked_for(inputs.device.type):
         return inputs
-    kept = vars(inputs).get("_rounded")
-    if kept is None or kept[0] != inputs._version:
-        kept = vars(inputs)["_rounded"] = (inputs._version, inputs.bfloat16())
+    inference = torch.is_inference_mode_enabled() or inputs.is_inference()
+    # What a leaf kept would hold the leaf in turn, by its graph: neither would ever be freed.
+    if inference or (inputs.is_leaf and inputs.requires_grad):
+        return inputs.bfloat16()
+    now = (inputs._version, torch.is_grad_enabled() and inputs.requires_grad)
+    kept = vars(inputs).get("_in_bfloat16")
+    if kept is None or kept[0] != now:
+        kept = vars(inputs)["_in_bfloat16"] = (now, inputs.bfloat16())
     return kept[1]
 
 
@@ -45,55 +66,55 @@ def _is_asked_for(device: str) -> bool:
     return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
 
 
-class _Kept:
-    """A weight ``(out, in)`` and its bias, rounded; on CPUs in the order of oneDNN's products."""
+class _RoundedWeight:
+    """A weight ``(out_features, in_features)`` and its bias in bfloat16."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, of: tuple[Any, ...]) -> None:
-        self.of = of
+    def __init__(self, weight: Tensor, bias: Tensor | None, source: tuple[Any, ...]) -> None:
+        self.source = source
         self._weight = weight.detach()
         self._bias = None if bias is None else bias.detach().bfloat16()
 
-    def __deepcopy__(self, memo: object) -> _Kept:
-        return self  # of other values than a copied layer's, which so makes its own
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """Copied or pickled it is None: of other values than the copy's, which makes its own."""
+        return type(None), ()
 
     def product(self, inputs: Tensor) -> Tensor:
         """``x W^T + b``."""
-        if not _orders(inputs.device.type):
-            return nn.functional.linear(inputs, self._rounded, self._bias)
-        return cast(Tensor, _Ordered.apply(inputs, self))
+        if not _can_pack(inputs.device.type):
+            return nn.functional.linear(inputs, self._unpacked, self._bias)
+        return cast(Tensor, _PackedLinear.apply(inputs, self))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """``x W^T + b`` by oneDNN's own order."""
-        return _of_onednn("_linear_pointwise")(inputs, self._onward, self._bias, "none", [], "")
+        """``x W^T + b`` with packed weights."""
+        return _of_onednn("_linear_pointwise")(inputs, self._packed, self._bias, "none", [], "")
 
     def backward(self, grad: Tensor) -> Tensor:
-        """``g W`` by oneDNN's own order."""
-        return _of_onednn("_linear_pointwise")(grad, self._back, None, "none", [], "")
+        """``g W`` with packed weights."""
+        return _of_onednn("_linear_pointwise")(grad, self._packed_transposed, None, "none", [], "")
 
     @cached_property
-    def _rounded(self) -> Tensor:
+    def _unpacked(self) -> Tensor:
         return self._weight.bfloat16()
 
     @cached_property
-    def _onward(self) -> Tensor:
-        return _ordered(self._weight)
+    def _packed(self) -> Tensor:
+        return _pack(self._weight)
 
     @cached_property
-    def _back(self) -> Tensor:
-        return _ordered(self._weight.T)
+    def _packed_transposed(self) -> Tensor:
+        return _pack(self._weight.T)
 
 
-def _ordered(weight: Tensor) -> Tensor:
-    return _of_onednn("_reorder_linear_weight")(weight.bfloat16().contiguous(), _MANY)
+def _pack(weight: Tensor) -> Tensor:
+    return _of_onednn("_reorder_linear_weight")(weight.bfloat16().contiguous(), _BATCH_SIZE_HINT)
 
 
-_MANY = 512
-"""Rows of a product, about, for which oneDNN chooses an order."""
+_BATCH_SIZE_HINT = 512
+"""Rows of a product, about, for which oneDNN chooses how to pack."""
 
 
 @cache
-def _orders(device: str) -> bool:
-    """Whether weights can be kept in an order that products read quickly."""
+def _can_pack(device: str) -> bool:
     names = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
     known = torch.backends.mkldnn.is_available() and all(
         hasattr(torch.ops.mkldnn, name) for name in names
@@ -105,44 +126,47 @@ def _of_onednn(name: str) -> Callable[..., Any]:
     return getattr(torch.ops.mkldnn, name)
 
 
-class _Ordered(torch.autograd.Function):
-    """A frozen layer's product with its weight in oneDNN's order, which torch cannot derive."""
+class _PackedLinear(torch.autograd.Function):
+    """A frozen layer's product with its packed weight, which torch cannot derive."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, kept: _Kept) -> Tensor:
-        ctx.kept = kept
-        return kept.forward(inputs.contiguous())
+    def forward(ctx: Any, inputs: Tensor, rounded: _RoundedWeight) -> Tensor:
+        ctx.rounded = rounded
+        return rounded.forward(inputs.contiguous())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
         needed = ctx.needs_input_grad[0]
-        return (ctx.kept.backward(grads[0].contiguous()) if needed else None), None
+        return (ctx.rounded.backward(grads[0].contiguous()) if needed else None), None
 
 
-def _kept(layer: nn.Module, inputs: Tensor, *, turned: bool = False) -> _Kept | None:
-    """What is kept of a layer; None where autocast would round nothing. ``turned``: its weight is
-    ``(in, out)``."""
+def _rounded_weight_of(
+    layer: nn.Module, inputs: Tensor, *, transposed: bool = False
+) -> _RoundedWeight | None:
+    """What is kept of a layer; None where autocast would round nothing. ``transposed``: its weight
+    is ``(in_features, out_features)``."""
     if not _is_asked_for(inputs.device.type):
         return None
     weight, bias = cast("tuple[Tensor, Tensor | None]", (layer.weight, layer.bias))
     # What is kept is of these very values: another device, a copy or a change makes it anew.
-    now = tuple((t.data_ptr(), t._version, t.device) for t in (weight, bias) if t is not None)
-    kept = cast("_Kept | None", vars(layer).get("_kept"))
-    if kept is None or kept.of != now:
-        kept = vars(layer)["_kept"] = _Kept(weight.T if turned else weight, bias, now)
+    source = tuple((t.data_ptr(), t._version, t.device) for t in (weight, bias) if t is not None)
+    kept = cast("_RoundedWeight | None", vars(layer).get("_rounded_weight"))
+    if kept is None or kept.source != source:
+        kept = _RoundedWeight(weight.T if transposed else weight, bias, source)
+        vars(layer)["_rounded_weight"] = kept
     return kept
 
 
 class _Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
-        kept = _kept(self, input)
-        return super().forward(input) if kept is None else kept.product(_rounded(input))
+        rounded = _rounded_weight_of(self, input)
+        return super().forward(input) if rounded is None else rounded.product(_to_bfloat16(input))
 
 
 class _Conv1D(Conv1D):
     def forward(self, x: Tensor) -> Tensor:
-        kept = _kept(self, x, turned=True)
-        return super().forward(x) if kept is None else kept.product(_rounded(x))
+        rounded = _rounded_weight_of(self, x, transposed=True)
+        return super().forward(x) if rounded is None else rounded.product(_to_bfloat16(x))
 
 
 _KINDS: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: _Linear, Conv1D: _Conv1D}

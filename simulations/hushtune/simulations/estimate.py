@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
+
+import numpy as np
 
 from hushtune.client import dp
 from hushtune.common import lora
@@ -16,16 +17,16 @@ from hushtune.common.model import Level
 from hushtune.common.names import OF_TABLES
 from hushtune.common.planning import POOLED, least_sites, local_batch, site_plans
 from hushtune.common.privacy.plan import Unit
+from hushtune.common.rounded_weights import most_bytes
 from hushtune.common.tasks import partition
-from hushtune.common.tasks.supervised import EVALUATION_BATCH
 from hushtune.common.tasks.units import Rows, Units
 from hushtune.common.tasks.workspace import Workspace, check_sizes, open_workspace, resolve
-from hushtune.server.aggregation.guards import unguarded
 from hushtune.server.federation import check_sites
 from hushtune.server.steps import steps_of_round
 from hushtune.simulations.agreement import refusals
 from hushtune.simulations.attacks import attack_of
 from hushtune.simulations.baselines import trained_baselines
+from hushtune.simulations.cautions import cautions
 from hushtune.simulations.estimate_bytes import round_bytes
 from hushtune.simulations.planner_clients import client_figures
 
@@ -78,8 +79,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     # A gradient of each example, and two copies of it while it is clipped.
     at_once = max(2 * config.train.microbatch, config.augment.views)  # of short texts
     samples = 3 * at_once * state.select(keys).num_values() * 4 / 2**20
-    weights = sum(p.numel() for p in workspace.task.model.parameters()) * 4 / 2**20
-    guard = unguarded(config.aggregation, config.simulation.sites_per_round or len(plans))
+    weights = (sum(p.numel() for p in model.parameters()) * 4 + most_bytes(model)) / 2**20
     return {
         "trust": config.privacy.trust,
         "unit": config.privacy.unit,
@@ -120,7 +120,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
         "quorum_setting": quorum_setting,
         "refusals": refusals(config, plans, state),
         "attack": attack_of(config),
-        "warnings": [] if guard is None else [asdict(guard)],
+        "warnings": cautions(config),
         "bytes_per_round": in_a_round,
         "bytes_per_warmup_round": per_round * sent.warmup if train.warmup_rounds else 0,
         "bytes_per_step": round(in_a_round / steps_of_round(config)),
@@ -134,7 +134,9 @@ def estimate(config: RunConfig) -> dict[str, Any]:
 def _seconds_a_row(workspace: Workspace, full_keys: tuple[str, ...]) -> tuple[float, float]:
     """Seconds a row of the frozen model, and of a clipped gradient from its hidden states."""
     task = workspace.task
-    rows, frozen_pass = timed_pass(workspace, _TIMED_ROWS)
+    timed, frozen_pass = timed_pass(workspace, _TIMED_ROWS)
+    rows = workspace.rows(POOLED, "train")
+    rows = rows[:: max(1, len(rows) // _TIMED_ROWS)][:_TIMED_ROWS]
 
     def private_pass() -> None:
         trained = lora.set_trainable(task.model, full_keys)
@@ -150,7 +152,7 @@ def _seconds_a_row(workspace: Workspace, full_keys: tuple[str, ...]) -> tuple[fl
             )
         task.model.requires_grad_(False)
 
-    frozen, whole = _seconds(frozen_pass) / len(rows), _seconds(private_pass) / len(rows)
+    frozen, whole = _seconds(frozen_pass) / len(timed), _seconds(private_pass) / len(rows)
     # What the cache saves is the forward pass of the blocks under the first adapted one, where the
     # pass without pooling ends.
     kept = task.model.keeps_hidden and not task.augments
@@ -161,20 +163,23 @@ def _seconds_a_row(workspace: Workspace, full_keys: tuple[str, ...]) -> tuple[fl
 
 
 def timed_pass(workspace: Workspace, count: int) -> tuple[Rows, Callable[[], None]]:
-    """``count`` training rows from all over the table, and what passes them through the frozen
-    model once."""
+    """Some ``count`` training rows, and what passes them through the frozen model once: in some of
+    the pieces in which all rows go through it, as few rows would have to fill up pieces of their
+    own."""
     task = workspace.task
     rows: Rows = workspace.rows(POOLED, "train")
-    rows = rows[:: max(1, len(rows) // count)][:count]
+    pieces = task.microbatches(Units.single(rows), task.evaluation_batch)
+    few = math.ceil(min(1, count / len(rows)) * len(pieces))
+    chosen = [pieces[(2 * place + 1) * len(pieces) // (2 * few)] for place in range(few)]
     lora.install(task.model, workspace.initial_state)
 
     def frozen_pass() -> None:
         task.model.frozen_mode()
-        for piece in task.microbatches(Units.single(rows), EVALUATION_BATCH):
+        for piece in chosen:
             inputs = task.batch(piece.rows, Level.TOKENS).inputs
             task.model.frozen_activations(inputs, pooled=task.model.reads_features)
 
-    return rows, frozen_pass
+    return np.concatenate([piece.units.rows for piece in chosen]), frozen_pass
 
 
 def _seconds(work: Callable[[], None]) -> float:

@@ -29,13 +29,13 @@ from hushtune.common.planning import least_sites, site_plans
 from hushtune.common.privacy.plan import PrivacyPlan
 from hushtune.common.run_context import RunContext, run_config
 from hushtune.common.tasks.workspace import Workspace, check_sizes, open_workspace, resolve
-from hushtune.server.aggregation.guards import unguarded
 from hushtune.server.app import checkpoint_folder, federate
 from hushtune.server.federation import check_sites
 from hushtune.server.strategy import FederationResult
 from hushtune.simulations import attacks, engine, outputs
 from hushtune.simulations.agreement import check_quorum, check_sites_open, refusals
 from hushtune.simulations.baselines import compare, trained_baselines
+from hushtune.simulations.cautions import cautions
 from hushtune.simulations.judge import Judge, check_judged
 from hushtune.simulations.ledgers import own_charges
 from hushtune.simulations.observer import Observer, Silent
@@ -90,7 +90,8 @@ def run(
     if resume and (summary := outputs.finished(context)) is not None:
         observer.nothing_left()
         return summary
-    _warn(config, observer)
+    for told in cautions(config):
+        observer.warning(**told)
     if not resume:  # there a round that was charged already is answered at no charge
         asked = _asked(config, plans, workspace.initial_state)
         observer.refusing(asked)
@@ -168,14 +169,6 @@ def _asked(
         "quorum": quorum,
         "quorum_setting": quorum_setting,
     }
-
-
-def _warn(config: RunConfig, observer: Observer) -> None:
-    """Say what is sound and probably not what was meant."""
-    sites = config.simulation.sites_per_round or len(config.data.public_sizes)
-    guard = unguarded(config.aggregation, sites)
-    if guard is not None:
-        observer.warning(guard.message, guard.remedy)
 
 
 def run_federation(

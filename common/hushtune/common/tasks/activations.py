@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
@@ -26,12 +27,12 @@ _USUAL_WIDTH = 32
 class InputRows(Protocol):
     """The inputs of all rows of a task, whatever they are."""
 
-    @property
+    @cached_property
     def lengths(self) -> Rows:
         """Positions of each row in the base's states, ``(n,)``."""
         ...
 
-    @property
+    @cached_property
     def widths(self) -> Rows:
         """Positions that each row is padded to, ``(n,)``, from its own length alone; ``(n, s)``
         where its tensors have other sizes beside, which follow."""
@@ -65,12 +66,12 @@ class TokenRows:
     max_tokens: int
     padding: Padding = Padding.OWN
 
-    @property
+    @cached_property
     def lengths(self) -> Rows:
         """Tokens of each row, ``(n,)``."""
         return np.diff(self.offsets)
 
-    @property
+    @cached_property
     def widths(self) -> Rows:
         """Places that each row is padded to, ``(n,)``: from its own length alone.
 
@@ -131,17 +132,15 @@ class Activations:
     Either may be absent: for want of memory, or since the head is the family's own and reads none.
     """
 
-    inputs: InputRows
     rows: Rows  # (n,), sorted
     starts: Rows  # (n + 1,), where each row's hidden states begin
     hidden: Tensor | None  # (tokens of these rows, d)
     features: Tensor | None  # (n, d)
 
-    def padded_hidden(self, rows: Rows) -> Tensor:
-        """``(b, t, d)``, zero where a row has ended."""
+    def padded_hidden(self, rows: Rows, width: int) -> Tensor:
+        """``(b, width, d)``, zero where a row has ended."""
         if self.hidden is None:
             raise ValueError("hidden states were not kept")
-        width = int(shapes_of(self.inputs)[rows, 0].max())
         out = self.hidden.new_zeros(len(rows), width, self.hidden.shape[1])
         for place, at in enumerate(np.searchsorted(self.rows, rows)):
             start, end = self.starts[at], self.starts[at + 1]
@@ -181,14 +180,14 @@ def in_pieces(inputs: InputRows, units: Units, size: int) -> list[Piece]:
     return pieces
 
 
-def side_by_side(inputs: InputRows, rows: Rows, size: int) -> list[Piece]:
-    """Rows of about one length in pieces of about ``size``, longest first; none is filled up."""
-    if not isinstance(inputs, TokenRows) or inputs.padding is not Padding.BESIDE:
-        return in_pieces(inputs, Units.single(rows), size)
+def side_by_side(inputs: TokenRows, rows: Rows, size: int) -> list[Piece]:
+    """Rows of about one width in pieces of about ``size``, widest first; none is filled up."""
     widths = inputs.widths[rows]
-    ordered, pieces = rows[np.argsort(-widths, kind="stable")], list[Piece]()
-    while len(ordered):
-        count = max(1, _rows_of(inputs, size, int(inputs.widths[ordered[0]])))
-        pieces.append(Piece(Units.single(ordered[:count]), ordered[:count]))
-        ordered = ordered[count:]
+    order, start = np.argsort(-widths, kind="stable"), 0
+    pieces: list[Piece] = []
+    while start < len(rows):
+        count = max(1, _rows_of(inputs, size, int(widths[order[start]])))
+        chosen = rows[order[start : start + count]]
+        pieces.append(Piece(Units.single(chosen), chosen))
+        start += count
     return pieces

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -24,12 +25,12 @@ class _Answered:
     tokens: TokenRows
     answers: TokenRows  # the answer's tokens, padded with what carries no loss
 
-    @property
+    @cached_property
     def lengths(self) -> Rows:
         """Tokens of each row, ``(n,)``."""
         return self.tokens.lengths
 
-    @property
+    @cached_property
     def widths(self) -> Rows:
         """Tokens, and answer tokens, that each row is padded to, ``(n, 2)``."""
         return np.stack([self.tokens.widths, self.answers.widths], axis=1)

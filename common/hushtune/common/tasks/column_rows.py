@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,12 @@ class ColumnRows:
 
     values: Tensor  # (n, inputs)
 
-    @property
+    @cached_property
     def lengths(self) -> Rows:
         """One position a row, ``(n,)``."""
         return np.ones(len(self.values), dtype=np.int64)
 
-    @property
+    @cached_property
     def widths(self) -> Rows:
         """As ``lengths``."""
         return self.lengths

@@ -38,7 +38,6 @@ def frozen_pass(
     width, pooled_width = model.hidden_size, model.feature_size
     starts = np.concatenate([[0], np.cumsum(inputs.lengths[rows])]).astype(np.int64)
     found = Activations(
-        inputs,
         rows,
         starts,
         torch.full((int(starts[-1]), width), torch.nan) if hidden else None,

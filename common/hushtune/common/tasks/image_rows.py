@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -36,12 +37,12 @@ class ImageRows:
             kept[row] = processor.pixels(opened(texts[row]))
         return cls(texts, processor, kept)
 
-    @property
+    @cached_property
     def lengths(self) -> Rows:
         """See ``InputRows``: all alike."""
         return np.full(len(self.texts), self.processor.positions, dtype=np.int64)
 
-    @property
+    @cached_property
     def widths(self) -> Rows:
         """See ``InputRows``: an image is never padded."""
         return self.lengths

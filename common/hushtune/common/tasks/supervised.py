@@ -56,14 +56,13 @@ class Supervised:
         ``layers``: heads will be compared by the layer that they read, so that one pass fills all.
 
         Activations are kept where ``cache_megabytes`` are enough; ``on_fill(done, total)`` hears
-        how filling them goes. Whether they are kept decides how long it takes, and nothing else."""
+        how filling them goes. Whether they are kept decides how long it takes and, of rows
+        that are judged side by side, how their figures are rounded; nothing else."""
         self._model = model
         self._inputs = inputs
         self._targets = targets
         self._objective = objective
-        self._evaluation_batch = evaluation_batch
-        # Where many rows are gone through once, what only fills a piece up counts for little.
-        self._many = 2 * evaluation_batch if isinstance(inputs, TokenRows) else evaluation_batch
+        self.evaluation_batch = evaluation_batch
         self._budget = cache_megabytes * 2**20
         self._all = np.arange(len(inputs.lengths), dtype=np.int64)
         self._on_fill = on_fill
@@ -196,7 +195,8 @@ class Supervised:
         else:
             inputs = dict(inputs_of.inputs(rows))
         if level is Level.HIDDEN:
-            inputs["hidden"] = self._padded_hidden(rows)[:, : shapes_of(inputs_of)[rows, 0].max()]
+            width = int(shapes_of(inputs_of)[rows, 0].max())
+            inputs["hidden"] = self._padded_hidden(rows, width)
         return Batch({key: value.to(device) for key, value in inputs.items()}, targets)
 
     def example_losses(self, batch: Batch) -> Tensor:
@@ -208,17 +208,21 @@ class Supervised:
         """What is needed to judge some rows, ``(len(rows), k)``, in their order.
 
         ``apart``: each in a shape of its own, so that its figures are the same whoever else is
-        judged; else as it is quickest, and equal but for rounding."""
+        judged. Else texts are side by side, where that is quicker: their figures are equal but
+        for rounding if the base honours its attention mask, as what pads them differs."""
         lora.install(self._model, state)
         self._model.frozen_mode()
         level = self.level(state)
         distinct, places = np.unique(rows, return_inverse=True)
-        inputs, targets, size = self._inputs, self._targets, self._evaluation_batch
-        if not apart and isinstance(inputs, TokenRows):
+        inputs, targets, size = self._inputs, self._targets, self.evaluation_batch
+        if apart or not isinstance(inputs, TokenRows):
+            pieces = self.microbatches(Units.single(distinct), size)
+        else:
             inputs, targets = padded_to_beside(inputs), padded_to_beside(targets)
-            size = self._many
+            level = self._kept_level(level)
+            pieces = side_by_side(inputs, distinct, 2 * size)
         out: Tensor | None = None
-        for piece in side_by_side(inputs, distinct, size):
+        for piece in pieces:
             where = torch.from_numpy(np.searchsorted(distinct, piece.units.rows))
             batch = self._batch(inputs, targets, piece.rows, level)
             found = self._objective.figures(self._model(batch.inputs), batch.targets).float().cpu()
@@ -278,11 +282,18 @@ class Supervised:
             raise ValueError("a model with its family's own head has no features")
         return kept.features[torch.from_numpy(np.searchsorted(kept.rows, rows))]
 
-    def _padded_hidden(self, rows: Rows) -> Tensor:
+    def _kept_level(self, level: Level) -> Level:
+        """Where a pass begins that need not compute the states first that ``level`` begins at."""
+        kept = self._activations()
+        if level is Level.FEATURES and (kept.features is not None or self._layer is not None):
+            return level
+        return Level.TOKENS if kept.hidden is None else Level.HIDDEN
+
+    def _padded_hidden(self, rows: Rows, width: int) -> Tensor:
         kept = self._activations()
         if kept.hidden is None:
             kept, _ = self._computed(np.unique(rows), hidden=True, features=False)
-        return kept.padded_hidden(rows)
+        return kept.padded_hidden(rows, width)
 
     def fill(self, *, features: bool) -> None:
         """Compute now what is kept; ``features``: of the base too, which heads alone read."""
@@ -323,7 +334,7 @@ class Supervised:
             self._model,
             self._inputs,
             rows,
-            size=self._many,
+            size=self.evaluation_batch,
             hidden=hidden,
             features=features and self._model.reads_features,
             layers=self.readable_layers if layers else (),
