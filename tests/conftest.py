@@ -10,8 +10,9 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 
@@ -132,17 +133,25 @@ BLANK = base64.b64decode(
 
 @pytest.fixture(autouse=True)
 def quick_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs make their pictures and leave out what takes as long as a small run itself: to turn
-    them into pixels. Tests that are marked with ``pictures`` get real ones."""
+    """Runs make their pictures and leave out what takes a third of a small run: to lay them out and
+    to turn them into pixels. Tests that are marked with ``pictures`` get real ones, and whatever
+    matplotlib warns of: of each kind of picture there is one."""
     if part_of(request) not in ("e2e", "simulations") or request.node.get_closest_marker(
         "pictures"
     ):
         return
 
-    def blank(_: object, to: IO[bytes], **__: object) -> None:
-        to.write(BLANK)
+    from matplotlib.figure import Figure
 
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", blank)
+    real = Figure.savefig
+
+    def blank(figure: Figure, to: Any, **how: Any) -> None:
+        if isinstance(to, BytesIO) and how.get("format") == "png":
+            to.write(BLANK)
+        else:
+            real(figure, to, **how)
+
+    monkeypatch.setattr(Figure, "savefig", blank)
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from hushtune.common import lora
+from hushtune.common.model import Level
 from hushtune.common.rounded_weights import keep_rounded, most_bytes
 
 from ..client.families import adapted, make_task, moved, summed, tiny_base
@@ -51,6 +53,25 @@ def test_a_layer_gives_the_same_bits(kind: str, shape: tuple[int, ...]) -> None:
             assert torch.equal(one, other)
     assert torch.equal(kept(inputs), plain(inputs))  # in float32 where nothing asks for less
     assert set(kept.state_dict()) == set(plain.state_dict())
+
+
+@pytest.mark.parametrize("trained", [(), (0,), (2,), (4,)])
+def test_where_each_input_has_one_reader_a_pass_and_its_gradients_are_the_same_bits(
+    trained: tuple[int, ...],
+) -> None:
+    """Nothing is shared, so that nothing adds up in another precision."""
+    plain = nn.Sequential(nn.Linear(6, 48), nn.GELU(), Conv1D(40, 48), nn.Tanh(), nn.Linear(40, 3))
+    plain.requires_grad_(False)
+    for place in trained:
+        plain[place].requires_grad_(True)
+    kept = copy.deepcopy(plain)
+    keep_rounded(kept, but=[own for own in kept.parameters() if own.requires_grad])
+    inputs = torch.randn(2, 7, 6)
+    for one, other in zip(outputs(kept, inputs), outputs(plain, inputs), strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(kept.parameters(), plain.parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None) == (not one.requires_grad)
+        assert one.grad is None or torch.equal(one.grad, other.grad)
 
 
 def test_what_is_kept_follows_the_weight() -> None:
@@ -89,6 +110,29 @@ def test_a_private_sum_is_that_of_autocast_and_what_is_trained_is_not_kept(
     for one, other in zip(*sums, strict=True):
         assert (one - other).norm() < 0.01 * other.norm()
     assert not torch.equal(*sums[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("family", "head"), [("bert", "own"), ("gpt2", "mean"), ("qwen3", "mean"), ("vit", "mean")]
+)
+def test_a_whole_model_s_outputs_are_those_of_autocast_to_the_bit(
+    family: str, head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reads an input reads the same bits of it, shared or not: gradients alone differ."""
+    found: list[torch.Tensor] = []
+    for kept in (True, False):
+        if not kept:
+            monkeypatch.setattr(lora, "keep_rounded", lambda *_, **__: None)
+        model = adapted(family, head, model={"precision": "bfloat16"})
+        assert (keep_rounded.__module__ in {type(m).__module__ for m in model.modules()}) == kept
+        task, state = make_task(family, head, model=model), moved(model)
+        lora.install(model, state)
+        batch = task.batch(np.arange(5), Level.TOKENS)
+        found += [model(batch.inputs) for _ in range(2)]  # rounded, then kept
+    *of_kept, plain, _ = found
+    assert all(torch.equal(one, plain) for one in of_kept)
+    assert float(plain.std(0).max()) > 1e-3  # rows are told apart
 
 
 def test_float32_keeps_nothing() -> None:

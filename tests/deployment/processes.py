@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, Self
+from unittest import mock
 
-import pytest
 import tomli_w
 
 from hushtune.common.environment import QUIET
@@ -33,27 +33,45 @@ def environment() -> dict[str, str]:
     return {**kept, **QUIET, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
-def hushtune(*arguments: object, status: int | None = 0) -> str:
+def hushtune(*arguments: object, status: int | None = 0, apart: bool = False) -> str:
     """What a command says; AssertionError for another exit status.
 
-    In this process, which has the libraries: only commands that end by themselves.
+    In this process, which has the libraries: only commands that end by themselves. ``apart``: in a
+    process of its own, as whoever types it has it; ``test_federation.py`` begins by these.
     """
+    ended, said = (_apart if apart else _here)(*map(str, arguments))
+    assert status is None or ended == status, said
+    return said
+
+
+def _apart(*arguments: str) -> tuple[int, str]:
+    done = subprocess.run(
+        [*COMMAND, *arguments],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=300,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def _here(*arguments: str) -> tuple[int, str]:
     from hushtune.simulations import cli
 
     said, ended = io.StringIO(), 0
     with (
-        pytest.MonkeyPatch.context() as patch,
+        mock.patch.dict(os.environ, environment(), clear=True),
+        mock.patch.object(sys, "argv", ["hushtune", *arguments]),
         redirect_stdout(said),
         redirect_stderr(said),
     ):
-        patch.setattr(sys, "argv", ["hushtune", *map(str, arguments)])
-        patch.setenv("COLUMNS", "200")
         try:
             cli.main()
         except SystemExit as stop:
             ended = stop.code or 0
-    assert status is None or ended == status, said.getvalue()
-    return said.getvalue()
+    return int(ended), said.getvalue()
 
 
 def free_port() -> int:
@@ -197,10 +215,15 @@ class Institution:
 
 
 class Federation:
-    """A coordinator and its institutions below one folder; all is ended as it is left."""
+    """A coordinator and its institutions below one folder; all is ended as it is left.
 
-    def __init__(self, root: Path, sizes: Mapping[str, int], *, model: Path) -> None:
-        self.root, self.sizes, self._model = root, sizes, model
+    ``apart``: it is set up by commands in processes of their own.
+    """
+
+    def __init__(
+        self, root: Path, sizes: Mapping[str, int], *, model: Path, apart: bool = False
+    ) -> None:
+        self.root, self.sizes, self._model, self._apart = root, sizes, model, apart
         self.stack = ExitStack()
         self.folder = root / "coordinator"
         self.port = free_port()
@@ -208,6 +231,7 @@ class Federation:
         hushtune(
             *("server", "init", self.folder, "--name", "made up"),
             *("--address", f"localhost:{self.port}"),
+            apart=apart,
         )
         self.sites: dict[str, Institution] = {}
         for seed, (name, size) in enumerate(sorted(sizes.items())):
@@ -218,6 +242,7 @@ class Federation:
                 *("--server", self.folder / "federation.toml", "--data", rows),
                 *("--text", "remark", "--label", "verdict"),
                 *("--max-epsilon", 1000, "--max-delta", 1e-3, "--model", model),
+                apart=apart,
             )
             self.sites[name] = Institution(root / name, self.stack)
 
@@ -236,7 +261,7 @@ class Federation:
 
     def enrol(self) -> None:
         for site in self.sites.values():
-            hushtune("server", "enrol", self.folder, site.card)
+            hushtune("server", "enrol", self.folder, site.card, apart=self._apart)
 
     def join(self) -> None:
         """All sites, and wait until each says that it is connected."""

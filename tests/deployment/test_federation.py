@@ -23,8 +23,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Iterator[Federation]:
-    """Three sites that have joined."""
-    with Federation(tmp_path_factory.mktemp("federation"), SIZES, model=tiny_bert) as made:
+    """Three sites that have joined, all by commands in processes of their own."""
+    folder = tmp_path_factory.mktemp("federation")
+    with Federation(folder, SIZES, model=tiny_bert, apart=True) as made:
         made.begin()
         yield made
 
@@ -48,7 +49,7 @@ def test_a_run_ends_with_a_model_and_statements_at_every_site(federation: Federa
     rows = federation.rows("first")
     assert [row["accepted"] for row in rows] == [sorted(SIZES)] * 3
     assert charges(federation, "first") == {key: Counter({1: 1, 2: 1, 3: 1}) for key in SIZES}
-    hushtune("verify", federation.out("first"))
+    hushtune("verify", federation.out("first"), apart=True)
     for site in federation.sites.values():
         (result,) = (site.folder / "runs").glob("*/manifest.json")
         hushtune("verify", result.parent)
@@ -134,7 +135,7 @@ def test_a_site_that_stands_still_is_left_behind_and_its_late_answer_changes_not
 
 def test_the_same_site_joins_once(federation: Federation) -> None:
     site = federation.sites["north"]
-    said = hushtune("site", "join", site.folder, status=None)
+    said = hushtune("site", "join", site.folder, status=2, apart=True)
     assert "HT806" in said
     assert str(site.processes()["join"]) in said
     assert site.status()["state"] == "connected"

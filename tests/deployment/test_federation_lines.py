@@ -156,7 +156,7 @@ def test_keys_let_in_one_site_each_and_are_taken_back(federation: Federation) ->
     assert took_part(federation, "copied", "west") == [True] * 3
     assert copy.joined is not None
     copy.joined.stop()
-    hushtune("server", "revoke", federation.folder, "west")
+    hushtune("server", "revoke", federation.folder, "west", apart=True)
     west.wait_for("not enrolled", seconds=180)
     hushtune("server", "enrol", federation.folder, west.card)
     west.wait_for("connected", seconds=180)

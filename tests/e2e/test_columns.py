@@ -34,7 +34,10 @@ PUBLIC = {
 
 
 @pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are drawn in one test below, with both kinds of model side by side."""
+    if request.node.get_closest_marker("pictures"):
+        return
     monkeypatch.setattr(plots, "plot_run", lambda *_: None)
     monkeypatch.setattr(partition, "plot", lambda *_: None)
 
@@ -140,6 +143,7 @@ def test_under_every_trust_model(settings: Settings, tmp_path: Path, trust: str,
     assert run(config, tmp_path / "run")["rounds"] == 2
 
 
+@pytest.mark.pictures
 def test_beside_a_language_model_on_the_same_rows_and_budget(
     settings: Settings, tmp_path: Path
 ) -> None:

@@ -74,6 +74,7 @@ def used(folder: Path, image: Path) -> tuple[str, dict[str, Any]]:
     return printed.getvalue(), defined
 
 
+@pytest.mark.pictures
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_a_private_run_from_a_folder_to_an_exported_model(
     tmp_path: Path, hushtune: Command

@@ -85,8 +85,10 @@ CASES: dict[str, tuple[tuple[list[Row], tuple[str, ...]], dict[str, Any]]] = {
 
 
 @pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are drawn in one test below."""
+def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are drawn in two tests below, in one of every kind."""
+    if request.node.get_closest_marker("pictures"):
+        return
     monkeypatch.setattr(plots, "plot_run", lambda *_: None)
     monkeypatch.setattr(partition, "plot", lambda *_: None)
 
@@ -123,8 +125,9 @@ def test_it_learns_what_no_constant_answer_knows(
     assert sign * summary["value"] > sign * summary["baselines"]["majority"], summary["table"]
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize("kind", CASES)
-def test_a_private_run_has_the_same_keys_a_statement_and_answers(
+def test_a_private_run_has_the_same_keys_a_statement_pictures_and_answers(
     settings: Settings, tmp_path: Path, kind: str
 ) -> None:
     out = tmp_path / "run"
@@ -140,6 +143,7 @@ def test_a_private_run_has_the_same_keys_a_statement_and_answers(
     assert privacy["guarantee"] is True
     card = (out / "adapter" / "README.md").read_text()
     assert kind.replace("-", " ") in card
+    assert (out / "curve.png").stat().st_size > 10_000
     (rows, header), needed = CASES[kind]
     text = rows[0][1]
     if "data__second" in needed:
@@ -319,10 +323,9 @@ def test_sites_tell_the_score_of_their_kind(settings: Settings, tmp_path: Path) 
 
 @pytest.mark.pictures
 def test_a_figure_that_is_better_the_lower_it_is(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hushtune: Any
+    settings: Settings, tmp_path: Path, hushtune: Any
 ) -> None:
     """The worst site is the one with the largest error, and pictures and tables say which way."""
-    monkeypatch.undo()
     config = config_of(
         settings, tmp_path, "text-regression", train__rounds=2, train__warmup_rounds=1
     )

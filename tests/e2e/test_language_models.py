@@ -33,8 +33,10 @@ ASKED = "which colour has the moon e"
 
 
 @pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are drawn elsewhere."""
+def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are drawn in one test below."""
+    if request.node.get_closest_marker("pictures"):
+        return
     monkeypatch.setattr(plots, "plot_run", lambda *_: None)
     monkeypatch.setattr(partition, "plot", lambda *_: None)
 
@@ -118,6 +120,7 @@ def test_every_trust_model_compares_what_can_be_trained_without_a_head(
     assert foreseen["trains_a_head"] is False
 
 
+@pytest.mark.pictures
 def test_the_preset_trains_under_its_budget(llama: Path, asked: Path, tmp_path: Path) -> None:
     """Fewer rounds, on made-up rows and a tiny model."""
     tree = {key: dict(section) for key, section in PRESETS["causal-lm"].items()}
@@ -130,6 +133,7 @@ def test_the_preset_trains_under_its_budget(llama: Path, asked: Path, tmp_path: 
     summary = run(config, tmp_path / "run")
     assert all(0 < row["epsilon"] <= 3.0 for row in summary["sites"].values())
     assert len(summary["samples"]) == 3
+    assert (tmp_path / "run" / "curve.png").stat().st_size > 10_000
 
 
 # ---------------------------------------------------------------------- told, saved, asked ----

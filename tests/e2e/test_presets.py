@@ -390,6 +390,7 @@ def test_privacy_off_is_said_loudly(settings: Any, tmp_path: Path, hushtune: Any
     assert {row["epsilon"] for row in summary["sites"].values()} == {None}
 
 
+@pytest.mark.pictures
 def test_privacy_off_still_writes_every_file(settings: Any, tmp_path: Path) -> None:
     summary = run(settings.config(), tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}

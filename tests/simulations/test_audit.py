@@ -56,7 +56,9 @@ def first_row(given: Any, *, seed: int = 0, plant: Plant | None = None) -> Row:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_sound_run_is_not_accused(settings: Settings, seed: int) -> None:
-    found = first_row(config(settings), seed=seed)
+    """The first by seeded noise: a planted fault that it has to see is seen each time, or never."""
+    given = config(settings, privacy__insecure_seeded_noise=seed == 0)
+    found = first_row(given, seed=seed)
     assert 7.9 < found.claimed <= 8.0
     assert not found.refutes
     assert found.lower_bound <= found.claimed
@@ -66,10 +68,17 @@ def test_a_sound_run_is_not_accused(settings: Settings, seed: int) -> None:
     assert found.in_family > 2.0
 
 
-@pytest.mark.parametrize("plant", Plant)
+@pytest.mark.parametrize("plant", [plant for plant in Plant if plant is not Plant.HALF_NOISE])
 def test_a_planted_fault_is_found(settings: Settings, plant: Plant) -> None:
-    """By one run of three: with so few canaries one alone told half the noise in ten of twelve."""
-    assert any(first_row(config(settings), seed=seed, plant=plant).refutes for seed in range(3))
+    """By one run, of seeded noise: found each time, or never."""
+    given = config(settings, privacy__insecure_seeded_noise=True)
+    assert first_row(given, plant=plant).refutes
+
+
+def test_half_of_the_noise_is_found_by_one_run_of_three(settings: Settings) -> None:
+    """The system's own noise may hide it from one run with so few canaries."""
+    found = (first_row(config(settings), seed=seed, plant=Plant.HALF_NOISE) for seed in range(3))
+    assert any(row.refutes for row in found)
 
 
 @pytest.mark.parametrize("plant", [Plant.NO_NOISE, Plant.NO_CLIP])

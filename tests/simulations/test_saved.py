@@ -192,25 +192,32 @@ def lines_of(code: str, *arguments: str, at: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def warm() -> Iterator[Warm]:
-    """A process of the libraries that cards name."""
-    with Warm("transformers", "sentence_transformers", "peft") as made:
+    """A process of the libraries that an adapter's card names."""
+    with Warm("transformers", "peft") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def bare() -> Iterator[Warm]:
+    """A process of those that a merged model's card names, where peft is not installed."""
+    with Warm("transformers", "sentence_transformers", without=["peft"]) as made:
         yield made
 
 
 def elsewhere(
-    kind: str, folder: Path, card: str, at: Path, warm: Warm
+    kind: str, folder: Path, card: str, at: Path, bare: Warm
 ) -> tuple[str, Tensor, list[str]]:
     """What a card's code prints, then logits and labels, from a process that never hears of
-    hushtune."""
+    hushtune or peft."""
     code = (
         f"exec({code_of(card, folder)!r}, {{'__name__': '__main__'}})\n"
         "import json, sys, torch\n"
         "folder, texts = sys.argv[1], json.loads(sys.argv[2])\n"
         + (LOAD_OWN if kind == "own" else LOAD_MEAN)
-        + "assert not [m for m in sys.modules if m.split('.')[0] == 'hushtune']\n"
+        + "assert not [m for m in sys.modules if m.split('.')[0] in ('hushtune', 'peft')]\n"
         "print(json.dumps([logits.tolist(), labels]))\n"
     )
-    *_, answer, told = warm.lines_of(code, str(folder), json.dumps(TEXTS), at=at)
+    *_, answer, told = bare.lines_of(code, str(folder), json.dumps(TEXTS), at=at)
     logits, labels = json.loads(told)
     return answer, torch.tensor(logits), labels
 
@@ -286,6 +293,7 @@ def test_other_families_and_depths_answer_alike_wherever_they_are_loaded(
     three_sites: Path,
     tmp_path: Path,
     warm: Warm,
+    bare: Warm,
     family: str,
     head: str,
     layer: int,
@@ -295,7 +303,7 @@ def test_other_families_and_depths_answer_alike_wherever_they_are_loaded(
         make_other(family, base)
     trained = train(tmp_path, base, three_sites, head=head, layer=layer)
     check_card(trained, tmp_path, warm)
-    check_merged(trained, tmp_path, warm)
+    check_merged(trained, tmp_path, bare)
 
 
 def make_other(family: str, folder: Path) -> None:
@@ -355,13 +363,13 @@ def test_an_adapter_of_a_named_base_says_its_public_name_and_no_folder_of_the_ca
     )
 
 
-def test_a_merged_model_loads_without_hushtune_and_agrees(
-    trained: Trained, warm: Warm, tmp_path: Path
+def test_a_merged_model_loads_without_hushtune_or_peft_and_agrees(
+    trained: Trained, bare: Warm, tmp_path: Path
 ) -> None:
-    check_merged(trained, tmp_path, warm)
+    check_merged(trained, tmp_path, bare)
 
 
-def check_merged(trained: Trained, tmp_path: Path, warm: Warm) -> None:
+def check_merged(trained: Trained, tmp_path: Path, bare: Warm) -> None:
     if trained.head == "mean":
         pytest.importorskip("sentence_transformers")
     predictor = saved.load(trained.out)
@@ -376,7 +384,7 @@ def check_merged(trained: Trained, tmp_path: Path, warm: Warm) -> None:
     assert "peft" not in card.replace("no peft is needed", "")
     assert card.startswith("---\nlibrary_name: " + LIBRARIES[trained.head])
     told = [row["label"] for row in predictor.predict(TEXTS)]
-    answer, found, labels = elsewhere(trained.head, to, card, tmp_path, warm)
+    answer, found, labels = elsewhere(trained.head, to, card, tmp_path, bare)
     assert answer == repr(told)
     close(found, expected)
     assert labels == list(predictor.labels)

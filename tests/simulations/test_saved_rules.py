@@ -65,7 +65,7 @@ def head_of(state: Any) -> Any:
 
 @torch.no_grad()
 def by_transformers(folder: Path, texts: list[str], *, head: str, predictor: Any) -> torch.Tensor:
-    """Logits by the merged folder with neither hushtune nor peft; of the mean head the features."""
+    """Logits by the merged folder as transformers loads it; of the mean head the features."""
     kind = AutoModelForSequenceClassification if head == "own" else AutoModel
     model = kind.from_pretrained(folder, attn_implementation="eager").eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
