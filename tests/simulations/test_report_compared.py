@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from hushtune.simulations import report
+from hushtune.simulations.reporting import references as module
 from hushtune.simulations.reporting.build import PAGE
 from hushtune.simulations.reporting.draw_costs import draw_communication, draw_front
 from hushtune.simulations.reporting.draw_points import combinations_of, draw_points
@@ -118,6 +119,25 @@ def test_of_several_lines_one_stands_for_a_baseline(tmp_path: Path) -> None:
         found = references(shown(tmp_path, rows), ())["pooled_private"][3.0]
         assert found.line == line
         assert found.estimate.mean == pytest.approx(told[line.removeprefix("rule ")][0])
+
+
+def test_what_lines_are_compared_with_is_worked_out_once_a_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        point({"data.alpha": alpha}, 0.6, baselines={"pooled_private": 0.7}) for alpha in (0.1, 0.5)
+    ]
+    studies.write(tmp_path, rows)
+    asked = list[object]()
+
+    def counted(found: View, data: Any) -> Any:
+        asked.append(data)
+        return sound(found, data)
+
+    sound = module._references  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(module, "_references", counted)
+    report(tmp_path)
+    assert len(asked) == len(set(asked)) == 2
 
 
 def test_other_numbers_of_seeds_are_told(tmp_path: Path) -> None:

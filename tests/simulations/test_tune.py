@@ -110,7 +110,7 @@ def test_a_continuous_range_of_what_changes_the_noise_is_refused(settings: Setti
         ({"privacy": {**PRIVATE, "insecure_seeded_noise": True}}, "privacy.insecure_seeded_noise"),
         ({"metrics": {"release": "noised"}}, "metrics.release"),
         ({"personal": {"method": "finetune", "steps": 1}}, "personal.method"),
-        ({"simulation__ledgers": "ledgers"}, "simulation.ledgers"),
+        ({"simulation__policies": "policies"}, "simulation.policies"),
         ({"data__validation_fraction": 0.0}, "data.validation_fraction"),
     ],
 )

@@ -8,7 +8,8 @@ from typing import Any
 
 from hushtune.client.terms import Terms, load_terms
 from hushtune.common.privacy.ledger_record import LedgerRecord
-from hushtune.common.privacy.plan import DpSgdEvent, Relation
+from hushtune.common.privacy.plan import Relation
+from hushtune.common.privacy.selection import Charged
 
 
 def policy_of(ledger: Path) -> Terms | None:
@@ -26,7 +27,7 @@ def budget(record: LedgerRecord, terms: Terms) -> dict[str, Any]:
     from hushtune.common.privacy import accountant
 
     unit = terms.charged_unit
-    counted: dict[str, list[DpSgdEvent]] = {}
+    counted: dict[str, list[Charged]] = {}
     for entry in record.entries:
         if entry.unit == unit:
             name = "all" if terms.data_set is None else entry.dataset

@@ -133,7 +133,7 @@ def _read(message: Message, order: MetricsOrder) -> MetricsReport | Refusal | st
         return "rejected: it answers another order"
     if reply.charge is not None and (
         reply.charge.run != order.run + METRICS_RUN
-        or reply.charge.event.noise_multiplier != order.noise_multiplier
+        or reply.charge.release.noise_multiplier != order.noise_multiplier
     ):
         return "rejected: its charge is for something else"
     return reply

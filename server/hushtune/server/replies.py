@@ -126,8 +126,8 @@ def countable(charge: LedgerEntry, order: RoundOrder) -> bool:
     return (
         order.plan.trust.charges_sites
         and charge.run == order.charged_run
-        and charge.event.noise_multiplier >= LEAST_NOISE_MULTIPLIER
-        and charge.event.steps <= order.plan.steps
+        and charge.release.noise_multiplier >= LEAST_NOISE_MULTIPLIER
+        and charge.release.steps <= order.plan.steps
     )
 
 

@@ -16,6 +16,10 @@ from hushtune.common.errors import LedgerError, OutputExistsError
 from hushtune.common.privacy.figures import upwards
 
 _DELTA, _MOST_OF_RUN = 1e-5, 19
+CHOICE = (
+    "A charge for the best of some runs counts towards whoever gets that run and nothing else of "
+    "the search. Towards its server all runs add up, by their own ledgers."
+)
 
 ledger_app = typer.Typer(
     help="Look at privacy ledgers: the sites', or a trusted server's.", no_args_is_help=True
@@ -174,6 +178,8 @@ def _show_ledger(
     for name, dataset in ledger["datasets"].items():
         console.print(_charges(name, dataset["charges"], number))
         console.print(_totals(dataset, delta))
+        if any("kinds" in charge for charge in dataset["charges"]):
+            console.print(CHOICE, highlight=False, markup=False)
     if ledger["policy"] is not None:
         console.print(_budget(ledger["policy"]), highlight=False, markup=False)
 
@@ -199,12 +205,18 @@ def _charges(name: str, charges: list[dict[str, Any]], number: str) -> Table:
             str(charge["sequence"]),
             Text(_short(charge["run"])),
             str(charge["round"]),
-            f"{charge['sampling_probability']:.6g}",
-            f"{charge['noise_multiplier']:.6g}",
-            str(charge["steps"]),
+            *_mechanism(charge),
             charge["hash"][:12],
         )
     return table
+
+
+def _mechanism(charge: Mapping[str, Any]) -> tuple[str, str, str]:
+    if "kinds" in charge:
+        steps = max(kind["steps"] for kind in charge["kinds"])
+        return "best of", f"~{charge['mean']:g} runs", str(steps)
+    q, sigma = charge["sampling_probability"], charge["noise_multiplier"]
+    return f"{q:.6g}", f"{sigma:.6g}", str(charge["steps"])
 
 
 def _data_set(name: str) -> str:

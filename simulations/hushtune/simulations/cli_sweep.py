@@ -42,10 +42,9 @@ def sweep(
             expected="--out DIR, or --dry-run to write nothing",
             remedy=f"--out runs/{study.stem}",
         )
-    if jobs is not None and jobs < 1:
-        raise ConfigError("--jobs is a number of processes", given=jobs, expected="1 or more")
-    from hushtune.simulations.sweep.study_file import read_study
+    from hushtune.simulations.sweep.study_file import check_jobs, read_study
 
+    check_jobs(jobs)
     found = read_study(study)  # before anything heavy is loaded
     from hushtune.simulations.sweep.foresight import foresee, total_minutes
     from hushtune.simulations.sweep.points import points_of

@@ -62,6 +62,8 @@ def tune(
         raise ConfigError("a search needs a folder to write to", expected="--out DIR")
     settings = settings_of(preset, config, set_)
     searched = read_space(space, settings)
+    from hushtune.common.tasks.workspace import resolve
+    from hushtune.simulations.searching.charged import check_unspent
     from hushtune.simulations.searching.tune import Search, check_search, on_public_data
     from hushtune.simulations.searching.tune import tune as search_settings
 
@@ -79,6 +81,8 @@ def tune(
         cost = check_search(search)
     _show_cost(console, cost)
     if dry_run or out is None:
+        if cost is not None:
+            check_unspent(resolve(settings), cost)
         print_json({"epsilon": _epsilons(cost), "choice": choice}, as_json)
         return
 
@@ -130,7 +134,8 @@ def _show_found(console: Console, found: dict[str, Any], out: Path, cost: Cost |
         return
     everything = max(found["epsilon_of_all_trials"].values())
     console.print(
-        f"{out / 'selected'} may be released, at the cost above. All else in the folder is the "
+        f"{out / 'selected'} may be released, at the cost above, which each site's ledger holds "
+        f"(hushtune ledger show {out}). All else in the folder is the "
         f"researcher's; whoever sees every run, as a server does: epsilon {upwards(everything)}.",
         highlight=False,
         soft_wrap=True,

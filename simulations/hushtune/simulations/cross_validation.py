@@ -223,7 +223,7 @@ class _Spent:
         else:
             entries = of_run(Ledger(simulated_ledger(context, site)).entries(), last.run)
         left = not_run(config, plan, done=last.round)
-        events = [*(entry.event for entry in entries), *left.training, *left.figures]
+        events = [*(entry.release for entry in entries), *left.training, *left.figures]
         self._events += events
         if plan.trust is Trust.DISTRIBUTED:
             values = last.state.num_values()

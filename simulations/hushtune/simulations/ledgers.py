@@ -26,7 +26,10 @@ MECHANISM = (
     "`sampling_probability`, what it adds to the sum is clipped to norm C, and the noise on the "
     "sum has standard deviation `noise_multiplier` times C; the charges of one data set, in "
     "whatever runs, are composed. `round` numbers the run's rounds, or, where a round is of "
-    "several secure sums, those sums"
+    "several secure sums, those sums. A charge with `kinds` is the release of the best of a random "
+    "number of such runs alone, the number drawn from the law `law` with mean `mean` and each run "
+    "one of `kinds` (Papernot and Steinke 2110.03620): its Renyi divergence adds to that of the "
+    "others, and counts towards whoever gets that run and nothing else of the search"
 )
 HASH = (
     "SHA-256, in hexadecimal, of a charge's JSON without `hash`, keys sorted, no spaces, ASCII; "

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
+import sqlite3
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from dp_accounting import dp_event
@@ -12,11 +15,15 @@ from dp_accounting.privacy_accountant import NeighboringRelation
 from dp_accounting.rdp import RdpAccountant
 from scipy.stats import chisquare
 
-from hushtune.common.errors import PlanError
+from hushtune.common.errors import LedgerError, MessageError, PlanError
 from hushtune.common.privacy.accountant import epsilon, epsilon_rdp
+from hushtune.common.privacy.ledger import Ledger
+from hushtune.common.privacy.ledger_entry import LedgerEntry
+from hushtune.common.privacy.ledger_record import read_ledger
 from hushtune.common.privacy.plan import DpSgdEvent, Relation
 from hushtune.common.privacy.selection import (
     ORDERS,
+    ChoiceEvent,
     CountLaw,
     RandomCount,
     epsilon_of_best,
@@ -85,6 +92,70 @@ def test_a_choice_costs_more_than_one_run_and_more_the_more_runs_there_are(law: 
     assert costs == sorted(costs)
     # Many runs cost less than if all of them were released.
     assert costs[-1] < epsilon([event(steps=6000)], delta=1e-5, relation=ADD)
+
+
+def chosen(*kinds: DpSgdEvent, law: CountLaw = CountLaw.GEOMETRIC, mean: float = 10) -> ChoiceEvent:
+    return ChoiceEvent(count=RandomCount(law=law, mean=mean), kinds=kinds)
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_beside_other_releases_dp_accounting_gives_the_same(law: CountLaw) -> None:
+    other = event(0.05, 1.1, 30)
+    accountant = RdpAccountant(list(ORDERS), NeighboringRelation.ADD_OR_REMOVE_ONE)
+    best = dp_event.RepeatAndSelectDpEvent(event().to_dp_event(), mean=10, shape=SHAPES[law])
+    for each in (best, best, other.to_dp_event()):
+        accountant.compose(each)
+    found = epsilon(
+        [chosen(event(), law=law), other, chosen(event(), law=law)], delta=1e-5, relation=ADD
+    )
+    assert found == pytest.approx(float(accountant.get_epsilon(1e-5)), rel=1e-6)
+
+
+def test_a_choice_in_a_ledger_costs_what_it_costs_and_never_less_beside_others() -> None:
+    choice, others = chosen(event(), event(0.05, 0.9, 4)), [event(), event(1.0, 40.0, 3)]
+    alone = epsilon([choice], delta=1e-5, relation=ADD)
+    assert alone == spent(event(), event(0.05, 0.9, 4))
+    spends = [epsilon([choice, *others[:n]], delta=1e-5, relation=ADD) for n in range(3)]
+    assert spends[0] == alone < spends[1] < spends[2]
+    assert spends[2] > epsilon(others, delta=1e-5, relation=ADD)
+    # The sum of the parts at half of delta each holds as well, and is no better here.
+    parts = [epsilon(part, delta=5e-6, relation=ADD) for part in ([choice], others)]
+    assert spends[2] < sum(parts)
+    assert math.isinf(epsilon([choice, *others], delta=1e-5, relation=Relation.REPLACE_ONE))
+
+
+def test_a_choice_in_a_ledger_is_read_back_and_nothing_else_is_taken_for_one(
+    tmp_path: Path,
+) -> None:
+    choice = chosen(event(), event(steps=7), law=CountLaw.POISSON, mean=3.5)
+    assert ChoiceEvent.from_dict(json.loads(json.dumps(choice.to_dict()))) == choice
+    assert choice.steps == 60
+    ledger = Ledger(tmp_path / "east.sqlite")
+    entry = ledger.charge(choice, dataset="d", run="search", round=1)
+    assert ledger.charge(choice, dataset="d", run="search", round=1) == entry
+    assert ledger.entries() == [entry] == list(read_ledger(ledger.path).entries)
+    with pytest.raises(LedgerError, match="for something else"):
+        ledger.charge(chosen(event()), dataset="d", run="search", round=1)
+    with pytest.raises(MessageError, match="charge is damaged"):  # no site sends one
+        LedgerEntry.from_dict(entry.to_dict())
+    with pytest.raises(LedgerError, match="a choice among runs"):
+        _ = entry.release
+    told = choice.to_dict()
+    for bad in (
+        {**told, "kinds": []},
+        {**told, "law": "fixed"},
+        {**told, "law": "other"},
+        {**told, "mean": 1.0},
+        {**told, "steps": 3},
+        {"kinds": told["kinds"]},
+    ):
+        with pytest.raises((PlanError, ValueError)):
+            ChoiceEvent.from_dict(bad)
+    with sqlite3.connect(ledger.path) as db:
+        cheaper = json.dumps({**told, "mean": 1.5}, sort_keys=True)
+        db.execute("UPDATE charges SET event = ?", (cheaper,))
+    with pytest.raises(LedgerError, match="row 1 is damaged"):
+        ledger.verify()
 
 
 def test_of_several_settings_the_costliest_counts_at_each_order() -> None:

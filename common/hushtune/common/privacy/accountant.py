@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 
 from hushtune.common.errors import PlanError
 from hushtune.common.privacy.delta import LEAST_DELTA
+from hushtune.common.privacy.loss_grid import Merged, grid_width
 from hushtune.common.privacy.mixtures import mixture_distribution
 from hushtune.common.privacy.plan import MOST_NOISE_MULTIPLIER, DpSgdEvent, Relation
+from hushtune.common.privacy.selection import Charged, ChoiceEvent, epsilon_with_choices
 
 if TYPE_CHECKING:
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
@@ -33,21 +35,24 @@ _ROUGH = 8
 _LEAST_GROUP_RATE = 1e-7
 """Below about 1e-9 dp-accounting finds no loss of a mixture that is above zero, and fails."""
 
-_Merged = tuple[tuple[float, float, int], ...]
 
-
-def epsilon(events: Sequence[DpSgdEvent], *, delta: float, relation: Relation) -> float:
+def epsilon(events: Sequence[Charged], *, delta: float, relation: Relation) -> float:
     """Epsilon of all `events` together at `delta`, an upper bound; 0.0 for no events.
 
     Events of equal rate and noise are merged first, so R rounds of T steps cost exactly what one
-    run of R*T steps costs. Raises PlanError for a delta outside (0, 1).
+    run of R*T steps costs. With choices among runs it is a Renyi bound (`epsilon_with_choices`).
+    Raises PlanError for a delta outside (0, 1).
 
     >>> event = DpSgdEvent(sampling_probability=0.1316, noise_multiplier=1.725, steps=60)
     >>> round(epsilon([event], delta=1e-5, relation=Relation.ADD_OR_REMOVE_ONE), 3)
     2.997
     """
     _check_delta(delta)
-    merged = _merge(events)
+    releases = [event for event in events if isinstance(event, DpSgdEvent)]
+    choices = [event for event in events if isinstance(event, ChoiceEvent)]
+    if choices:
+        return epsilon_with_choices(choices, releases, delta=delta, relation=Relation(relation))
+    merged = _merge(releases)
     return _epsilon(merged, delta, Relation(relation)) if merged else 0.0
 
 
@@ -199,7 +204,7 @@ def _check_delta(delta: float) -> None:
         raise PlanError("delta is out of range", given=str(delta), expected="above 0 and below 1")
 
 
-def _merge(events: Sequence[DpSgdEvent]) -> _Merged:
+def _merge(events: Sequence[DpSgdEvent]) -> Merged:
     steps: dict[tuple[float, float], int] = {}
     for event in events:
         key = (event.sampling_probability, event.noise_multiplier)
@@ -207,7 +212,7 @@ def _merge(events: Sequence[DpSgdEvent]) -> _Merged:
     return _merged(steps)
 
 
-def _merged(steps: Mapping[tuple[float, float], int]) -> _Merged:
+def _merged(steps: Mapping[tuple[float, float], int]) -> Merged:
     """Steps by rate and noise, in one order; all that draw every record become a single step.
 
     Without sampling, releases with noise s_1, s_2, ... are, rotated, one release whose precision
@@ -220,7 +225,7 @@ def _merged(steps: Mapping[tuple[float, float], int]) -> _Merged:
 
 
 @lru_cache(maxsize=4096)
-def _epsilon(merged: _Merged, delta: float, relation: Relation, widen: int = 1) -> float:
+def _epsilon(merged: Merged, delta: float, relation: Relation, widen: int = 1) -> float:
     return float(_pld(merged, relation, widen).get_epsilon_for_delta(delta))
 
 
@@ -240,8 +245,8 @@ def _epsilon_rdp(
 
 
 @lru_cache(maxsize=16)
-def _pld(merged: _Merged, relation: Relation, widen: int) -> "PrivacyLossDistribution":
-    interval = widen * _interval(merged)
+def _pld(merged: Merged, relation: Relation, widen: int) -> "PrivacyLossDistribution":
+    interval = widen * grid_width(merged)
     plds = [
         # One step is its own composition; dp-accounting would round it once more.
         step if steps == 1 else step.self_compose(steps)
@@ -267,12 +272,12 @@ def _step(
 
 
 @lru_cache(maxsize=256)
-def _epsilon_group(merged: _Merged, delta: float, records: int) -> float:
+def _epsilon_group(merged: Merged, delta: float, records: int) -> float:
     from dp_accounting.pld import privacy_loss_distribution
     from scipy.stats import binom
 
     # A mixture's losses are inverted numerically, point by point.
-    interval = records * _interval(merged, coarser=10)
+    interval = records * grid_width(merged, coarser=10)
     total = privacy_loss_distribution.identity(value_discretization_interval=interval)
     counts = range(records + 1)
     for given_rate, sigma, steps in merged:
@@ -295,14 +300,14 @@ def _epsilon_group(merged: _Merged, delta: float, records: int) -> float:
     return float(total.get_epsilon_for_delta(delta))
 
 
-def _ever_drawn(merged: _Merged, records: int) -> float:
+def _ever_drawn(merged: Merged, records: int) -> float:
     """The chance that any of `records` records is in any step."""
     if any(rate == 1 for rate, _, _ in merged):
         return 1.0
     return -math.expm1(math.fsum(records * n * math.log1p(-rate) for rate, _, n in merged))
 
 
-def _generic_group(merged: _Merged, delta: float, records: int) -> float:
+def _generic_group(merged: Merged, delta: float, records: int) -> float:
     """k records one after the other: (k e, d (1 + exp(e) + ... + exp((k - 1) e))) at (e, d).
 
     Any d that is small enough gives a bound; the search finds one close to the largest.
@@ -317,24 +322,6 @@ def _generic_group(merged: _Merged, delta: float, records: int) -> float:
         else:
             high = middle
     return best
-
-
-def _interval(merged: _Merged, *, coarser: float = 1.0) -> float:
-    """Width of the loss grid of a composition; any width gives an upper bound.
-
-    One step's losses span about 1 / (2 sigma^2) + 10 / sigma, so little noise needs a wide grid to
-    stay within memory, and much noise affords (and needs) a fine one. Sampling at a low rate q
-    shrinks a step's loss to a deviation of about q / sigma: a grid wider than that would overstate
-    many such steps severalfold. Falls with the least sigma and rises with the highest rate: adding
-    an event to a composition can only coarsen the grid, so a spend never falls for numerical
-    reasons.
-    """
-    rate, sigma = max(rate for rate, _, _ in merged), min(sigma for _, sigma, _ in merged)
-    span = 0.5 / sigma**2 + 10 / sigma
-    widest = 1e-4 if sigma >= 4 else max(1e-3, span / 40_000)
-    sampled_span = math.log1p(rate * math.expm1(min(span, 700)))  # exp(710) overflows
-    # Below 1e-6 dp-accounting's own rounding of 1 - q gets in the way.
-    return coarser * min(widest, max(1e-6, rate / sigma / 2, sampled_span / 20_000))
 
 
 def _dp_accounting_relation(relation: Relation) -> "NeighboringRelation":

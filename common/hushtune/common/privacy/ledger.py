@@ -36,7 +36,8 @@ from hushtune.common.privacy.ledger_entry import GENESIS, RECORD, LedgerEntry
 from hushtune.common.privacy.ledger_files import disk_errors
 from hushtune.common.privacy.ledger_limit import Limit
 from hushtune.common.privacy.ledger_replies import KEPT_REPLIES, KeptReply
-from hushtune.common.privacy.plan import DpSgdEvent, Relation
+from hushtune.common.privacy.plan import Relation
+from hushtune.common.privacy.selection import Charged
 
 __all__ = ["GENESIS", "KEPT_REPLIES", "KeptReply", "Ledger", "LedgerEntry", "Limit"]
 
@@ -108,7 +109,7 @@ class Ledger:
         return accountant.epsilon(events, delta=delta, relation=relation)
 
     def check(
-        self, event: DpSgdEvent, *, dataset: str, run: str, limit: Limit, unit: str = RECORD
+        self, event: Charged, *, dataset: str, run: str, limit: Limit, unit: str = RECORD
     ) -> None:
         """Raise what `charge` would raise for want of budget; charges nothing (`Limit.check`)."""
         limit.check(event, self.entries(), dataset=dataset, run=run, unit=unit)
@@ -144,7 +145,7 @@ class Ledger:
 
     def charge(
         self,
-        event: DpSgdEvent,
+        event: Charged,
         *,
         dataset: str,
         run: str,
@@ -166,7 +167,7 @@ class Ledger:
 
     def charge_with_reply(
         self,
-        event: DpSgdEvent,
+        event: Charged,
         *,
         dataset: str,
         run: str,
@@ -236,7 +237,7 @@ class Ledger:
     def _append(
         self,
         db: sqlite3.Connection,
-        event: DpSgdEvent,
+        event: Charged,
         limit: Limit | None,
         dataset: str,
         *,

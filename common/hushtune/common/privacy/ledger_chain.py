@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from hushtune.common.errors import LedgerError
 from hushtune.common.privacy.ledger_entry import GENESIS, LedgerEntry
 from hushtune.common.privacy.ledger_files import REMEDY
 from hushtune.common.privacy.plan import DpSgdEvent
+from hushtune.common.privacy.selection import Charged, ChoiceEvent
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS charges (
@@ -80,8 +82,12 @@ def _entry(
     previous: str,
     hash: str,
 ) -> LedgerEntry:
-    charged = DpSgdEvent.from_dict(json.loads(event))
+    charged = _charged(json.loads(event))
     entry = LedgerEntry(sequence, dataset, run, round, unit, charged, previous, hash)
     if entry.hash != entry.content_hash():
         raise ValueError("the hash does not fit the content")
     return entry
+
+
+def _charged(raw: Mapping[str, Any]) -> Charged:
+    return ChoiceEvent.from_dict(raw) if "kinds" in raw else DpSgdEvent.from_dict(raw)

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hushtune.common.errors import HushtuneError, MessageError
+from hushtune.common.errors import HushtuneError, LedgerError, MessageError
 from hushtune.common.privacy.plan import DpSgdEvent
+from hushtune.common.privacy.selection import Charged
 
 GENESIS = "0" * 64
 """What stands for the hash before the first charge."""
@@ -39,7 +40,7 @@ class LedgerEntry:
     run: str
     round: int
     unit: str
-    event: DpSgdEvent
+    event: Charged
     previous: str
     hash: str
 
@@ -53,11 +54,18 @@ class LedgerEntry:
         run: str,
         round: int,
         unit: str,
-        event: DpSgdEvent,
+        event: Charged,
     ) -> LedgerEntry:
         """The charge that follows the one with this number and hash (0 and GENESIS for none)."""
         entry = cls(sequence + 1, dataset, run, round, unit, event, previous, "")
         return replace(entry, hash=entry.content_hash())
+
+    @property
+    def release(self) -> DpSgdEvent:
+        """What was released in a run; LedgerError for a choice among runs, which no run makes."""
+        if not isinstance(self.event, DpSgdEvent):
+            raise LedgerError("a run was charged a choice among runs", given=str(self.event))
+        return self.event
 
     def content_hash(self) -> str:
         """SHA-256 of the canonical JSON of all fields but `hash`, in hexadecimal."""
@@ -80,7 +88,8 @@ class LedgerEntry:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> LedgerEntry:
-        """Inverse of `to_dict`; MessageError for anything else, a wrong hash included."""
+        """Inverse of `to_dict` for what a site releases; MessageError for anything else, a wrong
+        hash included. A choice among runs is in ledgers alone, and nothing that is sent."""
         try:
             entry = cls(
                 sequence=int(raw["sequence"]),

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from hushtune.common.errors import BudgetExceededError, LedgerError
 from hushtune.common.privacy import accountant
 from hushtune.common.privacy.ledger_entry import LedgerEntry
-from hushtune.common.privacy.plan import DpSgdEvent, Relation
+from hushtune.common.privacy.plan import Relation
+from hushtune.common.privacy.selection import Charged, ChoiceEvent
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +33,7 @@ class Limit:
 
     def check(
         self,
-        event: DpSgdEvent,
+        event: Charged,
         entries: Sequence[LedgerEntry],
         *,
         dataset: str,
@@ -68,7 +69,7 @@ class Limit:
             )
 
     def check_whole(
-        self, events: Sequence[DpSgdEvent], entries: Sequence[LedgerEntry], *, dataset: str
+        self, events: Sequence[Charged], entries: Sequence[LedgerEntry], *, dataset: str
     ) -> None:
         """Raise BudgetExceededError where `events`, all that a run may charge, go beyond epsilon.
 
@@ -87,7 +88,7 @@ class Limit:
             )
 
 
-def _check_kind(before: Sequence[LedgerEntry], event: DpSgdEvent, *, run: str, unit: str) -> None:
+def _check_kind(before: Sequence[LedgerEntry], event: Charged, *, run: str, unit: str) -> None:
     others = sorted({entry.unit for entry in before} - {unit})
     if others:
         raise LedgerError(
@@ -101,12 +102,12 @@ def _check_kind(before: Sequence[LedgerEntry], event: DpSgdEvent, *, run: str, u
     if kinds - {_mechanism(event)}:
         raise LedgerError(
             "rate and noise of a run cannot change while it is going on",
-            given=f"sampling probability {event.sampling_probability:g}, noise multiplier "
-            f"{event.noise_multiplier:g}",
+            given="sampling probability {:g}, noise multiplier {:g}".format(*_mechanism(event)),
             expected="those of the run's first round",
             remedy="begin a new run",
         )
 
 
-def _mechanism(event: DpSgdEvent) -> tuple[float, float]:
-    return event.sampling_probability, event.noise_multiplier
+def _mechanism(event: Charged) -> tuple[float, ...]:
+    kinds = event.kinds if isinstance(event, ChoiceEvent) else (event,)
+    return tuple(x for kind in kinds for x in (kind.sampling_probability, kind.noise_multiplier))

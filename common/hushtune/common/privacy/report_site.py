@@ -144,8 +144,8 @@ def site_statement(
     left = not_run(config, plan, done=len(rows))
     return SiteStatement(
         plan=plan,
-        spent=[entry.event for entry in (*mine, *personal)],
-        told=[entry.event for entry in figures],
+        spent=[entry.release for entry in (*mine, *personal)],
+        told=[entry.release for entry in figures],
         lifetime=[entry.event for entry in books.lifetime],
         own_ledger=books.own_ledger,
         public_size=config.data.public_sizes[site],
@@ -194,7 +194,7 @@ def run_statement(
 
 def _extra(cohort: Cohort, entries: Sequence[LedgerEntry], state: AdapterState) -> float:
     """Of a run's secure sums: of as many values as the adapter has, or fewer."""
-    spent = [entry.event for entry in entries]
+    spent = [entry.release for entry in entries]
     return of_whole_numbers(cohort, spent, num_values=state.num_values())
 
 
@@ -216,7 +216,7 @@ def _metrics(
     if not rounds:
         return SiteMetrics()
     noise: float | None = (
-        charged[0].event.noise_multiplier if charged else rows[0]["released"]["noise_multiplier"]
+        charged[0].release.noise_multiplier if charged else rows[0]["released"]["noise_multiplier"]
     )
     return SiteMetrics(
         release="public" if noise is None else "noised",

@@ -22,9 +22,10 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from hushtune.common.errors import PlanError
 from hushtune.common.privacy.plan import DpSgdEvent, Relation
@@ -116,6 +117,51 @@ class RandomCount:
         return count
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChoiceEvent:
+    """The best of a random number of runs, and nothing else of them: what a ledger keeps of a
+    whole search.
+
+    `kinds`: what one run releases under each of the settings that may be drawn. It says nothing of
+    how many runs there were. Towards whoever sees them all, as their server does, it bounds
+    nothing: there each run's own charges add up. Raises PlanError for no kinds.
+    """
+
+    count: RandomCount
+    kinds: tuple[DpSgdEvent, ...]
+
+    def __post_init__(self) -> None:
+        if not self.kinds:
+            raise PlanError("there is no run to choose from", given="no events")
+
+    @property
+    def steps(self) -> int:
+        """Of the run that was chosen, at most."""
+        return max(event.steps for event in self.kinds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {
+            "law": self.count.law.value,
+            "mean": self.count.mean,
+            "kinds": [event.to_dict() for event in self.kinds],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ChoiceEvent:
+        """Inverse of `to_dict`; PlanError, KeyError, TypeError or ValueError for anything else."""
+        if set(values) != {"law", "mean", "kinds"}:
+            raise PlanError("these are not the fields of a choice", given=", ".join(values))
+        return cls(
+            count=RandomCount(law=CountLaw(values["law"]), mean=float(values["mean"])),
+            kinds=tuple(DpSgdEvent.from_dict(event) for event in values["kinds"]),
+        )
+
+
+Charged = DpSgdEvent | ChoiceEvent
+"""What a site's ledger may hold."""
+
+
 def _system_uniform() -> float:
     return secrets.randbits(53) / 2**53
 
@@ -201,14 +247,48 @@ def epsilon_of_best(
         raise PlanError("delta is out of range", given=str(delta), expected="above 0 and below 1")
     if not kinds or not all(kinds):
         raise PlanError("there is no run to choose from", given="no events")
-    from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
-
     from hushtune.common.privacy.accountant import epsilon
 
-    curves = [renyi(events) for events in kinds]
-    worst = [max(column) for column in zip(*curves, strict=True)]
-    found = float(compute_epsilon(ORDERS, renyi_of_best(worst, count), delta)[0])
+    found = _epsilon_of(_curve_of_best(kinds, count), delta)
     single = max(epsilon(events, delta=delta, relation=relation) for events in kinds)
     if not math.isfinite(found):
         raise PlanError("no bound is known for this choice", given=f"delta = {delta}")
     return max(found, single)
+
+
+def epsilon_with_choices(
+    choices: Sequence[ChoiceEvent],
+    events: Sequence[DpSgdEvent],
+    *,
+    delta: float,
+    relation: Relation,
+) -> float:
+    """Epsilon at `delta` of choices and of other releases together, by their Renyi divergences.
+
+    Infinite for replacing a record, of which no bound is known here. Never below what a part of it
+    costs by itself.
+    """
+    if relation is not Relation.ADD_OR_REMOVE_ONE:
+        return math.inf
+    from hushtune.common.privacy.accountant import epsilon
+
+    curves = [renyi(events)]
+    alone = [epsilon(events, delta=delta, relation=relation)]
+    for choice in choices:
+        kinds = [[event] for event in choice.kinds]
+        curves.append(_curve_of_best(kinds, choice.count))
+        alone.append(epsilon_of_best(kinds, count=choice.count, delta=delta, relation=relation))
+    total = [math.fsum(column) for column in zip(*curves, strict=True)]
+    return max(_epsilon_of(total, delta), *alone)
+
+
+def _curve_of_best(kinds: Sequence[Sequence[DpSgdEvent]], count: RandomCount) -> list[float]:
+    curves = [renyi(events) for events in kinds]
+    worst = [max(column) for column in zip(*curves, strict=True)]
+    return renyi_of_best(worst, count)
+
+
+def _epsilon_of(curve: Sequence[float], delta: float) -> float:
+    from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
+
+    return float(compute_epsilon(ORDERS, curve, delta)[0])

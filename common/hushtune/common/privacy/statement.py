@@ -13,6 +13,7 @@ from typing import Any
 from hushtune.common.errors import PlanError
 from hushtune.common.privacy import accountant, statement_secure
 from hushtune.common.privacy.plan import Trust, Unit
+from hushtune.common.privacy.selection import ChoiceEvent
 from hushtune.common.privacy.statement_accounts import accounts, events_told, spent_by
 from hushtune.common.privacy.statement_sentence import sentence, unit_word
 from hushtune.common.privacy.statement_site import UNDISGUISED, SiteMetrics, SiteStatement, Transfer
@@ -52,6 +53,11 @@ NOT_COVERED = (
 )
 
 
+CHOSEN = (
+    "runs of a search that were not chosen: what is added up over all runs has the search as one "
+    "charge, towards whoever got the run that was chosen and nothing else of it; towards the "
+    "server of the search all of its runs add up"
+)
 DECLARED = (
     "the names of the site and of the run, the number of the round",
     "the declared public number of records",
@@ -248,7 +254,8 @@ def _not_covered(sites: Mapping[str, SiteStatement]) -> list[str]:
     )
     secure = any(site.plan.trust is Trust.DISTRIBUTED for site in sites.values())
     others = statement_secure.NOT_COVERED if secure else ()
-    return [*(figures if public else ()), *others, *NOT_COVERED]
+    chosen = any(isinstance(e, ChoiceEvent) for site in sites.values() for e in site.lifetime)
+    return [*(figures if public else ()), *((CHOSEN,) if chosen else ()), *others, *NOT_COVERED]
 
 
 def _federation(sites: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:

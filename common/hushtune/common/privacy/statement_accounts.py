@@ -8,14 +8,15 @@ from typing import Any
 
 from hushtune.common.privacy import accountant
 from hushtune.common.privacy.figures import bounded
-from hushtune.common.privacy.plan import DpSgdEvent, Relation
+from hushtune.common.privacy.plan import Relation
+from hushtune.common.privacy.selection import Charged
 from hushtune.common.privacy.statement_site import SiteStatement
 
 CURVE_DELTAS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 GROUP_SIZES = (1, 2, 4, 8)
 
 
-def events_told(events: Sequence[DpSgdEvent]) -> list[dict[str, float | int]]:
+def events_told(events: Sequence[Charged]) -> list[dict[str, Any]]:
     """Equal events with their number, in the order in which each was first charged."""
     return [{**event.to_dict(), "count": count} for event, count in Counter(events).items()]
 
@@ -63,7 +64,7 @@ def accounts(site: SiteStatement) -> dict[str, Any]:
     }
 
 
-def spent_by(site: SiteStatement, events: Sequence[DpSgdEvent], relation: Relation) -> float | None:
+def spent_by(site: SiteStatement, events: Sequence[Charged], relation: Relation) -> float | None:
     if not site.plan.is_private:
         return None
     return _bound(site, accountant.epsilon(events, delta=site.plan.delta, relation=relation))

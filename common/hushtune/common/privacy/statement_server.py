@@ -88,7 +88,7 @@ class ServerStatement:
 def server_statement(run: str, told: ServerStatement) -> dict[str, Any]:
     """Everything about the privacy of a run under trust = server, JSON-ready."""
     plan = told.plan
-    events = [LedgerEntry.from_dict(row).event for row in told.ledger]
+    events = [LedgerEntry.from_dict(row).release for row in told.ledger]
     delta, relation = plan.delta, plan.relation
 
     def spent(of: Relation = relation, at: float = delta) -> float | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from hushtune.common.privacy.figures import spans, upwards
 from hushtune.common.privacy.plan import DpSgdEvent, PrivacyPlan
+from hushtune.common.privacy.selection import Charged
 
 NO_METRICS = "none: a site sends no loss, no accuracy, and no count but the declared public size"
 UNDISGUISED = "as they are, without noise"
@@ -113,7 +114,7 @@ class SiteStatement:
     last_round: int
     noise_secure: bool
     noise_source: str
-    lifetime: Sequence[DpSgdEvent] = ()
+    lifetime: Sequence[Charged] = ()
     own_ledger: bool = False
     ledger_head: str = ""
     refusals: Sequence[str] = ()

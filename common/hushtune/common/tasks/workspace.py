@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -127,6 +127,11 @@ def resolve(config: RunConfig) -> RunConfig:
     return config.model_copy(
         update={"data": config.data.model_copy(update={"public_sizes": sizes})}
     )
+
+
+def dataset_ids(config: RunConfig) -> Mapping[str, str]:
+    """What a ledger knows each site's rows by; loads no model."""
+    return _data(config).fingerprints
 
 
 def check_sizes(config: RunConfig) -> None:

@@ -40,8 +40,14 @@ def references(view: View, data: Choice) -> References:
     """The baselines on record for some data.
 
     Of several lines that have one at an epsilon: of those with most seeds the one with the best
-    mean, which is the hardest to beat.
+    mean, which is the hardest to beat. Worked out once for a view.
     """
+    if data not in view.kept:
+        view.kept[data] = _references(view, data)
+    return view.kept[data]
+
+
+def _references(view: View, data: Choice) -> References:
     sign = 1 if view.study.higher_is_better else -1
     found: dict[str, dict[float | None, Reference]] = {}
     for name in BASELINES:

@@ -7,7 +7,8 @@ the others has a panel of its own, and epsilon is the axis. So no mean mixes wha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from hushtune.common.names import methods
 from hushtune.simulations.reporting.intervals import Estimate, estimate
@@ -84,7 +85,8 @@ class View:
     """A study as pictures show it.
 
     ``primary``: the setting that tells lines apart, None where nothing but epsilon was varied.
-    ``epsilons``: all there are, rising, None (no privacy) last.
+    ``epsilons``: all there are, rising, None (no privacy) last. ``kept``: what was worked out of it
+    for some data, which every picture asks for again.
     """
 
     study: Study
@@ -92,6 +94,7 @@ class View:
     others: tuple[str, ...]
     panels: tuple[Panel, ...]
     epsilons: tuple[float | None, ...]
+    kept: dict[Choice, Any] = field(default_factory=dict[Choice, Any], compare=False, repr=False)
 
     @property
     def lines(self) -> tuple[str, ...]:

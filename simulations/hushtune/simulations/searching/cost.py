@@ -67,12 +67,12 @@ def check_chargeable(config: RunConfig) -> None:
     if config.personal.method != "none":
         why = "each site's own model comes from every run, chosen or not"
         _refuse("personal.method", config.personal.method, why, '"none"')
-    if simulation.policies is not None or simulation.ledgers is not None:
+    if simulation.policies is not None:
         why = (
-            "lasting ledgers charge every run in full, and their number can be counted there; the "
-            "bound of a choice holds where nobody knows it"
+            "a site with a policy of its own charges every run that it takes part in, as their "
+            "server sees them all; towards it a choice costs no less than their sum"
         )
-        _refuse("simulation.ledgers, simulation.policies", "set", why, "neither")
+        _refuse("simulation.policies", str(simulation.policies), why, "none")
     if simulation.attack != "none":
         why = "attacked runs are no runs to release"
         _refuse("simulation.attack", simulation.attack, why, '"none"')

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from hushtune.common.errors import CheckpointError
@@ -32,11 +33,13 @@ class Trial:
 class Record:
     """A search: what it is about, how many runs there will be, and those there were.
 
-    `drawn`: their number, which for a charged choice nobody may learn who gets what it released.
+    `name`: in the sites' ledgers. `drawn`: the number of runs, which for a charged choice nobody
+    may learn who gets what it released.
     """
 
     about: Mapping[str, Any]
     drawn: int
+    name: str = field(default_factory=lambda: f"search-{token_hex(8)}")
     trials: tuple[Trial, ...] = ()
 
     def having(self, trial: Trial) -> Record:
@@ -50,6 +53,7 @@ def write_record(folder: Path, record: Record) -> None:
     told = {
         "about": dict(record.about),
         "drawn": record.drawn,
+        "name": record.name,
         "trials": [
             {
                 "number": trial.number,
@@ -75,6 +79,7 @@ def read_record(folder: Path) -> Record | None:
         return Record(
             about=dict(told["about"]),
             drawn=int(told["drawn"]),
+            name=str(told["name"]),
             trials=tuple(Trial(**row) for row in told["trials"]),
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -21,6 +21,7 @@ from hushtune.common.privacy.selection import SELECTION_ACCOUNTANT
 from hushtune.common.privacy.statement_markdown import plain
 from hushtune.common.privacy.statement_sentence import unit_word
 from hushtune.common.privacy.statement_software import libraries
+from hushtune.common.privacy.statement_verify import commands
 from hushtune.common.version import source_commit
 from hushtune.simulations.searching.cost import Cost
 from hushtune.simulations.searching.space import Parameter
@@ -44,15 +45,19 @@ NOT_COVERED = (
 
 
 def selection_statement(
-    config: RunConfig, cost: Cost, space: Sequence[Parameter]
+    config: RunConfig, cost: Cost, space: Sequence[Parameter], charges: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The statement as data; it says nothing that the number of runs could be read from."""
+    """The statement as data; it says nothing that the number of runs could be read from.
+
+    ``charges``: by site, the hash of the search's charge in the site's ledger.
+    """
     unit = unit_word(config.privacy.unit)
     sites = {
         name: {
             "epsilon": site.epsilon,
             "delta": site.delta,
             "epsilon_of_one_run": site.epsilon_of_one,
+            "ledger_head": charges[name],
             "sentence": (
                 f"For neighbouring datasets that differ by adding or removing one training {unit} "
                 f"at site {name}, the model that was chosen and its settings are "
@@ -89,6 +94,7 @@ def as_markdown(told: Mapping[str, Any]) -> str:
     lists = {
         name: "\n".join(f"- {line}" for line in told[name]) for name in ("covered", "not_covered")
     }
+    checks = "\n".join(f"- `{line}`" for line in commands(told))
     count = told["count"]
     return f"""# Privacy statement of a choice among runs
 
@@ -109,15 +115,29 @@ random and by no data. The best by validation rows was released, and no other.
 
 {lists["not_covered"]}
 
+## In the ledgers
+
+Each site's ledger was charged once for the whole search, before its first run. With DIR the \
+folder that holds the ledgers, these tell whether the charge is there:
+
+{checks}
+
 ## How it was worked out
 
 {told["accountant"]}. Source commit: {told["source_commit"] or "a release"}.
 """
 
 
-def release(config: RunConfig, run: Path, to: Path, cost: Cost, space: Sequence[Parameter]) -> None:
+def release(
+    config: RunConfig,
+    run: Path,
+    to: Path,
+    cost: Cost,
+    space: Sequence[Parameter],
+    charges: Mapping[str, str],
+) -> None:
     """Copy adapter and settings of the chosen run, with the statement of the whole cost."""
-    told = selection_statement(config, cost, space)
+    told = selection_statement(config, cost, space, charges)
     with write_errors(to):
         shutil.rmtree(to, ignore_errors=True)
         shutil.copytree(run / "adapter", to / "adapter", copy_function=shutil.copyfile)

@@ -47,6 +47,7 @@ from hushtune.common.privacy.selection import CountLaw, RandomCount
 from hushtune.common.run_context import RunContext
 from hushtune.common.tasks.workspace import resolve
 from hushtune.simulations.outputs import METRICS
+from hushtune.simulations.searching import charged
 from hushtune.simulations.searching.cost import Cost, check_covered, cost_of, epsilon_of_all
 from hushtune.simulations.searching.payer import Choice, check_payer
 from hushtune.simulations.searching.proposals import at_random, by_optuna
@@ -137,13 +138,21 @@ def tune(
     """Search, and leave what was chosen in the folder ``out``; returns what ``--json`` prints.
 
     Of a choice on public data: ``best.toml``, to run with. Of a charged one: ``selected``, which
-    alone may be released. All else in the folder is the researcher's. Raises HushtuneErrors.
+    alone may be released, and the charge of the whole search in the sites' ledgers. All else in
+    the folder is the researcher's. Raises HushtuneErrors.
     """
     folder = Path(out).resolve()
     cost = check_search(search)
-    record = _begin(search, folder, resume=resume)
     base = search.config if search.public is None else search.public
     base = resolve(replace(base, {"simulation.baselines": False}))
+    if cost is not None and not resume:
+        charged.check_unspent(base, cost)
+    record = _begin(search, folder, resume=resume)
+    if cost is not None:
+        write_text(folder / CONFIG, dump_toml(base))  # for who reads the ledgers
+        charged.charge(base, folder, cost, search=record.name)
+        # Each run's own charges are its server's matter, and would tell how many runs there were.
+        base = replace(base, {"simulation.ledgers": None})
     up = higher_is_better(base.task.main_metric)
     propose: Callable[[Sequence[Parameter], Sequence[Trial]], dict[str, Any]] = at_random
     if cost is None:
@@ -230,7 +239,7 @@ def charges(config: RunConfig, place: Path) -> dict[str, list[DpSgdEvent]]:
     """What each site was charged in a run, by its ledger."""
     context = RunContext(config, place)
     return {
-        site: [entry.event for entry in Ledger(simulated_ledger(context, site)).entries()]
+        site: [entry.release for entry in Ledger(simulated_ledger(context, site)).entries()]
         for site in sorted(config.data.public_sizes)
     }
 
@@ -271,12 +280,14 @@ def _choose(
         if best is not None:
             write_text(folder / BEST, dump_toml(replace(search.config, best.settings)))
         return told
-    config = resolve(base)
+    own = resolve(search.config)
     told["epsilon"] = {site: each.epsilon for site, each in cost.sites.items()}
-    told["epsilon_of_all_trials"] = _of_all(config, record, folder, cost)
+    told["epsilon_of_all_trials"] = _of_all(base, record, folder, cost)
+    told["ledgers"] = {site: str(path) for site, path in charged.ledgers_of(own, folder).items()}
     if best is not None:
         place = folder / TRIALS / f"{best.number:04}"
-        release(config, place, folder / SELECTED, cost, search.space)
+        heads = charged.charged(own, folder, cost, search=record.name)
+        release(base, place, folder / SELECTED, cost, search.space, heads)
         told["test_value"] = read_json(place / "summary.json", remedy="run it again")["value"]
     return told
 

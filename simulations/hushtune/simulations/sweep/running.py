@@ -30,7 +30,7 @@ from hushtune.simulations.sweep.results import (
     row_of,
     write_rows,
 )
-from hushtune.simulations.sweep.study_file import Study, read_study
+from hushtune.simulations.sweep.study_file import Study, check_jobs, read_study
 from hushtune.simulations.sweep.workers import Event, run_in_processes
 
 STUDY, MACHINE, POINTS = "study.toml", "machine.json", "points"
@@ -106,8 +106,7 @@ def sweep(
 
     What a point fails of is in its row and raises nothing.
     """
-    if jobs is not None and jobs < 1:
-        raise ConfigError("--jobs is a number of processes", given=jobs, expected="1 or more")
+    check_jobs(jobs)
     if address is not None and engine != "ray":
         raise ConfigError(
             "--address is that of a Ray cluster", given=address, expected="--engine ray with it"

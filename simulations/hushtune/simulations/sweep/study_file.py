@@ -23,6 +23,12 @@ _NAME = "name"
 _BASELINES = "simulation.baselines"
 
 
+def check_jobs(jobs: int | None) -> None:
+    """ConfigError for a number of processes that is none."""
+    if jobs is not None and jobs < 1:
+        raise ConfigError("--jobs is a number of processes", given=jobs, expected="1 or more")
+
+
 class StudyFile(Section):
     """A study as it is written: ``preset`` or ``config``, [set], [grid], [[point]], [baselines]."""
 
