@@ -13,6 +13,7 @@ from hushtune.client import dp
 from hushtune.common.errors import ConfigError, UnsupportedModelError
 from hushtune.common.planning import site_plans
 from hushtune.common.privacy.accountant import epsilon
+from hushtune.common.privacy.ledger import Ledger
 from hushtune.common.tasks.workspace import open_workspace
 from hushtune.server import central, plain
 from hushtune.server.aggregation import central_dp
@@ -93,9 +94,10 @@ def test_a_reset_accountant_claims_one_round(settings: Settings) -> None:
     given = config(settings)
     plan = next(iter(site_plans(audited(given)).values()))
     one = epsilon([plan.event(1)], delta=plan.delta, relation=plan.relation)
-    found = first_row(given, plant=Plant.RESET_ACCOUNTANT)
-    assert found.claimed == pytest.approx(one)
-    assert found.claimed < 0.5 * plan.epsilon
+    for plant in (Plant.RESET_ACCOUNTANT, Plant.RESET_LEDGER):
+        found = first_row(given, plant=plant)
+        assert found.claimed == pytest.approx(one)
+        assert found.claimed < 0.5 * plan.epsilon
 
 
 @pytest.mark.parametrize("plant", Plant)
@@ -103,11 +105,15 @@ def test_the_product_is_as_it_was_afterwards(plant: Plant) -> None:
     parts = [
         *((dp, "noisy_mean"), (dp, "clipped_sum"), (plain, "appended_charges")),
         *((central_dp, "split"), (central_dp, "clipped_sum"), (central, "charged")),
+        (Ledger, "entries"),
     ]
+    planted_in = 1 if plant is Plant.RESET_LEDGER else 2
     before = [getattr(holder, name) for holder, name in parts]
     with planted(plant):
         during = [getattr(holder, name) for holder, name in parts]
-        assert sum(one is not other for one, other in zip(before, during, strict=True)) == 2
+        assert (
+            sum(one is not other for one, other in zip(before, during, strict=True)) == planted_in
+        )
     assert [getattr(holder, name) for holder, name in parts] == before
 
 
@@ -148,13 +154,22 @@ def clients(settings: Settings, **changes: Any) -> Any:
     "plant",
     [
         *(None, Plant.NO_NOISE),
-        *(pytest.param(p, marks=pytest.mark.nightly) for p in Plant if p is not Plant.NO_NOISE),
+        *(
+            pytest.param(p, marks=pytest.mark.nightly)
+            for p in Plant
+            if p not in (Plant.NO_NOISE, Plant.RESET_LEDGER)
+        ),
     ],
 )
 def test_clients_as_canaries(settings: Settings, plant: Plant | None) -> None:
     report = audit(clients(settings), canaries=400, shadows=0, plant=plant).report
     assert (report["unit"], report["trust"], report["canaries"]) == ("client", "server", 400)
     assert report["refuted"] is (plant is not None), report["rows"][0]
+
+
+def test_clients_have_no_ledger_that_could_forget(settings: Settings) -> None:
+    with pytest.raises(ConfigError, match="no site has a ledger"):
+        audit(clients(settings), canaries=400, shadows=0, plant=Plant.RESET_LEDGER)
 
 
 def test_directions_are_orthogonal_where_there_is_room() -> None:

@@ -147,9 +147,11 @@ def local_rate(config: RunConfig, site: str) -> float:
 
 def local_batch(config: RunConfig, site: str, plan: PrivacyPlan) -> float:
     """The expected number of units in a step at a site."""
-    if plan.unit is not Unit.CLIENT:
-        return plan.denominator
-    return local_rate(config, site) * config.data.public_sizes[site]
+    if plan.unit is Unit.CLIENT:
+        return local_rate(config, site) * config.data.public_sizes[site]
+    if plan.trust is Trust.DISTRIBUTED:  # the plan, and its denominator, is of all sites together
+        return plan.sampling_probability * config.data.public_sizes[site]
+    return plan.denominator
 
 
 def cohort_of(config: RunConfig) -> Cohort:

@@ -22,7 +22,7 @@ from hushtune.simulations.cli_options import (
 if TYPE_CHECKING:
     from hushtune.simulations.audit.report import Audit
 
-_PLANTS = ("no-noise", "half-noise", "no-clip", "reset-accountant")
+_PLANTS = ("no-noise", "half-noise", "no-clip", "reset-accountant", "reset-ledger")
 
 
 def audit(

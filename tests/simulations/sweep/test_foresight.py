@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from hushtune.client import dp
 from hushtune.common.planning import local_batch, site_plans
+from hushtune.common.tasks.base import Task
+from hushtune.common.tasks.units import Units
+from hushtune.common.tasks.workspace import resolve
+from hushtune.simulations import run
+from hushtune.simulations.estimate import estimate
 from hushtune.simulations.sweep.foresight import foresee
 from hushtune.simulations.sweep.points import points_of
 from hushtune.simulations.sweep.study_file import read_study
@@ -77,3 +84,33 @@ def test_rows_count_by_the_batches_that_are_expected(settings: Settings, tmp_pat
     expected = 4 * sum(local_batch(once, site, plan) for site, plan in plans.items())
     assert rows == pytest.approx(expected, rel=1e-3)
     assert seconds_of(thrice, costs) - ends == pytest.approx(3 * rows, rel=1e-3)
+
+
+@pytest.mark.parametrize("trust", ["site", "distributed"])
+def test_rows_are_those_that_a_run_draws_whoever_adds_the_noise(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trust: str
+) -> None:
+    """Each site's own, where the plan is of all sites together too."""
+    how = {"train__rounds": 3, "train__warmup_rounds": 1, "train__sampling_probability": 1.0}
+    config = resolve(settings.config(privacy__trust=trust, simulation__baselines=False, **how))
+    drawn = list[int]()
+
+    def counted(task: Task, units: Units, **given: Any) -> Any:
+        drawn.append(len(units.rows))
+        return sound(task, units, **given)
+
+    sound = dp.clipped_sum
+    monkeypatch.setattr(dp, "clipped_sum", counted)
+    run(config, tmp_path / "run")
+    costs = [
+        Costs(warmup=each, adapted=each, layers=0)
+        for each in (Round(fixed=0.0, per_row=1.0), Round(fixed=0.0, per_row=0.0))
+    ]
+    rows, ends = (seconds_of(config, of) for of in costs)
+    assert rows - ends == pytest.approx(sum(drawn))
+    steps = config.train.rounds * config.train.local_steps
+    assert sum(drawn) == steps * sum(config.data.public_sizes.values())
+    told = estimate(config)["sites"]
+    assert {site: each["batch"] for site, each in told.items()} == pytest.approx(
+        config.data.public_sizes
+    )

@@ -83,16 +83,16 @@ def _client_game(
         models.append(result.state)
 
     with planted(fault):
-        result = federated(config, workspace, app=around(call), on_round=hear)
+        trained = federated(config, workspace, app=around(call), on_round=hear)
     changes = [
         _flat(now.select(keys) - before.select(keys)) for before, now in itertools.pairwise(models)
     ]
     scores = {
         SERVER: np.sum([ways @ change for change in changes], axis=0),
-        MODEL: ways @ _flat(result.state.select(keys) - like),
+        MODEL: ways @ _flat(trained.result.state.select(keys) - like),
     }
     seen = [Seen("client", who, told, included, True) for who, told in scores.items()]
-    return seen, claimed(config, result)
+    return seen, claimed(config, trained)
 
 
 def directions(count: int, width: int, random: np.random.Generator) -> Scores:

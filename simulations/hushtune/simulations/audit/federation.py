@@ -6,7 +6,8 @@ Its ledgers are its own and empty: an audit charges no budget that outlives it.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from flwr.app import Context, Message
@@ -14,13 +15,14 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from hushtune.client.app import app as client_app
-from hushtune.client.site import close_sites
+from hushtune.client.site import close_sites, simulated_ledger
 from hushtune.common.adapter import AdapterState
 from hushtune.common.config import PersonalConfig, RunConfig, SimulationConfig
 from hushtune.common.config_augment import AugmentConfig
 from hushtune.common.errors import ConfigError
 from hushtune.common.messages import ClientUpdate, RoundOrder, decode_order, decode_reply
 from hushtune.common.planning import head_only
+from hushtune.common.privacy.ledger import Ledger
 from hushtune.common.privacy.ledger_entry import LedgerEntry
 from hushtune.common.privacy.plan import Trust, Unit
 from hushtune.common.run_context import RunContext, run_config
@@ -28,7 +30,7 @@ from hushtune.common.tasks.workspace import Workspace, resolve
 from hushtune.server.app import federate
 from hushtune.server.strategy import FederationResult, RoundResult
 from hushtune.simulations import engine
-from hushtune.simulations.audit.curves import Claim
+from hushtune.simulations.audit.curves import Claim, Events
 
 OnUpdate = Callable[[RoundOrder, ClientUpdate], None]
 _KEPT = ("sites_per_round", "quorum")
@@ -77,13 +79,21 @@ def audited(config: RunConfig) -> RunConfig:
     return resolve(head_only(config.model_copy(update=update)))
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A federation that is over: its result, and what each site's own ledger says was charged."""
+
+    result: FederationResult
+    ledgers: tuple[Events, ...]
+
+
 def federated(
     config: RunConfig,
     workspace: Workspace,
     *,
     app: ClientApp = client_app,
     on_round: Callable[[RoundResult], None] | None = None,
-) -> FederationResult:
+) -> Trained:
     """Run a whole federation of the configuration; its folder is gone afterwards.
 
     ``on_round`` hears of each round's model.
@@ -95,6 +105,7 @@ def federated(
         return {}
 
     results: list[FederationResult] = []
+    ledgers: list[Events] = []
     with tempfile.TemporaryDirectory(prefix="hushtune-audit-") as folder:
         context = RunContext(config, Path(folder))
 
@@ -109,9 +120,12 @@ def federated(
                 num_sites=len(config.data.public_sizes),
                 run_config=run_config(config, context.out),
             )
+            if Unit(config.privacy.unit) is not Unit.CLIENT:
+                paths = (simulated_ledger(context, site) for site in config.data.public_sizes)
+                ledgers += [tuple(e.release for e in Ledger(path).entries()) for path in paths]
         finally:
             close_sites()
-    return results[0]
+    return Trained(results[0], tuple(ledgers))
 
 
 def watched(hear: OnUpdate) -> ClientApp:
@@ -128,14 +142,20 @@ def watched(hear: OnUpdate) -> ClientApp:
     return engine.around(call)
 
 
-def claimed(config: RunConfig, result: FederationResult) -> Claim:
-    """What the run's charges, as the server knows them, claim."""
+def claimed(config: RunConfig, trained: Trained) -> Claim:
+    """What the run's charges claim: as the server knows them, or, where that is less, by the sites'
+    own ledgers."""
     if Unit(config.privacy.unit) is Unit.CLIENT:
-        charges = [result.ledger]
+        charges = [trained.result.ledger]
     else:
-        charges = list(result.charges.values())
-    events = [tuple(LedgerEntry.from_dict(row).event for row in rows) for rows in charges]
-    return Claim(tuple(dict.fromkeys(events)), config.privacy.delta)
+        charges = list(trained.result.charges.values())
+    known = [tuple(LedgerEntry.from_dict(row).release for row in rows) for rows in charges]
+    claims = [_claim(config, sites) for sites in (known, trained.ledgers) if sites]
+    return claims[0] if len(set(claims)) == 1 else min(claims, key=Claim.epsilon)
+
+
+def _claim(config: RunConfig, sites: Sequence[Events]) -> Claim:
+    return Claim(tuple(sorted(set(sites), key=repr)), config.privacy.delta)
 
 
 def after(order: RoundOrder, update: ClientUpdate) -> AdapterState:

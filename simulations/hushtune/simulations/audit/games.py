@@ -142,8 +142,8 @@ def _gradient_game(
         stack.enter_context(planted(fault))
         stack.enter_context(sites_with(with_canaries))
         stack.enter_context(noised_gradients_heard(hear_step))
-        result = federated(config, workspace, app=watched(hear_round))
-    moved = result.state.tensors[WEIGHT] - workspace.initial_state.tensors[WEIGHT]
+        trained = federated(config, workspace, app=watched(hear_round))
+    moved = trained.result.state.tensors[WEIGHT] - workspace.initial_state.tensors[WEIGHT]
     included = np.concatenate([at.included for at in placed.values()])
     scores = {
         STEPS: np.concatenate([steps[site] for site in placed]),
@@ -152,7 +152,7 @@ def _gradient_game(
     }
     # In the model several sites' canaries may share a coordinate.
     seen = [Seen("gradient", who, told, included, who != MODEL) for who, told in scores.items()]
-    return seen, claimed(config, result)
+    return seen, claimed(config, trained)
 
 
 def _values(tensor: Tensor, placed: Placed) -> Scores:
@@ -203,7 +203,7 @@ def mislabelled_game(
 
     with workspace.task.relabelled(every, wrong.astype(np.int64)):
         with planted(fault), sites_with(without_those_out):
-            result = federated(config, workspace, app=watched(hear))
+            trained = federated(config, workspace, app=watched(hear))
 
         def fall(before: AdapterState, now: AdapterState, rows: Rows) -> Scores:
             losses = [workspace.task.row_figures(state, rows)[1] for state in (before, now)]
@@ -213,8 +213,8 @@ def mislabelled_game(
             sum((fall(*pair, rows) for pair in updates[site]), np.zeros(len(rows)))
             for site, (rows, _) in chosen.items()
         ]
-        of_model = fall(workspace.initial_state, result.state, every)
+        of_model = fall(workspace.initial_state, trained.result.state, every)
     included = np.concatenate([included for _, included in chosen.values()])
     scores = {SERVER: np.concatenate(of_rounds), MODEL: of_model}
     seen = [Seen("mislabelled", who, told, included, False) for who, told in scores.items()]
-    return seen, claimed(config, result)
+    return seen, claimed(config, trained)

@@ -72,7 +72,7 @@ def attacks(
             return replace(site, units=site.units.take(np.flatnonzero(stays)))
 
         with planted(fault), sites_with(half):
-            state = federated(config, workspace).state
+            state = federated(config, workspace).result.state
         return np.concatenate([coins[site] for site in sites]), state
 
     def losses(state: AdapterState) -> Scores:

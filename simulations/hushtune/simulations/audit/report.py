@@ -52,6 +52,12 @@ def audit(
     began = time.perf_counter()
     _check(canaries, shadows)
     run = audited(config)
+    if plant is Plant.RESET_LEDGER and Unit(run.privacy.unit) is Unit.CLIENT:
+        raise ConfigError(
+            "where whole clients are protected no site has a ledger: the server charges itself",
+            given=f"--plant {plant}",
+            expected=f"--plant {Plant.RESET_ACCOUNTANT}, or another",
+        )
     on_stage("looking at data and model")
     workspace = open_workspace(run)
     workspace.warm()

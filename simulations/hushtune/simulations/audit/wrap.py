@@ -18,6 +18,7 @@ from flwr.app import Context
 from hushtune.client import app as client
 from hushtune.client import dp
 from hushtune.client.site import Site
+from hushtune.common.privacy.ledger import Ledger
 from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import PrivacyPlan
 from hushtune.common.tasks.base import Task
@@ -32,13 +33,15 @@ class Plant(StrEnum):
     """A fault that an audit should find.
 
     No noise is a millionth of it, as the source of noise refuses to add none. A reset accountant
-    forgets all charges but the last.
+    forgets all charges but the last: the server's record of them, or each site's own ledger. A
+    ledger that forgot by beginning its chain anew would be refused by the server at once.
     """
 
     NO_NOISE = "no-noise"
     HALF_NOISE = "half-noise"
     NO_CLIP = "no-clip"
     RESET_ACCOUNTANT = "reset-accountant"
+    RESET_LEDGER = "reset-ledger"
 
 
 @contextmanager
@@ -105,6 +108,9 @@ def planted(fault: Plant | None) -> Generator[None]:
                 wrapped(central, "charged", _only_this_round),
             ):
                 yield
+        case Plant.RESET_LEDGER:
+            with wrapped(Ledger, "entries", _newest_alone):
+                yield
 
 
 def _quieter_mean(sound: Callable[..., Any], part: float) -> Callable[..., Any]:
@@ -142,6 +148,13 @@ def _only_the_last(sound: Callable[..., Any]) -> Callable[..., Any]:
         return sound({site: rows for site, rows in charges.items() if site not in new}, new)
 
     return appended
+
+
+def _newest_alone(sound: Callable[..., Any]) -> Callable[..., Any]:
+    def entries(ledger: Ledger, *args: Any) -> Any:
+        return sound(ledger, *args)[-1:]
+
+    return entries
 
 
 def _only_this_round(sound: Callable[..., Any]) -> Callable[..., Any]:
