@@ -19,7 +19,7 @@ POINTS = {
     "forgetting-and-worst-site": 30,
     "number-of-sites": 60,
     "rules-by-epsilon": 75,
-    "rules-by-epsilon-newsgroups": 90,
+    "rules-by-epsilon-newsgroups": 54,
     "trust-models": 35,
     "trust-models-clients": 35,
     "where-lora-pays": 65,
