@@ -117,7 +117,7 @@ def test_a_server_that_is_killed_goes_on_from_its_checkpoint(federation: Federat
 def test_a_site_that_stands_still_is_left_behind_and_its_late_answer_changes_nothing(
     federation: Federation,
 ) -> None:
-    run = federation.run("still", "--answer-seconds", 6, train__rounds=6)
+    run = federation.run("still", "--answer-seconds", 15, train__rounds=6)
     federation.wait_for_round("still", 1)
     executor = federation.sites["south"].processes()["executor"]
     os.kill(executor, signal.SIGSTOP)
