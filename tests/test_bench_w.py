@@ -204,7 +204,7 @@ def test_what_is_measured_is_told_with_its_memory(tmp_path: Path) -> None:
     program = (
         "import time, w_work\n"
         "held = bytearray(200 * 2**20)\n"
-        "with w_work.timed('training'): time.sleep(0.6)\n"
+        "with w_work.timed('training'): time.sleep(3)\n"
         "with w_work.timed('evaluation') as more: more.update(loss=0.5, accuracy=1.0)\n"
         "w_work.tell('step', began=time.time())\n"
     )
@@ -212,7 +212,7 @@ def test_what_is_measured_is_told_with_its_memory(tmp_path: Path) -> None:
         [sys.executable, "-c", program], tmp_path / "a", core=None, timeout=60
     )
     assert 200 < found["memory_mb"] < 300
-    assert 0.6 <= found["training"] < found["wall"]
+    assert 3 <= found["training"] < found["wall"]
     assert found["cpu"] < found["wall"] + 0.5
     with pytest.raises(SystemExit, match="no such thing"):
         processes.measured(
