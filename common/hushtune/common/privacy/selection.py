@@ -25,6 +25,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 from hushtune.common.errors import PlanError
@@ -182,8 +183,12 @@ def renyi(events: Sequence[DpSgdEvent]) -> list[float]:
     return [math.fsum(_step(event, order) * event.steps for event in events) for order in ORDERS]
 
 
+@lru_cache(maxsize=2**14)
 def _step(event: DpSgdEvent, order: int) -> float:
-    """One step of a Poisson-sampled Gaussian at a whole order (1908.10530, section 3.3)."""
+    """One step of a Poisson-sampled Gaussian at a whole order (1908.10530, section 3.3).
+
+    Kept, as a ledger holds many charges of one kind and is asked before each of them.
+    """
     rate, sigma = event.sampling_probability, event.noise_multiplier
     if rate == 1.0:
         return order / (2 * sigma**2)

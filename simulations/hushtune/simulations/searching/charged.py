@@ -27,7 +27,8 @@ _ONCE = 1
 
 
 def ledgers_of(config: RunConfig, folder: Path) -> dict[str, Path]:
-    """Where each site's ledger of a search is: in its folder, or in ``simulation.ledgers``."""
+    """Where each site's ledger of a search, or of one of its runs, is: in its folder, or in
+    ``simulation.ledgers``."""
     context = RunContext(config, folder)
     return {site: simulated_ledger(context, site) for site in sorted(config.data.public_sizes)}
 

@@ -18,7 +18,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hushtune.client.site import simulated_ledger
 from hushtune.common.config import RunConfig
 from hushtune.common.config_data import SOURCES
 from hushtune.common.config_io import (
@@ -44,7 +43,6 @@ from hushtune.common.planning import site_plans
 from hushtune.common.privacy.ledger import Ledger
 from hushtune.common.privacy.plan import DpSgdEvent
 from hushtune.common.privacy.selection import CountLaw, RandomCount
-from hushtune.common.run_context import RunContext
 from hushtune.common.tasks.workspace import resolve
 from hushtune.simulations.outputs import METRICS
 from hushtune.simulations.searching import charged
@@ -237,10 +235,9 @@ def _run_trial(base: RunConfig, trial: Trial, folder: Path, cost: Cost | None) -
 
 def charges(config: RunConfig, place: Path) -> dict[str, list[DpSgdEvent]]:
     """What each site was charged in a run, by its ledger."""
-    context = RunContext(config, place)
     return {
-        site: [entry.release for entry in Ledger(simulated_ledger(context, site)).entries()]
-        for site in sorted(config.data.public_sizes)
+        site: [entry.release for entry in Ledger(path).entries()]
+        for site, path in charged.ledgers_of(config, place).items()
     }
 
 
