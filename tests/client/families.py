@@ -25,6 +25,7 @@ from hushtune.common.config import AdapterConfig, ModelConfig
 from hushtune.common.local_training import LocalTraining
 from hushtune.common.messages import RoundOrder
 from hushtune.common.model import AdaptedModel, Level
+from hushtune.common.packing import Packing
 from hushtune.common.privacy.plan import PrivacyPlan, Relation, Trust, Unit
 from hushtune.common.tasks.activations import TokenRows
 from hushtune.common.tasks.base import Batch, Metrics
@@ -212,7 +213,7 @@ class TensorTask:
     def level(self, state: AdapterState, trainable: tuple[str, ...] = ()) -> Level:
         return Level.TOKENS
 
-    def microbatches(self, units: Units, size: int) -> list[Piece]:
+    def microbatches(self, units: Units, size: int, level: Level) -> list[Piece]:
         if len(units):
             self.asked.append(units.rows)
         pieces = [units.take(np.array([place])) for place in range(len(units))]
@@ -221,7 +222,14 @@ class TensorTask:
             pieces = [Units.single(units.rows[start : start + size]) for start in starts]
         return [Piece(piece, piece.rows) for piece in pieces]
 
-    def batch(self, rows: Rows, level: Level, *, draw: int | None = None) -> Batch:
+    def batch(
+        self,
+        rows: Rows,
+        level: Level,
+        *,
+        draw: int | None = None,
+        packing: Packing | None = None,
+    ) -> Batch:
         at = torch.from_numpy(rows)
         given = {key: value[at] for key, value in self.inputs.items()}
         return Batch(given, torch.from_numpy(self.labels)[at])

@@ -19,6 +19,7 @@ from hushtune.client.train import descent, train_locally
 from hushtune.common.adapter import AdapterState
 from hushtune.common.messages import RoundOrder
 from hushtune.common.model import Level
+from hushtune.common.packing import Packing
 from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import Unit
 from hushtune.common.seeds import rng
@@ -349,8 +350,9 @@ def test_rows_of_all_sites_fill_the_same_pieces(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("sites", [1, 2, 3, 9])
 @pytest.mark.parametrize(("out", "wide"), [(2, 24), (24, 2), (7, 8), (5, 5)])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("packed", [False, True])
 def test_a_row_is_multiplied_by_its_own_site_s_weights(
-    sites: int, out: int, wide: int, precision: str
+    sites: int, out: int, wide: int, precision: str, packed: bool
 ) -> None:
     """Whether those of all are one matrix, by outputs or by inputs, or each row has its own; and so
     are its gradients, of which those of the other sites are zero."""
@@ -364,8 +366,15 @@ def test_a_row_is_multiplied_by_its_own_site_s_weights(
     }
     owners = torch.randint(sites, (11,), generator=random)
     apply = cohort._OfSites.apply  # pyright: ignore[reportPrivateUsage]
-    found = apply(rows, shared.weight, shared.bias, own, owners)
+    # Eleven rows of three places, as they are or one after the other with places to spare.
+    packing = Packing(((4, 3), (7, 3)), 180) if packed else None
+    given = packing.joined([rows[:4], rows[4:]]).unsqueeze(0) if packing else rows
+    where = cohort._Where(owners, packing)  # pyright: ignore[reportPrivateUsage]
+    found = apply(given, shared.weight, shared.bias, own, where)
     assert found.dtype == type_
+    if packing:
+        assert found.shape == (1, 180, out)
+        found = torch.cat(packing.split(found[0]))
     onto = torch.randn(11, 3, out, generator=random).to(type_)
     found.backward(onto)
     for place, owner in enumerate(owners):

@@ -114,7 +114,7 @@ def test_how_wide_rows_are_is_found_once_for_all_of_them(monkeypatch: pytest.Mon
     everyone = np.arange(count, dtype=np.int64)
     for apart in (True, False):
         task.figures(moved(task.model), everyone, apart=apart)
-    for piece in task.microbatches(Units.single(everyone), 4):
+    for piece in task.microbatches(Units.single(everyone), 4, Level.HIDDEN):
         task.batch(piece.rows, Level.HIDDEN)
     assert sorted(whole) == [Padding.BESIDE, Padding.OWN]
 

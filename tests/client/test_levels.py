@@ -20,6 +20,7 @@ from hushtune.common.tasks.activations import TokenRows, in_pieces
 from hushtune.common.tasks.kinds.classification import text_classification
 from hushtune.common.tasks.supervised import EVALUATION_BATCH, Supervised
 from hushtune.common.tasks.units import Rows, Units
+from hushtune.common.tuning import GradientMethod
 
 from .families import (
     CASES,
@@ -198,8 +199,9 @@ LENGTHS = {
 @pytest.mark.parametrize("who", LENGTHS)
 @pytest.mark.parametrize("microbatch", [1, 2, 8, 64])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("pack", [False, True])
 def test_rounding_that_an_adapter_blows_up_moves_the_sum_no_further_than_the_clip_norm(
-    precision: str, microbatch: int, who: str
+    precision: str, microbatch: int, who: str, pack: bool
 ) -> None:
     """A head that adds up a layer norm's output is zero but for rounding, which 1e10 makes labels.
 
@@ -213,6 +215,8 @@ def test_rounding_that_an_adapter_blows_up_moves_the_sum_no_further_than_the_cli
     ids = np.random.default_rng(3).integers(3, 30, sum(flat)).astype(np.int32)
     offsets = np.concatenate([[0], np.cumsum(flat)]).astype(np.int64)
     model = wide_bert(precision)
+    model.gradients, model.pack = GradientMethod.FUSED, pack
+    assert model.packs is pack
     tokens = TokenRows(torch.from_numpy(ids), offsets, 0, 128)
     made = dict(lora.initial_state(model, seed=0).tensors)
     made["head.weight"] = 1e10 * torch.tensor([1.0, -1.0, 0.0])[:, None] * torch.ones(384)
@@ -434,7 +438,7 @@ def test_a_piece_computed_anew_is_filled_up_as_one_that_is_judged_is(
 
     monkeypatch.setattr(AdaptedModel, "frozen_activations", counted)
     task.batch(ALL[:4], Level.HIDDEN)
-    judged = task.microbatches(Units.single(ALL[:4]), EVALUATION_BATCH)
+    judged = task.microbatches(Units.single(ALL[:4]), EVALUATION_BATCH, Level.HIDDEN)
     assert sizes == [len(piece.rows) for piece in judged]
 
 

@@ -97,7 +97,7 @@ def test_a_clipped_sum_is_that_of_each_example_alone(family: str, microbatch: in
     """A mean over the batch or over its tokens would differ, and so would a loss on the prompt."""
     task = words_task(family, count=24)
     rows = np.arange(24, dtype=np.int64)
-    pieces = task.microbatches(Units.single(rows), 4)
+    pieces = task.microbatches(Units.single(rows), 4, Level.TOKENS)
     assert any(len(set(tokens_of(task, piece.units.rows))) > 1 for piece in pieces)
     norm = float(reference(task, [0], 1e9).norm())
     for clip in (0.5 * norm, 100 * norm):  # what is clipped hides how long a gradient was

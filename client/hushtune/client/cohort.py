@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
 
@@ -18,11 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from hushtune.client import dp
-from hushtune.client.example_gradients import add_sample, layers_of
+from hushtune.client.example_gradients import (
+    add_sample,
+    bias_samples,
+    layers_of,
+    weight_samples,
+)
 from hushtune.client.together import Asked, Sums
 from hushtune.common import lora
 from hushtune.common.errors import PrivacyError
 from hushtune.common.model import AdaptedModel
+from hushtune.common.packing import Packing, current
 from hushtune.common.tasks.base import Task
 from hushtune.common.tasks.units import Rows, Units
 
@@ -31,11 +38,7 @@ def knows(task: Task, trainable: Sequence[str]) -> bool:
     """Whether rows of several sites can be computed at once: nothing is drawn at random, and all
     that is trained are the weights of linear layers, with or without their biases."""
     model = task.model
-    drawn = task.augments or any(
-        isinstance(module, nn.Dropout) and module.p > 0 and ".lora_dropout" in name
-        for name, module in model.named_modules()
-    )
-    if drawn:
+    if task.augments or model.has_dropout:
         return False
     lora.set_trainable(model, trainable)
     layers = layers_of(model)
@@ -172,7 +175,8 @@ class Sites:
 
     def _forward(self, layer: nn.Module) -> Callable[[Tensor], Tensor]:
         def forward(inputs: Tensor) -> Tensor:
-            if len(inputs) != len(self._rows):
+            packing = current()
+            if (packing.most_rows if packing else len(inputs)) != len(self._rows):
                 raise PrivacyError(
                     "gradients could not be taken example by example",
                     given=str(tuple(inputs.shape)),
@@ -180,12 +184,41 @@ class Sites:
                     remedy="set speed.together = 1",
                 )
             places = inputs.reshape(len(inputs), -1, inputs.shape[-1])
-            owners = self._rows.to(inputs.device)
-            where = (layer.weight, layer.bias, self._own, owners)
-            found = cast(Tensor, _OfSites.apply(places, *where))
-            return found.reshape(*inputs.shape[:-1], -1)
+            where = _Where(self._rows.to(inputs.device), packing)
+            found = _OfSites.apply(places, layer.weight, layer.bias, self._own, where)
+            return cast(Tensor, found).reshape(*inputs.shape[:-1], -1)
 
         return forward
+
+
+@dataclass(frozen=True)
+class _Where:
+    """Whose each row is, ``owners (b,)``, of ``(b, t, features)`` or of what is packed."""
+
+    owners: Tensor
+    packing: Packing | None
+
+    def of_places(self, inputs: Tensor) -> Tensor:
+        """The site of each place, as ``inputs`` lie, ``(b, t)``."""
+        if self.packing is not None:
+            return self.packing.spread(self.owners).unsqueeze(0)
+        return self.owners.unsqueeze(1).expand(inputs.shape[:2])
+
+    def by_row(self, inputs: Tensor, values: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Rows of one width, ``(rows, width, features)``, and what each of them has of
+        ``values (sites, ...)``."""
+        if self.packing is None:
+            return [(inputs, values[self.owners])]
+        counts = [rows for rows, _ in self.packing.blocks]
+        owners = self.owners[: self.packing.rows].split(counts)
+        blocks = zip(self.packing.split(inputs[0]), owners, strict=True)
+        return [(block, values[of_block]) for block, of_block in blocks]
+
+    def joined(self, blocks: Sequence[Tensor]) -> Tensor:
+        """What ``by_row`` takes apart."""
+        if self.packing is None:
+            return blocks[0]
+        return self.packing.joined(blocks).unsqueeze(0)
 
 
 class _OfSites(torch.autograd.Function):
@@ -198,42 +231,44 @@ class _OfSites(torch.autograd.Function):
         weight: nn.Parameter,
         bias: nn.Parameter | None,
         own: Mapping[nn.Parameter, Tensor],
-        owners: Tensor,
+        where: _Where,
     ) -> Tensor:
-        ctx.save_for_backward(inputs, owners)
-        ctx.weight, ctx.bias, ctx.weights = weight, bias, own[weight]
-        found = _products(inputs, ctx.weights.to(inputs.dtype), owners)
+        ctx.save_for_backward(inputs)
+        ctx.weight, ctx.bias, ctx.weights, ctx.where = weight, bias, own[weight], where
+        found = _products(inputs, ctx.weights.to(inputs.dtype), where)
         if bias is not None:  # the same for all, where it is not trained
-            of_rows = own[bias][owners].unsqueeze(1) if bias in own else bias
-            found = found + of_rows.to(found.dtype)
+            of_places = own[bias][where.of_places(inputs)] if bias in own else bias
+            found = found + of_places.to(found.dtype)
         return found
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None, None]:
-        (inputs, owners), (grad,) = ctx.saved_tensors, grads
-        add_sample(ctx.weight, torch.bmm(grad.mT, inputs.to(grad.dtype)))
+        (inputs,), (grad,), where = ctx.saved_tensors, grads, ctx.where
+        add_sample(ctx.weight, weight_samples(grad, inputs.to(grad.dtype), where.packing))
         if ctx.bias is not None and ctx.bias.requires_grad:
-            add_sample(ctx.bias, grad.sum(1))
+            add_sample(ctx.bias, bias_samples(grad, where.packing))
         back = None
         if ctx.needs_input_grad[0]:
-            back = _products(grad, ctx.weights.mT.to(grad.dtype), owners).to(inputs.dtype)
+            back = _products(grad, ctx.weights.mT.to(grad.dtype), where).to(inputs.dtype)
         return back, None, None, None, None
 
 
-def _products(rows: Tensor, weights: Tensor, owners: Tensor) -> Tensor:
-    """``x W^T`` with the weights of each row's owner: ``(b, t, in_features)`` and
+def _products(places: Tensor, weights: Tensor, where: _Where) -> Tensor:
+    """``x W^T`` with the weights of each place's owner: ``(b, t, in_features)`` and
     ``(sites, out_features, in_features)`` to ``(b, t, out_features)``.
 
     Of few sites and a narrow side, as a factor of LoRA has, those of all sites are one matrix, and
     one product is much quicker than one for each row.
     """
     sites, out_features, in_features = weights.shape
-    each = torch.arange(len(rows), device=rows.device)
-    if sites * out_features <= in_features:  # what all sites' weights give: a row takes its own
-        found = nn.functional.linear(rows, weights.reshape(-1, in_features))
-        return found.unflatten(-1, (sites, out_features))[each, :, owners]
+    if sites * out_features <= in_features:  # what all sites' weights give: a place takes its own
+        found = nn.functional.linear(places, weights.reshape(-1, in_features))
+        owners = where.of_places(places)[..., None, None].expand(-1, -1, 1, out_features)
+        return found.unflatten(-1, (sites, out_features)).gather(2, owners).squeeze(2)
     if sites * in_features <= out_features:  # zero where another site's weights stand
-        spread = rows.new_zeros(*rows.shape[:2], sites, in_features)
-        spread[each, :, owners] = rows
+        spread = places.new_zeros(*places.shape[:2], sites, in_features)
+        owners = where.of_places(places)[..., None, None].expand(-1, -1, 1, in_features)
+        spread.scatter_(2, owners, places.unsqueeze(2))
         return spread.flatten(2) @ weights.mT.reshape(-1, out_features)
-    return torch.bmm(rows, weights[owners].mT)
+    of_rows = where.by_row(places, weights.mT)
+    return where.joined([torch.bmm(rows, own) for rows, own in of_rows])

@@ -111,9 +111,10 @@ def clipped_sum(
     # From torch's stream, which a site begins from its own batches' (see ``train_locally``).
     draw = int(torch.randint(2**62, ())) if task.augments else None
     units = task.views(units)
-    for piece in task.microbatches(units, microbatch):
+    for piece in task.microbatches(units, microbatch, level):
+        batch = task.batch(piece.rows, level, draw=draw, packing=piece.packing)
         with nullcontext() if sites is None else sites.at(piece.rows):
-            task.example_losses(task.batch(piece.rows, level, draw=draw)).sum().backward()
+            task.example_losses(batch).sum().backward()
         own = len(piece.units.rows)  # the others fill the piece up, and count for nothing
         samples = {
             key: piece.units.means(_take(key, parameter, len(piece.rows))[:own])

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hushtune.common.lora_embedding import TokenFactor
+from hushtune.common.packing import Packing, current
 
 Layer = nn.Linear | TokenFactor
 
@@ -77,6 +78,22 @@ def add_sample(parameter: nn.Parameter, sample: Tensor) -> None:
     parameter.grad_sample = found  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def weight_samples(grad: Tensor, inputs: Tensor, packing: Packing | None) -> Tensor:
+    """Each example's gradient of a weight, ``(b, out_features, in_features)``, from the loss'
+    gradient of the outputs and the inputs, ``(b, ..., features)`` or packed, of one type."""
+    if packing is None:
+        return torch.einsum("n...i,n...j->nij", grad, inputs)
+    blocks = zip(packing.split(grad[0]), packing.split(inputs[0]), strict=True)
+    return packing.by_row([torch.bmm(grads.mT, places) for grads, places in blocks])
+
+
+def bias_samples(grad: Tensor, packing: Packing | None) -> Tensor:
+    """Each example's gradient of a bias, ``(b, out_features)``; see ``weight_samples``."""
+    if packing is None:
+        return torch.einsum("n...k->nk", grad)
+    return packing.by_row([grads.sum(1) for grads in packing.split(grad[0])])
+
+
 class _Linear(torch.autograd.Function):
     """A linear layer, under autocast too: its products are then of the gradient's own type."""
 
@@ -85,7 +102,7 @@ class _Linear(torch.autograd.Function):
         ctx: Any, inputs: Tensor, weight: nn.Parameter, bias: nn.Parameter | None
     ) -> Tensor:
         ctx.save_for_backward(inputs)
-        ctx.weight, ctx.bias = weight, bias
+        ctx.weight, ctx.bias, ctx.packing = weight, bias, current()
         return nn.functional.linear(inputs, weight, bias)
 
     @staticmethod
@@ -93,9 +110,9 @@ class _Linear(torch.autograd.Function):
         (inputs,), (grad,) = ctx.saved_tensors, grads
         weight, bias = ctx.weight, ctx.bias
         if weight.requires_grad:
-            add_sample(weight, torch.einsum("n...i,n...j->nij", grad, inputs.to(grad.dtype)))
+            add_sample(weight, weight_samples(grad, inputs.to(grad.dtype), ctx.packing))
         if bias is not None and bias.requires_grad:
-            add_sample(bias, torch.einsum("n...k->nk", grad))
+            add_sample(bias, bias_samples(grad, ctx.packing))
         if not ctx.needs_input_grad[0]:
             return None, None, None
         return (grad @ weight.to(grad.dtype)).to(inputs.dtype), None, None

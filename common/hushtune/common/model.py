@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -19,7 +20,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hushtune.common import packed_attention
 from hushtune.common.errors import UnsupportedModelError
+from hushtune.common.packing import Packing
 from hushtune.common.tuning import GradientMethod
 
 Inputs = Mapping[str, Tensor]
@@ -71,6 +74,7 @@ class AdaptedModel(nn.Module):
     """
 
     gradients = GradientMethod.HOOKS
+    pack = False  # whether texts of a step lie side by side, where they can: see ``packs``
 
     def __init__(
         self,
@@ -137,14 +141,42 @@ class AdaptedModel(nn.Module):
         fixed = not self.adapts_tokens and not self.reads_and_writes
         return bool(self._blocks) and fixed and self.first_adapted > 0
 
-    def forward(self, inputs: Inputs) -> Tensor:
-        """Outputs of a batch."""
+    @cached_property
+    def has_dropout(self) -> bool:
+        """Whether adapters drop some of their inputs in training."""
+        return any(
+            isinstance(module, nn.Dropout) and module.p > 0 and ".lora_dropout" in name
+            for name, module in self.named_modules()
+        )
+
+    @property
+    def packs(self) -> bool:
+        """Whether the texts of a step lie side by side, see ``hushtune.common.packing``: if that is
+        asked for, of a base and head that allow it, where layers take each example's gradients
+        themselves."""
+        return self.pack and self.gradients is GradientMethod.FUSED and self._can_pack
+
+    @cached_property
+    def _can_pack(self) -> bool:
+        if self.head_kind not in (Head.MEAN, Head.PAIR) or not self._blocks:
+            return False
+        drawn = self.adapts_tokens or self.has_dropout
+        return not drawn and packed_attention.knows(self._inner[0])
+
+    @property
+    def first_position(self) -> int:
+        """The position of a text's first place, in a base in which texts can be packed."""
+        return packed_attention.first_position(self._inner[0])
+
+    def forward(self, inputs: Inputs, *, packing: Packing | None = None) -> Tensor:
+        """Outputs of a batch. ``packing``: of inputs that have one row of places; outputs are then
+        those of its rows, and after them of none."""
         if "features" in inputs:
             if self.head is None or not self.reads_features:
                 raise UnsupportedModelError(f"a head of kind {self.head_kind} has no features")
             return self.head(inputs["features"])
         if "hidden" not in inputs:
-            return self._logits(inputs)
+            return self._logits(inputs, packing)
         if not self.keeps_hidden:
             raise UnsupportedModelError(
                 "hidden states were given to a convolutional model, or to one in which what is "
@@ -153,15 +185,30 @@ class AdaptedModel(nn.Module):
             )
         rest = {key: value for key, value in inputs.items() if key != "hidden"}
         with self._starting_at(inputs["hidden"]):
-            return self._logits(rest)
+            return self._logits(rest, packing)
 
-    def _logits(self, inputs: Inputs) -> Tensor:
+    def _logits(self, inputs: Inputs, packing: Packing | None) -> Tensor:
+        if packing is not None:
+            return self._packed_logits(inputs, packing)
         output = self._run_base(inputs)
         if self.head is None:
             return output.logits.float()
         if self.head_kind is Head.TOKENS:
             return self.head(output.last_hidden_state.float())
         return self.head(self._pool(output.last_hidden_state, inputs))
+
+    def _packed_logits(self, inputs: Inputs, packing: Packing) -> Tensor:
+        assert self.head is not None, "a head that reads features is a layer of its own"
+        mask = inputs["attention_mask"]
+        with packed_attention.packed(self._inner[0], packing, mask) as no_mask:
+            states = self._run_base({**inputs, "attention_mask": no_mask}).last_hidden_state
+        keys = ("attention_mask", "input_ids")
+        blocks = [packing.split(inputs[key][0]) for key in keys]
+        pooled = [
+            self._pool(of_block, dict(zip(keys, own, strict=True)))
+            for of_block, *own in zip(packing.split(states[0]), *blocks, strict=True)
+        ]
+        return self.head(packing.by_row(pooled))
 
     def _run_base(self, inputs: Inputs) -> Any:
         """The base's own forward; its products in bfloat16 if that is the precision."""

@@ -16,6 +16,7 @@ from hushtune.common.planning import local_rate, site_rank
 from hushtune.common.privacy.correlated import turn
 from hushtune.common.privacy.plan import PrivacyPlan, Trust, Unit
 from hushtune.common.run_steps import is_warmup, trainable_of
+from hushtune.common.tuning import GradientMethod
 from hushtune.server.aggregation.lora_rules import SERVER_RULES
 
 __all__ = [
@@ -74,12 +75,14 @@ def _at_site(
 
     Each width of a step's texts has a last piece that is filled up, half of it on average, and each
     piece costs as much as some hundred tokens: with n rows in all, pieces of about sqrt(2 n) make
-    the sum of both least."""
+    the sum of both least. Where texts lie side by side only one piece is filled up, and pieces of
+    about sqrt(10 n) do."""
     of_client = Unit(config.privacy.unit) is Unit.CLIENT
     rate = local_rate(config, site) if of_client else plan.sampling_probability
     views = config.augment.views * (config.privacy.records_per_group if config.data.group else 1)
     expected = math.ceil(rate * size) * views
-    few = math.ceil(math.sqrt(2 * max(expected, 2)))
+    packs = config.speed.pack and config.speed.gradients == GradientMethod.FUSED
+    few = math.ceil(math.sqrt((10 if packs else 2) * max(expected, 2)))
     training = replace(training, microbatch=min(training.microbatch, few))
     return replace(training, sampling_probability=rate) if of_client else training
 

@@ -19,6 +19,7 @@ from hushtune.common.planning import POOLED, least_sites, local_batch, site_plan
 from hushtune.common.privacy.plan import Unit
 from hushtune.common.rounded_weights import most_bytes
 from hushtune.common.tasks import partition
+from hushtune.common.tasks.activations import in_pieces
 from hushtune.common.tasks.units import Rows, Units
 from hushtune.common.tasks.workspace import Workspace, check_sizes, open_workspace, resolve
 from hushtune.server.federation import check_sites
@@ -168,7 +169,7 @@ def timed_pass(workspace: Workspace, count: int) -> tuple[Rows, Callable[[], Non
     own."""
     task = workspace.task
     rows: Rows = workspace.rows(POOLED, "train")
-    pieces = task.microbatches(Units.single(rows), task.evaluation_batch)
+    pieces = in_pieces(task.inputs, Units.single(rows), task.evaluation_batch)
     few = math.ceil(min(1, count / len(rows)) * len(pieces))
     chosen = [pieces[(2 * place + 1) * len(pieces) // (2 * few)] for place in range(few)]
     lora.install(task.model, workspace.initial_state)

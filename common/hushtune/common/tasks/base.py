@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hushtune.common.adapter import AdapterState
 from hushtune.common.model import AdaptedModel, Level
+from hushtune.common.packing import Packing
 from hushtune.common.tasks.objectives import Metrics
 from hushtune.common.tasks.units import Piece, Rows, Units
 
@@ -18,10 +19,12 @@ __all__ = ["Batch", "Metrics", "Task"]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Model inputs and targets of ``b`` examples; every tensor has ``b`` rows."""
+    """Model inputs and targets of ``b`` examples; every tensor has ``b`` rows, but for inputs that
+    are packed, which have one row of places."""
 
     inputs: Mapping[str, Tensor]
     targets: Tensor  # (b, ...)
+    packing: Packing | None = None
 
 
 class Task(Protocol):
@@ -49,12 +52,20 @@ class Task(Protocol):
         """Units as a training step sees them: each row as often as it has views."""
         ...
 
-    def microbatches(self, units: Units, size: int) -> list[Piece]:
-        """Whole units in pieces of about ``size`` rows, one for each unit; none for no units."""
+    def microbatches(self, units: Units, size: int, level: Level) -> list[Piece]:
+        """Whole units in pieces of about ``size`` rows, one for each unit; none for no units.
+        ``level``: where a pass over them will start."""
         ...
 
-    def batch(self, rows: Rows, level: Level, *, draw: int | None = None) -> Batch:
-        """Inputs and targets of some rows.
+    def batch(
+        self,
+        rows: Rows,
+        level: Level,
+        *,
+        draw: int | None = None,
+        packing: Packing | None = None,
+    ) -> Batch:
+        """Inputs and targets of some rows. ``packing``: of the piece whose rows they are.
 
         ``draw``: of a training step that changes examples, which changes; those of a row follow
         from it, the row's content, and how often the row came before, and from no other row.

@@ -14,11 +14,13 @@ from torch import Tensor
 from hushtune.common import lora
 from hushtune.common.adapter import AdapterState
 from hushtune.common.model import AdaptedModel, Level
+from hushtune.common.packing import Packing
 from hushtune.common.tasks.activations import (
     Activations,
     InputRows,
     TokenRows,
     in_pieces,
+    packed_pieces,
     padded_to_beside,
     shapes_of,
     side_by_side,
@@ -167,13 +169,40 @@ class Supervised:
         """See ``Task.views``."""
         return units if self._augmented is None else units.repeated(self._augmented.views)
 
-    def microbatches(self, units: Units, size: int) -> list[Piece]:
+    def microbatches(self, units: Units, size: int, level: Level) -> list[Piece]:
         """See ``Task.microbatches``."""
-        return in_pieces(self._inputs, units, size)
+        inputs = self._inputs
+        packs = self._model.packs and level is not Level.FEATURES and not self.augments
+        if packs and isinstance(inputs, TokenRows):
+            return packed_pieces(inputs, units, size)
+        return in_pieces(inputs, units, size)
 
-    def batch(self, rows: Rows, level: Level, *, draw: int | None = None) -> Batch:
+    def batch(
+        self,
+        rows: Rows,
+        level: Level,
+        *,
+        draw: int | None = None,
+        packing: Packing | None = None,
+    ) -> Batch:
         """See ``Task.batch``."""
+        if packing is not None:
+            return self._packed(rows, level, packing)
         return self._batch(self._inputs, self._targets, rows, level, draw=draw)
+
+    def _packed(self, rows: Rows, level: Level, packing: Packing) -> Batch:
+        assert isinstance(self._inputs, TokenRows), "nothing else is packed"
+        inputs = self._inputs.packed(rows, packing, self._model.first_position)
+        if level is Level.HIDDEN:
+            blocks: list[Tensor] = []
+            start = 0
+            for count, width in packing.blocks:
+                blocks.append(self._padded_hidden(rows[start : start + count], width))
+                start += count
+            inputs["hidden"] = packing.joined(blocks).unsqueeze(0)
+        device = self._device()
+        on_device = {key: value.to(device) for key, value in inputs.items()}
+        return Batch(on_device, self._targets.take(rows).to(device), packing)
 
     def _batch(
         self,
@@ -201,7 +230,8 @@ class Supervised:
 
     def example_losses(self, batch: Batch) -> Tensor:
         """The objective's loss of each example, ``(b,)``."""
-        return self._objective.losses(self._model(batch.inputs), batch.targets)
+        outputs = self._model(batch.inputs, packing=batch.packing)
+        return self._objective.losses(outputs, batch.targets)
 
     @torch.no_grad()
     def figures(self, state: AdapterState, rows: Rows, *, apart: bool = True) -> Tensor:
@@ -216,7 +246,7 @@ class Supervised:
         distinct, places = np.unique(rows, return_inverse=True)
         inputs, targets, size = self._inputs, self._targets, self.evaluation_batch
         if apart or not isinstance(inputs, TokenRows):
-            pieces = self.microbatches(Units.single(distinct), size)
+            pieces = in_pieces(inputs, Units.single(distinct), size)
         else:
             inputs, targets = padded_to_beside(inputs), padded_to_beside(targets)
             level = self._kept_level(level)

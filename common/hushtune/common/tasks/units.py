@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hushtune.common.packing import Packing
+
 Rows = NDArray[np.int64]
 
 
@@ -107,10 +109,14 @@ class Units:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Units that are computed at once: ``rows`` are theirs and, after them, what fills it up."""
+    """Units that are computed at once: ``rows`` are theirs and, after them, what fills it up.
+
+    ``packing``: where its rows lie, if their texts lie side by side in one row of places.
+    """
 
     units: Units
     rows: Rows
+    packing: Packing | None = None
 
     @classmethod
     def filled(cls, units: Units, count: int) -> Piece:

@@ -184,6 +184,7 @@ def open_workspace(
         _workspaces[key] = Workspace(config, data, progress, layers=layers)
     workspace = _workspaces[key]
     workspace.task.model.gradients = GradientMethod(config.speed.gradients)
+    workspace.task.model.pack = config.speed.pack
     return workspace
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from hushtune.common.adapter import AdapterState
 from hushtune.common.errors import UnsupportedModelError
 from hushtune.common.model import AdaptedModel, Level
+from hushtune.common.packing import Packing
 from hushtune.common.tasks.base import Batch, Metrics, Task
 from hushtune.common.tasks.units import Piece, Rows, Units
 
@@ -70,7 +71,7 @@ class CanaryTask:
         """See ``Task``."""
         return self._task.views(units)
 
-    def microbatches(self, units: Units, size: int) -> list[Piece]:
+    def microbatches(self, units: Units, size: int, level: Level) -> list[Piece]:
         """See ``Task``."""
         pieces: list[Piece] = []
         for start in range(0, len(units), size):
@@ -78,7 +79,14 @@ class CanaryTask:
             pieces.append(Piece.filled(units.take(places), size))
         return pieces
 
-    def batch(self, rows: Rows, level: Level, *, draw: int | None = None) -> Batch:
+    def batch(
+        self,
+        rows: Rows,
+        level: Level,
+        *,
+        draw: int | None = None,
+        packing: Packing | None = None,
+    ) -> Batch:
         """See ``Task``."""
         width = self.model.feature_size
         outputs, inputs = np.divmod(self._placed.coordinates[rows - self._placed.first_row], width)

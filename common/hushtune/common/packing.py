@@ -1,0 +1,99 @@
+"""Texts of many widths side by side in one row of places, so that hardly any place is empty.
+
+A piece of a training step has the same number of places whatever lies in it, so that all products
+of the base see one shape, and what is computed for a text stays its own. Its texts lie in blocks of
+one width: attention (``hushtune.common.packed_attention``), the mean over a text and each example's
+gradients are taken block by block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+NARROWEST = 16
+"""Places that any text has at least."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the texts of a piece lie: ``blocks`` of ``(rows, width)``, one after the other from the
+    first of its ``places`` on. A text's places follow one another."""
+
+    blocks: tuple[tuple[int, int], ...]
+    places: int
+
+    @classmethod
+    def of_widths(cls, widths: NDArray[np.int64], places: int) -> Packing:
+        """Of texts in an order in which those of one width come together, ``(rows,)``."""
+        found, counts = np.unique(-widths, return_counts=True)
+        return cls(tuple(zip(counts.tolist(), (-found).tolist(), strict=True)), places)
+
+    @property
+    def rows(self) -> int:
+        """How many texts there are."""
+        return sum(rows for rows, _ in self.blocks)
+
+    @property
+    def most_rows(self) -> int:
+        """How many there can be, which is how many rows a head computes."""
+        return -(-self.places // NARROWEST)
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        taken = [rows * width for rows, width in self.blocks]
+        return [*taken, self.places - sum(taken)]
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """The first place of each row."""
+        widths = [width for rows, width in self.blocks for _ in range(rows)]
+        return [0, *np.cumsum(widths[:-1]).tolist()]
+
+    def split(self, values: Tensor) -> list[Tensor]:
+        """``(places, ...)`` by block, ``(rows, width, ...)`` each."""
+        parts = values.split(self._sizes)
+        return [part.unflatten(0, block) for part, block in zip(parts, self.blocks, strict=False)]
+
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """What ``split`` takes apart, with zeros where no text lies."""
+        rest = parts[0].new_zeros(self._sizes[-1], *parts[0].shape[2:])
+        return torch.cat([*(part.flatten(0, 1) for part in parts), rest])
+
+    def by_row(self, parts: Sequence[Tensor]) -> Tensor:
+        """``(rows, ...)`` of each block as ``(most_rows, ...)``, zero where there is no text."""
+        found = torch.cat(list(parts))
+        rest = found.new_zeros(self.most_rows - len(found), *found.shape[1:])
+        return torch.cat([found, rest])
+
+    def spread(self, values: Tensor) -> Tensor:
+        """What each row ``(at least rows,)`` has at all its places, ``(places,)``; elsewhere 0."""
+        parts = values[: self.rows].split([rows for rows, _ in self.blocks])
+        wide = zip(parts, self.blocks, strict=True)
+        return self.joined([part.unsqueeze(1).expand(block) for part, block in wide])
+
+
+_current: ContextVar[Packing | None] = ContextVar("packing", default=None)
+
+
+def current() -> Packing | None:
+    """How the inputs of layers lie in the pass through the base that runs, if they are packed."""
+    return _current.get()
+
+
+@contextmanager
+def is_current(packing: Packing) -> Generator[None]:
+    """Passes within the block are of one row of places ``(1, places, ...)`` that lie so."""
+    token = _current.set(packing)
+    try:
+        yield
+    finally:
+        _current.reset(token)
