@@ -92,6 +92,7 @@ def switched_off(precision: str) -> dict[str, Contender]:
             "speed.together=1",
             "speed.gradients=hooks",
         ),
+        "off-pack": one("texts of one width by themselves", "speed.pack=false"),
         "off-pad": one("all texts padded to 128 tokens", "speed.pad=max_tokens"),
         "off-eager": one("fused attention in place of eager", without="eager"),
         "off-kept-weights": one("frozen weights rounded anew each time", without="kept-weights"),

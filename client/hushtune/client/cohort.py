@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -142,7 +142,7 @@ class Sites:
             )
             for key, parameter in trained.items()
         }
-        self._rows: Tensor = torch.zeros(0, dtype=torch.long)
+        self._where = _Where(torch.zeros(0, dtype=torch.long), None)
 
     def owners(self, units: Units) -> Tensor:
         """The site of each unit, ``(num_units,)``."""
@@ -152,7 +152,7 @@ class Sites:
     def at(self, rows: Rows) -> Generator[None]:
         """A pass over some rows within the block, whose backward pass leaves
         ``grad_sample (b, ...)`` on each trained tensor."""
-        self._rows = torch.from_numpy(self._owner[rows])
+        self._where = _Where(torch.from_numpy(self._owner[rows]), None)
         yield
 
     @contextmanager
@@ -175,16 +175,15 @@ class Sites:
 
     def _forward(self, layer: nn.Module) -> Callable[[Tensor], Tensor]:
         def forward(inputs: Tensor) -> Tensor:
-            packing = current()
-            if (packing.most_rows if packing else len(inputs)) != len(self._rows):
+            where = self._where.of(inputs.device, current())
+            if (where.packing.most_rows if where.packing else len(inputs)) != len(where.owners):
                 raise PrivacyError(
                     "gradients could not be taken example by example",
                     given=str(tuple(inputs.shape)),
-                    expected=f"{len(self._rows)} rows first",
+                    expected=f"{len(where.owners)} rows first",
                     remedy="set speed.together = 1",
                 )
             places = inputs.reshape(len(inputs), -1, inputs.shape[-1])
-            where = _Where(self._rows.to(inputs.device), packing)
             found = _OfSites.apply(places, layer.weight, layer.bias, self._own, where)
             return cast(Tensor, found).reshape(*inputs.shape[:-1], -1)
 
@@ -198,10 +197,27 @@ class _Where:
     owners: Tensor
     packing: Packing | None
 
+    @cached_property
+    def _packed(self) -> dict[Packing, _Where]:
+        return {}
+
+    def of(self, device: torch.device, packing: Packing | None) -> _Where:
+        """The same rows as some inputs lie."""
+        if packing is None:
+            return _Where(self.owners.to(device), None)
+        if packing not in self._packed:
+            self._packed[packing] = _Where(self.owners.to(device), packing)
+        return self._packed[packing]
+
+    @cached_property
+    def _spread(self) -> Tensor:
+        assert self.packing is not None
+        return self.packing.spread(self.owners).unsqueeze(0)
+
     def of_places(self, inputs: Tensor) -> Tensor:
         """The site of each place, as ``inputs`` lie, ``(b, t)``."""
         if self.packing is not None:
-            return self.packing.spread(self.owners).unsqueeze(0)
+            return self._spread
         return self.owners.unsqueeze(1).expand(inputs.shape[:2])
 
     def by_row(self, inputs: Tensor, values: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -117,7 +117,7 @@ def clipped_sum(
             task.example_losses(batch).sum().backward()
         own = len(piece.units.rows)  # the others fill the piece up, and count for nothing
         samples = {
-            key: piece.units.means(_take(key, parameter, len(piece.rows))[:own])
+            key: piece.units.means(_take(key, parameter, len(piece.rows), own).float())
             for key, parameter in trained.items()
         }
         # In float64: the square of a small float32 is zero, and what has no norm is not clipped.
@@ -146,12 +146,14 @@ def _norms(sample: Tensor) -> Tensor:
     return torch.linalg.vector_norm(sample.flatten(1), dim=1, dtype=torch.float64)
 
 
-def _take(key: str, parameter: nn.Parameter, size: int) -> Tensor:
-    """An example's gradients of one tensor, ``(b, ...)``, taken off the parameter."""
+def _take(key: str, parameter: nn.Parameter, size: int, own: int) -> Tensor:
+    """Each example's gradient of one tensor, ``(own, ...)``, taken off the parameter: the first of
+    a piece of ``size`` rows. Layers of packed texts leave none of what fills a piece up."""
     sample = getattr(parameter, "grad_sample", None)
     if isinstance(sample, list):  # the tensor was used more than once in the pass
         sample = torch.stack(sample).sum(0)
-    if not isinstance(sample, Tensor) or sample.shape != (size, *parameter.shape):
+    known = [(size, *parameter.shape), (own, *parameter.shape)]
+    if not isinstance(sample, Tensor) or sample.shape not in known:
         raise PrivacyError(
             f"the gradients of {key} could not be taken example by example",
             given="none" if sample is None else str(tuple(sample.shape)),
@@ -160,7 +162,7 @@ def _take(key: str, parameter: nn.Parameter, size: int) -> Tensor:
         )
     parameter.grad_sample = None  # pyright: ignore[reportAttributeAccessIssue]
     parameter.grad = None
-    return sample.float()
+    return sample[:own]
 
 
 def noisy_mean(total: Gradients, plan: PrivacyPlan, noise: NoiseSource) -> dict[str, Tensor]:

@@ -208,7 +208,7 @@ class AdaptedModel(nn.Module):
             self._pool(of_block, dict(zip(keys, own, strict=True)))
             for of_block, *own in zip(packing.split(states[0]), *blocks, strict=True)
         ]
-        return self.head(packing.by_row(pooled))
+        return self.head(packing.filled(pooled))
 
     def _run_base(self, inputs: Inputs) -> Any:
         """The base's own forward; its products in bfloat16 if that is the precision."""

@@ -70,20 +70,79 @@ def _attention(
     scaling: float,
     **_others: Any,
 ) -> tuple[Tensor, None]:
-    """Each text's places attend to its own, in the operations of transformers' eager attention.
-
-    ``(1, heads, places, d)`` each to ``(1, places, heads, d)``.
-    """
+    """Each text's places attend to its own: ``(1, heads, places, d)`` each to
+    ``(1, places, heads, d)``."""
     packing = current()
     assert packing is not None, "only ever within ``packed``"
-    blocks = [packing.split(states[0].transpose(0, 1)) for states in (query, key, value)]
-    found: list[Tensor] = []
-    for bias, *own in zip(_biases.get(), *blocks, strict=True):
-        queries, keys, values = (states.transpose(1, 2) for states in own)
-        scores = torch.matmul(queries, keys.transpose(2, 3)) * scaling + bias
-        weights = nn.functional.softmax(scores, dim=-1)
-        found.append(torch.matmul(weights, values).transpose(1, 2))
-    return packing.joined(found).unsqueeze(0), None
+    how = (packing, _biases.get(), scaling)
+    states = [each[0].transpose(0, 1) for each in (query, key, value)]
+    return cast(Tensor, _Blocks.apply(*states, *how)).unsqueeze(0), None
+
+
+class _Blocks(torch.autograd.Function):
+    """Attention block by block, in the operations of transformers' eager attention, under autocast
+    too. Its weights are computed again in the backward pass: what is kept until then has the same
+    size in every piece, so that the allocator finds room for it where the last piece left some.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        packing: Packing,
+        biases: Sequence[Tensor],
+        scaling: float,
+    ) -> Tensor:
+        ctx.save_for_backward(query, key, value)
+        ctx.how = (packing, biases, scaling)
+        found = torch.zeros_like(value, memory_format=torch.contiguous_format)
+        blocks = zip(
+            packing.split(found), biases, *_blocks(packing, query, key, value), strict=True
+        )
+        for into, bias, queries, keys, values in blocks:
+            weights = _weights(queries, keys, bias, scaling).to(values.dtype)
+            _put(torch.bmm(weights, values), into)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        packing, biases, scaling = ctx.how
+        states = (*ctx.saved_tensors, grads[0])
+        found = [
+            torch.zeros_like(each, memory_format=torch.contiguous_format) for each in states[:3]
+        ]
+        into = zip(*(packing.split(each) for each in found), strict=True)
+        blocks = zip(into, biases, *_blocks(packing, *states), strict=True)
+        for (of_queries, of_keys, of_values), bias, queries, keys, values, grad in blocks:
+            weights = _weights(queries, keys, bias, scaling)
+            _put(torch.bmm(weights.to(grad.dtype).mT, grad), of_values)
+            of_weights = torch.bmm(grad, values.mT).to(weights.dtype)
+            # Of a softmax p: p (g - sum g p).
+            of_scores = of_weights.sub_((of_weights * weights).sum(-1, keepdim=True)).mul_(weights)
+            of_scores = of_scores.to(queries.dtype) * scaling
+            _put(torch.bmm(of_scores, keys), of_queries)
+            _put(torch.bmm(of_scores.mT, queries), of_keys)
+        return (*found, None, None, None)
+
+
+def _blocks(packing: Packing, *states: Tensor) -> list[list[Tensor]]:
+    """States ``(places, heads, d)`` by block, ``(rows heads, width, d)`` each."""
+    return [
+        [block.transpose(1, 2).flatten(0, 1) for block in packing.split(each)] for each in states
+    ]
+
+
+def _put(found: Tensor, into: Tensor) -> None:
+    """``(rows heads, width, d)`` where it belongs, ``(rows, width, heads, d)``."""
+    into.copy_(found.unflatten(0, (len(into), -1)).transpose(1, 2))
+
+
+def _weights(queries: Tensor, keys: Tensor, bias: Tensor, scaling: float) -> Tensor:
+    """What each place takes of each other of its text, ``(rows heads, width, width)``, float32."""
+    scores = (torch.bmm(queries, keys.mT) * scaling).unflatten(0, (len(bias), -1))
+    return nn.functional.softmax(scores + bias, dim=-1).flatten(0, 1)
 
 
 ALL_ATTENTION_FUNCTIONS.register(_NAME, _attention)

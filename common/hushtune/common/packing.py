@@ -33,9 +33,19 @@ class Packing:
 
     @classmethod
     def of_widths(cls, widths: NDArray[np.int64], places: int) -> Packing:
-        """Of texts in an order in which those of one width come together, ``(rows,)``."""
+        """Of texts ``(rows,)``, widest first.
+
+        A block has 1, 2, 4, 8 ... rows: for each shape of a product that oneDNN has not met it
+        makes a kernel first, and keeps it.
+        """
         found, counts = np.unique(-widths, return_counts=True)
-        return cls(tuple(zip(counts.tolist(), (-found).tolist(), strict=True)), places)
+        blocks = [
+            (1 << power, -width)
+            for width, count in zip(found.tolist(), counts.tolist(), strict=True)
+            for power in reversed(range(count.bit_length()))
+            if count >> power & 1
+        ]
+        return cls(tuple(blocks), places)
 
     @property
     def rows(self) -> int:
@@ -68,7 +78,7 @@ class Packing:
         rest = parts[0].new_zeros(self._sizes[-1], *parts[0].shape[2:])
         return torch.cat([*(part.flatten(0, 1) for part in parts), rest])
 
-    def by_row(self, parts: Sequence[Tensor]) -> Tensor:
+    def filled(self, parts: Sequence[Tensor]) -> Tensor:
         """``(rows, ...)`` of each block as ``(most_rows, ...)``, zero where there is no text."""
         found = torch.cat(list(parts))
         rest = found.new_zeros(self.most_rows - len(found), *found.shape[1:])

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from hushtune.common.tuning import page_out
+
 
 def keep_rounded(model: nn.Module, *, but: Iterable[nn.Parameter]) -> None:
     """Let a model's linear layers keep their rounded weights, but for those that hold one of
@@ -106,7 +108,9 @@ class _RoundedWeight:
 
 
 def _pack(weight: Tensor) -> Tensor:
-    return _of_onednn("_reorder_linear_weight")(weight.bfloat16().contiguous(), _BATCH_SIZE_HINT)
+    rounded = weight.bfloat16().contiguous()
+    page_out(weight)  # all products are taken with what is packed
+    return _of_onednn("_reorder_linear_weight")(rounded, _BATCH_SIZE_HINT)
 
 
 _BATCH_SIZE_HINT = 512

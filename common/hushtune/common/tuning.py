@@ -6,8 +6,10 @@ Clipping, sums and noise are float32 whatever is chosen here.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import sys
 import time
+from contextlib import suppress
 from enum import StrEnum
 from functools import cache
 
@@ -22,6 +24,7 @@ class GradientMethod(StrEnum):
 
 
 _WORTH_IT = 2.0
+_MADV_PAGEOUT = 21  # of Linux 5.4; others refuse it, which changes nothing
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
@@ -36,6 +39,28 @@ def keep_freed_memory() -> None:
         return
     for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26)):
         mallopt(option, value)
+
+
+def give_back_freed_memory() -> None:
+    """Hand to the system what glibc has kept of what was freed."""
+    if sys.platform.startswith("linux"):
+        with suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def page_out(tensor: torch.Tensor) -> None:
+    """Let the system take a tensor that is hardly needed any more out of memory, whole pages of it.
+
+    Its values stay: weights lie in a file that is mapped into memory, and what reads them yet reads
+    the file. Where there is no such file and no swap space nothing happens.
+    """
+    if not sys.platform.startswith("linux") or tensor.device.type != "cpu":
+        return
+    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = tensor.data_ptr() + tensor.nbytes - start
+    with suppress(OSError, AttributeError):
+        madvise = ctypes.CDLL("libc.so.6").madvise
+        madvise(ctypes.c_void_p(start), ctypes.c_size_t(max(0, size)), _MADV_PAGEOUT)
 
 
 def measured_precision() -> str:

@@ -29,6 +29,7 @@ from hushtune.common.planning import least_sites, site_plans
 from hushtune.common.privacy.plan import PrivacyPlan
 from hushtune.common.run_context import RunContext, run_config
 from hushtune.common.tasks.workspace import Workspace, check_sizes, open_workspace, resolve
+from hushtune.common.tuning import give_back_freed_memory
 from hushtune.server.app import checkpoint_folder, federate
 from hushtune.server.federation import check_sites
 from hushtune.server.strategy import FederationResult
@@ -111,6 +112,7 @@ def run(
         tell_so_far(context, error)
         raise
     federated = time.perf_counter()
+    give_back_freed_memory()
     table = compare(
         config,
         workspace=workspace,

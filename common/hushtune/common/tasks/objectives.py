@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hushtune.common.tasks.scores import Detection, label_f1, macro_f1
+
 Metrics = Mapping[str, float]
 
 
@@ -89,14 +91,12 @@ class Classification:
         Without a row of each class the area under the ROC curve is 0.5 and, without a positive
         one, average precision and recall are 0.
         """
-        from sklearn.metrics import f1_score
-
         logits, labels = self._split(figures)
         predicted = logits.argmax(1)
         found = {
             "loss": float(nn.functional.cross_entropy(logits, labels)),
             "accuracy": float((predicted == labels).float().mean()),
-            "macro_f1": float(f1_score(labels.numpy(), predicted.numpy(), average="macro")),
+            "macro_f1": macro_f1(labels.numpy(), predicted.numpy()),
         }
         return found if self.num_outputs != 2 else {**found, **self._detection(logits, labels)}
 
@@ -111,18 +111,15 @@ class Classification:
 
     def _detection(self, logits: Tensor, labels: Tensor) -> Metrics:
         """Of the positive class, by the difference of the logits."""
-        from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
-
         is_positive = (labels == self.positive).numpy()
         by = (logits[:, self.positive] - logits[:, 1 - self.positive]).numpy()
         if not is_positive.any():
             return {"average_precision": 0.0, "roc_auc": 0.5, "recall_at_precision": 0.0}
-        precision, recall, _ = precision_recall_curve(is_positive, by)
-        enough = recall[precision >= self.precision_floor]
+        found = Detection.of(is_positive, by)
         return {
-            "average_precision": float(average_precision_score(is_positive, by)),
-            "roc_auc": 0.5 if is_positive.all() else float(roc_auc_score(is_positive, by)),
-            "recall_at_precision": float(enough.max()),  # precision ends at 1, with recall 0
+            "average_precision": found.average_precision,
+            "roc_auc": found.roc_auc,
+            "recall_at_precision": found.recall_at(self.precision_floor),
         }
 
 
@@ -148,15 +145,14 @@ class MultiLabel:
 
     def scores(self, figures: Tensor) -> Metrics:
         """F1 over all pairs of row and label, its mean over labels, and the share told rightly."""
-        from sklearn.metrics import f1_score
-
         logits, labels = figures.split(self.num_outputs, dim=1)
         right, losses = self.judged(figures)
-        told, held = (logits > 0).int().numpy(), labels.int().numpy()
+        told, held = (logits > 0).long().numpy(), labels.long().numpy()
+        micro, macro = label_f1(held, told)
         return {
             "loss": float(losses.mean()),
-            "micro_f1": float(f1_score(held, told, average="micro", zero_division=cast(Any, 0.0))),
-            "macro_f1": float(f1_score(held, told, average="macro", zero_division=cast(Any, 0.0))),
+            "micro_f1": micro,
+            "macro_f1": macro,
             "label_accuracy": float(right.mean()),
         }
 
