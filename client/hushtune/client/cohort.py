@@ -10,26 +10,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache, cached_property
-from typing import Any, cast
+from functools import cache
+from typing import cast
 
 import numpy as np
 import torch
+from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
 from hushtune.client import dp
-from hushtune.client.example_gradients import (
-    add_sample,
-    bias_samples,
-    layers_of,
-    weight_samples,
-)
+from hushtune.client.example_gradients import layers_of
+from hushtune.client.site_products import Factors, LinearOfSites, LoraOfSites, Where
 from hushtune.client.together import Asked, Sums
 from hushtune.common import lora
 from hushtune.common.errors import PrivacyError
+from hushtune.common.lora import ADAPTER
 from hushtune.common.model import AdaptedModel
-from hushtune.common.packing import Packing, current
+from hushtune.common.packing import current
+from hushtune.common.rounded_weights import rounded_inputs
 from hushtune.common.tasks.base import Task
 from hushtune.common.tasks.units import Rows, Units
 
@@ -142,7 +140,7 @@ class Sites:
             )
             for key, parameter in trained.items()
         }
-        self._where = _Where(torch.zeros(0, dtype=torch.long), None)
+        self._where = Where(torch.zeros(0, dtype=torch.long), None)
 
     def owners(self, units: Units) -> Tensor:
         """The site of each unit, ``(num_units,)``."""
@@ -152,22 +150,36 @@ class Sites:
     def at(self, rows: Rows) -> Generator[None]:
         """A pass over some rows within the block, whose backward pass leaves
         ``grad_sample (b, ...)`` on each trained tensor."""
-        self._where = _Where(torch.from_numpy(self._owner[rows]), None)
+        self._where = Where(torch.from_numpy(self._owner[rows]), None)
         yield
 
     @contextmanager
     def in_place(self, model: AdaptedModel) -> Generator[None]:
         """The model's trained layers take each row's own site's weights within the block."""
         layers = layers_of(model) or []
+        adapted = [
+            module
+            for module in model.modules()
+            if isinstance(module, LoraLinear) and self._has_few_values(module)
+        ]
         self._forget()  # what another pass may have left is of other rows
         for layer in layers:
             vars(layer)["forward"] = self._forward(layer)
+        for layer in adapted:
+            vars(layer)["forward"] = self._lora_forward(layer)
         try:
             yield
         finally:
-            for layer in layers:
+            for layer in (*layers, *adapted):
                 vars(layer).pop("forward", None)
             self._forget()
+
+    def _has_few_values(self, layer: LoraLinear) -> bool:
+        """Whether a layer has two factors, of which those of all sites fit in one product."""
+        a, b = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
+        trained = a.weight in self._own or b.weight in self._own
+        few = self.count * a.out_features <= min(a.in_features, b.out_features)
+        return few and trained and not hasattr(layer, "lora_R")
 
     def _forget(self) -> None:
         for parameter in self._own:
@@ -175,116 +187,43 @@ class Sites:
 
     def _forward(self, layer: nn.Module) -> Callable[[Tensor], Tensor]:
         def forward(inputs: Tensor) -> Tensor:
-            where = self._where.of(inputs.device, current())
-            if (where.packing.most_rows if where.packing else len(inputs)) != len(where.owners):
-                raise PrivacyError(
-                    "gradients could not be taken example by example",
-                    given=str(tuple(inputs.shape)),
-                    expected=f"{len(where.owners)} rows first",
-                    remedy="set speed.together = 1",
-                )
-            places = inputs.reshape(len(inputs), -1, inputs.shape[-1])
-            found = _OfSites.apply(places, layer.weight, layer.bias, self._own, where)
+            where = self._of(inputs)
+            places = _as_places(inputs)
+            found = LinearOfSites.apply(places, layer.weight, layer.bias, self._own, where)
             return cast(Tensor, found).reshape(*inputs.shape[:-1], -1)
 
         return forward
 
+    def _lora_forward(self, layer: LoraLinear) -> Callable[[Tensor], Tensor]:
+        both = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+        # A factor that is not trained is the same for all.
+        own = [self._own.get(one, one.detach().expand(self.count, *one.shape)) for one in both]
+        scaling = layer.scaling[ADAPTER]
 
-@dataclass(frozen=True)
-class _Where:
-    """Whose each row is, ``owners (b,)``, of ``(b, t, features)`` or of what is packed."""
+        @cache  # once a step
+        def factors(dtype: torch.dtype) -> Factors:
+            return Factors.of(*own, scaling=scaling, dtype=dtype)
 
-    owners: Tensor
-    packing: Packing | None
+        def forward(inputs: Tensor) -> Tensor:
+            output, shared = layer.base_layer(inputs), rounded_inputs(inputs)
+            how = (*both, factors(shared.dtype), self._of(inputs))
+            found = LoraOfSites.apply(_as_places(output), _as_places(shared), *how)
+            return cast(Tensor, found).view_as(output)
 
-    @cached_property
-    def _packed(self) -> dict[Packing, _Where]:
-        return {}
+        return forward
 
-    def of(self, device: torch.device, packing: Packing | None) -> _Where:
-        """The same rows as some inputs lie."""
-        if packing is None:
-            return _Where(self.owners.to(device), None)
-        if packing not in self._packed:
-            self._packed[packing] = _Where(self.owners.to(device), packing)
-        return self._packed[packing]
-
-    @cached_property
-    def _spread(self) -> Tensor:
-        assert self.packing is not None
-        return self.packing.spread(self.owners).unsqueeze(0)
-
-    def of_places(self, inputs: Tensor) -> Tensor:
-        """The site of each place, as ``inputs`` lie, ``(b, t)``."""
-        if self.packing is not None:
-            return self._spread
-        return self.owners.unsqueeze(1).expand(inputs.shape[:2])
-
-    def by_row(self, inputs: Tensor, values: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Rows of one width, ``(rows, width, features)``, and what each of them has of
-        ``values (sites, ...)``."""
-        if self.packing is None:
-            return [(inputs, values[self.owners])]
-        counts = [rows for rows, _ in self.packing.blocks]
-        owners = self.owners[: self.packing.rows].split(counts)
-        blocks = zip(self.packing.split(inputs[0]), owners, strict=True)
-        return [(block, values[of_block]) for block, of_block in blocks]
-
-    def joined(self, blocks: Sequence[Tensor]) -> Tensor:
-        """What ``by_row`` takes apart."""
-        if self.packing is None:
-            return blocks[0]
-        return self.packing.joined(blocks).unsqueeze(0)
+    def _of(self, inputs: Tensor) -> Where:
+        where = self._where.of(inputs.device, current())
+        if (where.packing.most_rows if where.packing else len(inputs)) != len(where.owners):
+            raise PrivacyError(
+                "gradients could not be taken example by example",
+                given=str(tuple(inputs.shape)),
+                expected=f"{len(where.owners)} rows first",
+                remedy="set speed.together = 1",
+            )
+        return where
 
 
-class _OfSites(torch.autograd.Function):
-    """A linear layer with each row's own site's weights, under autocast too."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        inputs: Tensor,
-        weight: nn.Parameter,
-        bias: nn.Parameter | None,
-        own: Mapping[nn.Parameter, Tensor],
-        where: _Where,
-    ) -> Tensor:
-        ctx.save_for_backward(inputs)
-        ctx.weight, ctx.bias, ctx.weights, ctx.where = weight, bias, own[weight], where
-        found = _products(inputs, ctx.weights.to(inputs.dtype), where)
-        if bias is not None:  # the same for all, where it is not trained
-            of_places = own[bias][where.of_places(inputs)] if bias in own else bias
-            found = found + of_places.to(found.dtype)
-        return found
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None, None]:
-        (inputs,), (grad,), where = ctx.saved_tensors, grads, ctx.where
-        add_sample(ctx.weight, weight_samples(grad, inputs.to(grad.dtype), where.packing))
-        if ctx.bias is not None and ctx.bias.requires_grad:
-            add_sample(ctx.bias, bias_samples(grad, where.packing))
-        back = None
-        if ctx.needs_input_grad[0]:
-            back = _products(grad, ctx.weights.mT.to(grad.dtype), where).to(inputs.dtype)
-        return back, None, None, None, None
-
-
-def _products(places: Tensor, weights: Tensor, where: _Where) -> Tensor:
-    """``x W^T`` with the weights of each place's owner: ``(b, t, in_features)`` and
-    ``(sites, out_features, in_features)`` to ``(b, t, out_features)``.
-
-    Of few sites and a narrow side, as a factor of LoRA has, those of all sites are one matrix, and
-    one product is much quicker than one for each row.
-    """
-    sites, out_features, in_features = weights.shape
-    if sites * out_features <= in_features:  # what all sites' weights give: a place takes its own
-        found = nn.functional.linear(places, weights.reshape(-1, in_features))
-        owners = where.of_places(places)[..., None, None].expand(-1, -1, 1, out_features)
-        return found.unflatten(-1, (sites, out_features)).gather(2, owners).squeeze(2)
-    if sites * in_features <= out_features:  # zero where another site's weights stand
-        spread = places.new_zeros(*places.shape[:2], sites, in_features)
-        owners = where.of_places(places)[..., None, None].expand(-1, -1, 1, in_features)
-        spread.scatter_(2, owners, places.unsqueeze(2))
-        return spread.flatten(2) @ weights.mT.reshape(-1, out_features)
-    of_rows = where.by_row(places, weights.mT)
-    return where.joined([torch.bmm(rows, own) for rows, own in of_rows])
+def _as_places(states: Tensor) -> Tensor:
+    """``(b, ..., features)`` as ``(b, t, features)``."""
+    return states.reshape(len(states), -1, states.shape[-1])

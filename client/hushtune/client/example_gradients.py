@@ -85,6 +85,8 @@ def weight_samples(grad: Tensor, inputs: Tensor, packing: Packing | None) -> Ten
         return torch.einsum("n...i,n...j->nij", grad, inputs)
     # In float32, in which small products of many shapes are quicker than in bfloat16.
     blocks = zip(packing.split(grad[0].float()), packing.split(inputs[0].float()), strict=True)
+    if grad.shape[-1] > inputs.shape[-1]:  # the wide side is the quicker right one
+        return torch.cat([torch.bmm(places.mT, grads) for grads, places in blocks]).mT
     return torch.cat([torch.bmm(grads.mT, places) for grads, places in blocks])
 
 

@@ -46,10 +46,10 @@ def most_bytes(model: nn.Module) -> int:
 
 def _share_inputs(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """Inputs that are given by name are left to autocast."""
-    return (_to_bfloat16(args[0]), *args[1:]) if args else None
+    return (rounded_inputs(args[0]), *args[1:]) if args else None
 
 
-def _to_bfloat16(inputs: Tensor) -> Tensor:
+def rounded_inputs(inputs: Tensor) -> Tensor:
     """A layer's inputs as autocast would round them, once for all the layers that read them."""
     if inputs.dtype is not torch.float32 or not _is_asked_for(inputs.device.type):
         return inputs
@@ -164,13 +164,13 @@ def _rounded_weight_of(
 class _Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         rounded = _rounded_weight_of(self, input)
-        return super().forward(input) if rounded is None else rounded.product(_to_bfloat16(input))
+        return super().forward(input) if rounded is None else rounded.product(rounded_inputs(input))
 
 
 class _Conv1D(Conv1D):
     def forward(self, x: Tensor) -> Tensor:
         rounded = _rounded_weight_of(self, x, transposed=True)
-        return super().forward(x) if rounded is None else rounded.product(_to_bfloat16(x))
+        return super().forward(x) if rounded is None else rounded.product(rounded_inputs(x))
 
 
 _KINDS: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: _Linear, Conv1D: _Conv1D}

@@ -1,0 +1,192 @@
+"""Products with each row's own site's weights, and their gradients; see ``cohort``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hushtune.client.example_gradients import add_sample, bias_samples, weight_samples
+from hushtune.common.packing import Packing
+
+
+@dataclass(frozen=True)
+class Where:
+    """Whose each row is, ``owners (b,)``, of ``(b, t, features)`` or of what is packed."""
+
+    owners: Tensor
+    packing: Packing | None
+
+    @cached_property
+    def _packed(self) -> dict[Packing, Where]:
+        return {}
+
+    def of(self, device: torch.device, packing: Packing | None) -> Where:
+        """The same rows as some inputs lie."""
+        if packing is None:
+            return Where(self.owners.to(device), None)
+        if packing not in self._packed:
+            self._packed[packing] = Where(self.owners.to(device), packing)
+        return self._packed[packing]
+
+    @cached_property
+    def _spread(self) -> Tensor:
+        assert self.packing is not None
+        return self.packing.spread(self.owners).unsqueeze(0)
+
+    def of_places(self, inputs: Tensor) -> Tensor:
+        """The site of each place, as ``inputs`` lie, ``(b, t)``."""
+        if self.packing is not None:
+            return self._spread
+        return self.owners.unsqueeze(1).expand(inputs.shape[:2])
+
+    def mask(self, inputs: Tensor, sites: int) -> Tensor:
+        """1 for the site of each place, as ``inputs`` lie, and 0 for the others,
+        ``(b t, sites, 1)``."""
+        key = (inputs.dtype, sites)
+        if self.packing is None or key not in self._masks:
+            owners = self.of_places(inputs).flatten()
+            self._masks[key] = nn.functional.one_hot(owners, sites).to(inputs.dtype).unsqueeze(2)
+        return self._masks[key]
+
+    @cached_property
+    def _masks(self) -> dict[tuple[torch.dtype, int], Tensor]:
+        return {}
+
+    def by_row(self, inputs: Tensor, values: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Rows of one width, ``(rows, width, features)``, and what each of them has of
+        ``values (sites, ...)``."""
+        if self.packing is None:
+            return [(inputs, values[self.owners])]
+        counts = [rows for rows, _ in self.packing.blocks]
+        owners = self.owners[: self.packing.rows].split(counts)
+        blocks = zip(self.packing.split(inputs[0]), owners, strict=True)
+        return [(block, values[of_block]) for block, of_block in blocks]
+
+    def joined(self, blocks: Sequence[Tensor]) -> Tensor:
+        """What ``by_row`` takes apart."""
+        if self.packing is None:
+            return blocks[0]
+        return self.packing.joined(blocks).unsqueeze(0)
+
+
+class LinearOfSites(torch.autograd.Function):
+    """A linear layer with each row's own site's weights, under autocast too."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        inputs: Tensor,
+        weight: nn.Parameter,
+        bias: nn.Parameter | None,
+        own: Mapping[nn.Parameter, Tensor],
+        where: Where,
+    ) -> Tensor:
+        ctx.save_for_backward(inputs)
+        ctx.weight, ctx.bias, ctx.weights, ctx.where = weight, bias, own[weight], where
+        found = _products(inputs, ctx.weights.to(inputs.dtype), where)
+        if bias is not None:  # the same for all, where it is not trained
+            of_places = own[bias][where.of_places(inputs)] if bias in own else bias
+            found = found + of_places.to(found.dtype)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None, None]:
+        (inputs,), (grad,), where = ctx.saved_tensors, grads, ctx.where
+        add_sample(ctx.weight, weight_samples(grad, inputs.to(grad.dtype), where.packing))
+        if ctx.bias is not None and ctx.bias.requires_grad:
+            add_sample(ctx.bias, bias_samples(grad, where.packing))
+        back = None
+        if ctx.needs_input_grad[0]:
+            back = _products(grad, ctx.weights.mT.to(grad.dtype), where).to(inputs.dtype)
+        return back, None, None, None, None
+
+
+def _products(places: Tensor, weights: Tensor, where: Where) -> Tensor:
+    """``x W^T`` with the weights of each place's owner: ``(b, t, in_features)`` and
+    ``(sites, out_features, in_features)`` to ``(b, t, out_features)``.
+
+    Of few sites and a narrow side, as a factor of LoRA has, those of all sites are one matrix, and
+    one product is much quicker than one for each row.
+    """
+    sites, out_features, in_features = weights.shape
+    if sites * out_features <= in_features:  # what all sites' weights give: a place takes its own
+        found = nn.functional.linear(places, weights.reshape(-1, in_features))
+        owners = where.of_places(places)[..., None, None].expand(-1, -1, 1, out_features)
+        return found.unflatten(-1, (sites, out_features)).gather(2, owners).squeeze(2)
+    if sites * in_features <= out_features:  # zero where another site's weights stand
+        spread = places.new_zeros(*places.shape[:2], sites, in_features)
+        owners = where.of_places(places)[..., None, None].expand(-1, -1, 1, in_features)
+        spread.scatter_(2, owners, places.unsqueeze(2))
+        return spread.flatten(2) @ weights.mT.reshape(-1, out_features)
+    of_rows = where.by_row(places, weights.mT)
+    return where.joined([torch.bmm(rows, own) for rows, own in of_rows])
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What adds ``scaling B A x`` to a frozen layer's output: the factors of all sites one below
+    the other, in the type of the products."""
+
+    a: Tensor  # (sites r, in_features)
+    b: Tensor  # (sites r, out_features), times the scaling
+    scaling: float
+    sites: int
+
+    @classmethod
+    def of(cls, a: Tensor, b: Tensor, *, scaling: float, dtype: torch.dtype) -> Factors:
+        """Of ``a (sites, r, in_features)`` and ``b (sites, out_features, r)``."""
+        below = (a.flatten(0, 1), (b.mT * scaling).flatten(0, 1))
+        return cls(*(one.to(dtype) for one in below), scaling=scaling, sites=len(a))
+
+
+class LoraOfSites(torch.autograd.Function):
+    """``y + scaling B A x`` with each place's own site's factors, under autocast too: of all sites
+    by one product for each factor, between which the other sites' values are set to zero."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        output: Tensor,
+        inputs: Tensor,
+        a: nn.Parameter,
+        b: nn.Parameter,
+        factors: Factors,
+        where: Where,
+    ) -> Tensor:
+        """``output (b, t, out_features)`` of the frozen layer; ``inputs (b, t, in_features)``; the
+        model's own factors ``a`` and ``b``, on which each row's gradients are left."""
+        inner = _own(inputs.flatten(0, 1) @ factors.a.mT, inputs, factors, where)
+        ctx.save_for_backward(inputs, inner)
+        ctx.of, ctx.factors, ctx.where = (a, b), factors, where
+        found = torch.addmm(output.flatten(0, 1).to(inner.dtype), inner, factors.b)
+        return found.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (inputs, inner), (grad,), (a, b) = ctx.saved_tensors, grads, ctx.of
+        factors, packing = ctx.factors, ctx.where.packing
+        back = _own(grad.flatten(0, 1) @ factors.b.mT, inputs, factors, ctx.where)
+        if a.requires_grad:
+            add_sample(a, weight_samples(_of_place(back, inputs, factors), inputs, packing))
+        if b.requires_grad:
+            scaled = _of_place(inner, inputs, factors) * factors.scaling
+            add_sample(b, weight_samples(grad, scaled, packing))
+        of_inputs = (back @ factors.a).view_as(inputs) if ctx.needs_input_grad[1] else None
+        return grad, of_inputs, None, None, None, None
+
+
+def _own(values: Tensor, inputs: Tensor, factors: Factors, where: Where) -> Tensor:
+    """``(places, sites r)`` with zeros for all sites but a place's own."""
+    mask = where.mask(inputs, factors.sites)
+    return (values.unflatten(1, (factors.sites, -1)) * mask).flatten(1)
+
+
+def _of_place(values: Tensor, inputs: Tensor, factors: Factors) -> Tensor:
+    """A place's own site's values, ``(b, t, r)``, where all others are zero."""
+    own = values.unflatten(1, (factors.sites, -1)).sum(1)
+    return own.unflatten(0, inputs.shape[:2])
