@@ -20,7 +20,8 @@ from hushtune.server.app import run_name
 from hushtune.simulations import engine, run
 
 OFF: dict[str, dict[str, Any]] = {
-    "fused gradients": {"speed__gradients": "fused"},
+    "fused gradients, texts side by side": {"speed__gradients": "fused"},
+    "fused gradients": {"speed__gradients": "fused", "speed__pack": False},
     "texts of one length together": {"speed__pad": "max_tokens"},
     "kept activations": {"train__cache_megabytes": 0},
     "sites together": {"speed__together": 3},

@@ -36,6 +36,8 @@ def rows_at_once(config: Any, sizes: dict[str, int] | None = None) -> dict[str, 
         ({"train__batch_size": 3, "train__microbatch": 1}, 1),
         ({"train__batch_size": 3, "augment__views": 7, "augment__word_dropout": 0.1}, 7),
         ({"train__sampling_probability": 1.0, "train__microbatch": 4}, 4),
+        ({"train__batch_size": 9, "speed__gradients": "fused"}, 10),
+        ({"train__batch_size": 9, "speed__gradients": "fused", "speed__pack": False}, 5),
     ],
 )
 @pytest.mark.parametrize("trust", [{"privacy__trust": "off"}, SITE], ids=["off", "site"])

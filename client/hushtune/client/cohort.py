@@ -195,7 +195,9 @@ class Sites:
         return forward
 
     def _lora_forward(self, layer: LoraLinear) -> Callable[[Tensor], Tensor]:
-        both = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+        both = [
+            cast(nn.Parameter, factor[ADAPTER].weight) for factor in (layer.lora_A, layer.lora_B)
+        ]
         # A factor that is not trained is the same for all.
         own = [self._own.get(one, one.detach().expand(self.count, *one.shape)) for one in both]
         scaling = layer.scaling[ADAPTER]

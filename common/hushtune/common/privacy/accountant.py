@@ -313,7 +313,7 @@ def _generic_group(merged: Merged, delta: float, records: int) -> float:
     Any d that is small enough gives a bound; the search finds one close to the largest.
     """
     best, low, high = math.inf, math.log(LEAST_DELTA), math.log(delta / records)
-    for _ in range(30):
+    for _ in range(16):
         middle = (low + high) / 2
         one = _epsilon(merged, math.exp(middle), Relation.ADD_OR_REMOVE_ONE)
         steps_apart = [math.exp(min(700.0, number * one)) for number in range(records)]

@@ -45,7 +45,7 @@ class Detection:
         """From ``(n,)`` each, with at least one positive; equal numbers are not parted."""
         order = np.argsort(-by, kind="stable")
         ends = np.append(np.flatnonzero(np.diff(by[order])), len(by) - 1)
-        right = np.cumsum(is_positive[order])[ends]
+        right = np.cumsum(is_positive[order], dtype=np.int64)[ends]
         return cls(right, ends + 1 - right)
 
     @property

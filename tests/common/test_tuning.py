@@ -1,0 +1,83 @@
+"""What is given back to the system is not missed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from hushtune.common.rounded_weights import keep_rounded
+from hushtune.common.tuning import give_back_freed_memory, page_out
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone has smaps")
+SIDE = 1024
+
+
+def in_memory(name: str) -> int:
+    """Bytes of a mapped file that are in this process's memory."""
+    found, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+        if not line.split(" ")[0].endswith(":"):
+            ours = line.endswith(name)
+        elif ours and line.startswith("Rss:"):
+            found += 1024 * int(line.split()[1])
+    return found
+
+
+@pytest.fixture
+def mapped(tmp_path: Path) -> tuple[Path, torch.Tensor]:
+    """A matrix of 4 MiB that lies in a file."""
+    path = tmp_path / "weights.bin"
+    torch.randn(SIDE, SIDE).numpy().tofile(path)
+    return path, torch.from_file(str(path), shared=False, size=SIDE * SIDE).view(SIDE, SIDE)
+
+
+@linux
+def test_a_weight_in_a_file_leaves_memory_and_keeps_its_values(
+    mapped: tuple[Path, torch.Tensor],
+) -> None:
+    path, weight = mapped
+    before = weight.clone()
+    assert in_memory(path.name) == 4 * SIDE**2
+    page_out(weight)
+    assert in_memory(path.name) < SIDE**2
+    assert torch.equal(weight, before)
+
+
+def test_values_that_were_changed_stay_changed(mapped: tuple[Path, torch.Tensor]) -> None:
+    _, weight = mapped
+    weight[3, 5], before = 7.0, weight.clone()
+    page_out(weight)
+    assert weight[3, 5] == 7.0
+    assert torch.equal(weight[:3], before[:3])
+    small = torch.ones(3)
+    page_out(small)
+    assert torch.equal(small, torch.ones(3))
+
+
+@linux
+def test_what_lies_packed_in_bfloat16_is_not_in_memory_twice(
+    mapped: tuple[Path, torch.Tensor],
+) -> None:
+    path, weight = mapped
+    layer = nn.Linear(SIDE, SIDE)
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    layer.requires_grad_(False)
+    model = nn.Sequential(layer)
+    inputs = torch.randn(4, SIDE)
+    expected = inputs @ weight.T + layer.bias
+    keep_rounded(model, but=())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(inputs)
+    torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.5)
+    assert in_memory(path.name) < SIDE**2
+    torch.testing.assert_close(inputs @ layer.weight.T + layer.bias, expected)
+
+
+def test_freed_memory_may_be_given_back_at_any_time() -> None:
+    kept = torch.arange(1000)
+    give_back_freed_memory()
+    assert torch.equal(kept, torch.arange(1000))
