@@ -176,10 +176,10 @@ class Sites:
 
     def _has_few_values(self, layer: LoraLinear) -> bool:
         """Whether a layer has two factors, of which those of all sites fit in one product."""
-        a, b = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
-        trained = a.weight in self._own or b.weight in self._own
-        few = self.count * a.out_features <= min(a.in_features, b.out_features)
-        return few and trained and not hasattr(layer, "lora_R")
+        a, b = _factors_of(layer)
+        rank, in_features = a.shape
+        few = self.count * rank <= min(in_features, len(b))
+        return few and (a in self._own or b in self._own) and not hasattr(layer, "lora_R")
 
     def _forget(self) -> None:
         for parameter in self._own:
@@ -195,9 +195,7 @@ class Sites:
         return forward
 
     def _lora_forward(self, layer: LoraLinear) -> Callable[[Tensor], Tensor]:
-        both = [
-            cast(nn.Parameter, factor[ADAPTER].weight) for factor in (layer.lora_A, layer.lora_B)
-        ]
+        both = _factors_of(layer)
         # A factor that is not trained is the same for all.
         own = [self._own.get(one, one.detach().expand(self.count, *one.shape)) for one in both]
         scaling = layer.scaling[ADAPTER]
@@ -224,6 +222,11 @@ class Sites:
                 remedy="set speed.together = 1",
             )
         return where
+
+
+def _factors_of(layer: LoraLinear) -> tuple[nn.Parameter, nn.Parameter]:
+    a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+    return cast(nn.Parameter, a), cast(nn.Parameter, b)
 
 
 def _as_places(states: Tensor) -> Tensor:
