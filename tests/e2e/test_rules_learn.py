@@ -9,12 +9,17 @@ from collections.abc import Collection
 from pathlib import Path
 
 import pytest
+import torch
 
 from hushtune.common.compatibility import OPTIMIZERS
+from hushtune.common.config import RunConfig
 from hushtune.common.config_io import load_config
 from hushtune.common.lora_rules import RULES
 from hushtune.common.presets import PRESETS
 from hushtune.common.tasks import partition
+from hushtune.common.tasks.workspace import open_workspace, resolve
+from hushtune.common.tensor_keys import HEAD_PREFIX
+from hushtune.server import checkpoint
 from hushtune.simulations import plots, run
 
 FEW = [
@@ -44,6 +49,18 @@ def losses_of(out: Path) -> list[float]:
     return [row["loss"] for row in rows]
 
 
+def moved(config: RunConfig, out: Path) -> list[str]:
+    """What a run's rounds changed of the global adapter, beside the head."""
+    begun = open_workspace(resolve(config)).initial_state.tensors
+    ended = checkpoint.load(out / "checkpoint").state.tensors
+    return [
+        key
+        for key, tensor in ended.items()
+        if not key.startswith(HEAD_PREFIX)
+        and not (key in begun and torch.equal(tensor, begun[key]))
+    ]
+
+
 # Of each way to train one: A fixed, both factors, A in turn with B, B at the sites, gradients.
 BY_DAY = ("ffa", "fedit", "rolora", "fedsa", "fedsgd")
 
@@ -59,8 +76,9 @@ def test_every_rule_learns_and_nearly_all_gain_by_the_adapter_s_rounds(
     """In one test, so that the rules share one model and its frozen features.
 
     Four rounds on a hundred rows a site: which batches the name of a run draws moves one rule's
-    loss by some percent, so each is held to the loss of an even guess, and all together to the loss
-    that the first round (the head alone) ends with.
+    loss by some percent, so each is held to the loss of an even guess and to an adapter that is
+    elsewhere than it began, and all together to the loss that the first round (the head alone) ends
+    with.
     """
     even, gains = math.log(2), dict[str, float]()
     for rule in sorted(rules, key=lambda name: RULES[name].inner):
@@ -74,6 +92,7 @@ def test_every_rule_learns_and_nearly_all_gain_by_the_adapter_s_rounds(
         assert min(losses[1:]) < 0.92 * even, (rule, losses)
         assert losses[-1] < 0.97 * even, (rule, losses)
         assert summary["value"] > 0.62, (rule, summary["value"], losses)
+        assert moved(config, out), (rule, "the adapter is where it began")
     few = 2 if rules is RULES else 1
     assert sum(gain < 0.97 for gain in gains.values()) >= len(gains) - few, gains
 
