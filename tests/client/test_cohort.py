@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from hushtune.client import cohort
-from hushtune.client.site_products import LinearOfSites, Where
+from hushtune.client.site_products import LinearOfSites, LoraOfSites, Where
 from hushtune.client.together import Asked, in_turns, is_together
 from hushtune.client.train import descent, train_locally
 from hushtune.common.adapter import AdapterState
@@ -25,6 +25,7 @@ from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import Unit
 from hushtune.common.seeds import rng
 from hushtune.common.tasks.units import Units
+from hushtune.common.tuning import GradientMethod
 
 from .families import (
     CASES,
@@ -417,6 +418,52 @@ def test_a_site_whose_adapter_is_no_number_spoils_no_other(worst: float, precisi
     for key, tensor in alone.items():
         torch.testing.assert_close(sums[1][key], tensor, rtol=1e-5, atol=1e-6)
         assert tensor.any() or "lora_A" in key
+
+
+@pytest.mark.parametrize("factor", ["lora_A", "lora_B"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("pack", [False, True])
+def test_nor_does_one_whose_numbers_grow_too_large_on_the_way(
+    factor: str, precision: str, pack: bool
+) -> None:
+    """Both factors of all sites are multiplied at once, and what is another site's left out."""
+    model = adapted("bert", "mean", model={"precision": precision})
+    model.gradients, model.pack = GradientMethod.FUSED, pack
+    task, state = make_task("bert", "mean", model=model), moved(model)
+    large = AdapterState(
+        state.spec,
+        {
+            key: torch.full_like(tensor, 1e38) if factor in key else tensor
+            for key, tensor in state.tensors.items()
+        },
+    )
+    how: dict[str, Any] = {"clip_norm": 0.2, "microbatch": 4, "level": Level.TOKENS}
+    asked = [
+        Asked(
+            task=task,
+            units=ROWS[site],
+            begin=state,
+            trained={key: torch.nn.Parameter(own.tensors[key]) for key in own.keys},
+            **how,
+        )
+        for site, own in (("north", large), ("west", state))
+    ]
+    passes = [0]
+    apply = LoraOfSites.apply
+
+    def counted(*given: Any) -> Any:
+        passes[0] += 1
+        return apply(*given)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(LoraOfSites, "apply", counted)
+        _, found = cohort.clipped_sums(asked)
+    assert passes[0]  # it is what was looked at
+    alone = cohort.clipped_sums(asked[1:])[0]
+    near = 1e-5 if precision == "float32" else 0.02
+    for key, tensor in alone.items():
+        assert tensor.any()
+        assert torch.linalg.norm(found[key] - tensor) <= near * torch.linalg.norm(tensor)
 
 
 def test_whether_an_adapter_is_finite_is_looked_at_once_and_only_where_sites_fit(

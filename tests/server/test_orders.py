@@ -38,6 +38,8 @@ def rows_at_once(config: Any, sizes: dict[str, int] | None = None) -> dict[str, 
         ({"train__sampling_probability": 1.0, "train__microbatch": 4}, 4),
         ({"train__batch_size": 9, "speed__gradients": "fused"}, 10),
         ({"train__batch_size": 9, "speed__gradients": "fused", "speed__pack": False}, 5),
+        ({"train__batch_size": 9, "speed__gradients": "fused", "model__head": "own"}, 5),
+        ({"train__batch_size": 9, "speed__gradients": "fused", "adapter__dropout": 0.1}, 5),
     ],
 )
 @pytest.mark.parametrize("trust", [{"privacy__trust": "off"}, SITE], ids=["off", "site"])

@@ -1,6 +1,6 @@
 """The clipped sums of many sites' steps, from one pass over the rows of all of them.
 
-Each row is computed with its own site's adapter: see ``_products``. Its gradients are its own,
+Each row is computed with its own site's adapter: see ``site_products``. Its gradients are its own,
 units are clipped as ever, and added up by site. Rows of many sites fill pieces that the rows of one
 would leave half empty.
 """
@@ -179,7 +179,7 @@ class Sites:
         a, b = _factors_of(layer)
         rank, in_features = a.shape
         few = self.count * rank <= min(in_features, len(b))
-        return few and (a in self._own or b in self._own) and not hasattr(layer, "lora_R")
+        return few and (a in self._own or b in self._own)
 
     def _forget(self) -> None:
         for parameter in self._own:
@@ -213,7 +213,10 @@ class Sites:
         return forward
 
     def _of(self, inputs: Tensor) -> Where:
-        where = self._where.of(inputs.device, current())
+        packing = current()
+        if self._where.packing != packing or self._where.owners.device != inputs.device:
+            self._where = Where(self._where.owners.to(inputs.device), packing)
+        where = self._where
         if (where.packing.most_rows if where.packing else len(inputs)) != len(where.owners):
             raise PrivacyError(
                 "gradients could not be taken example by example",

@@ -24,7 +24,7 @@ from hushtune.common.model import AdaptedModel, Level
 from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import PrivacyPlan, Trust
 from hushtune.common.tasks.base import Task
-from hushtune.common.tasks.units import Rows, Units
+from hushtune.common.tasks.units import Piece, Rows, Units
 from hushtune.common.tuning import GradientMethod
 
 Gradients = Mapping[str, Tensor]
@@ -115,9 +115,8 @@ def clipped_sum(
         batch = task.batch(piece.rows, level, draw=draw, packing=piece.packing)
         with nullcontext() if sites is None else sites.at(piece.rows):
             task.example_losses(batch).sum().backward()
-        own = len(piece.units.rows)  # the others fill the piece up, and count for nothing
         samples = {
-            key: piece.units.means(_take(key, parameter, len(piece.rows), own).float())
+            key: piece.units.means(_take(key, parameter, piece).float())
             for key, parameter in trained.items()
         }
         # In float64: the square of a small float32 is zero, and what has no norm is not clipped.
@@ -146,18 +145,22 @@ def _norms(sample: Tensor) -> Tensor:
     return torch.linalg.vector_norm(sample.flatten(1), dim=1, dtype=torch.float64)
 
 
-def _take(key: str, parameter: nn.Parameter, size: int, own: int) -> Tensor:
-    """Each example's gradient of one tensor, ``(own, ...)``, taken off the parameter: the first of
-    a piece of ``size`` rows. Layers of packed texts leave none of what fills a piece up."""
+def _take(key: str, parameter: nn.Parameter, piece: Piece) -> Tensor:
+    """The gradient of each example of a piece's units, ``(rows, ...)``, taken off the parameter.
+
+    The others fill the piece up, and count for nothing; of packed texts layers leave none of them.
+    """
     sample = getattr(parameter, "grad_sample", None)
     if isinstance(sample, list):  # the tensor was used more than once in the pass
         sample = torch.stack(sample).sum(0)
-    known = [(size, *parameter.shape), (own, *parameter.shape)]
-    if not isinstance(sample, Tensor) or sample.shape not in known:
+    own, size = len(piece.units.rows), len(piece.rows)
+    known = {size} if piece.packing is None else {size, own}
+    shapes = {(rows, *parameter.shape) for rows in known}
+    if not isinstance(sample, Tensor) or tuple(sample.shape) not in shapes:
         raise PrivacyError(
             f"the gradients of {key} could not be taken example by example",
             given="none" if sample is None else str(tuple(sample.shape)),
-            expected=str((size, *parameter.shape)),
+            expected=" or ".join(map(str, sorted(shapes))),
             remedy="the module's inputs and outputs must have one row an example",
         )
     parameter.grad_sample = None  # pyright: ignore[reportAttributeAccessIssue]

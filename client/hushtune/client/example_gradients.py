@@ -4,7 +4,8 @@ For ``y = x W^T + b`` an example's gradient of ``W`` is the sum over its places 
 ``g`` the loss' gradient of ``y`` (Goodfellow 1510.01799). Autograd would add that up over the batch
 as well, which nobody needs: here a layer's own backward pass hands on the gradient of ``x`` alone
 and leaves ``grad_sample (b, ...)`` on each trained tensor, as Opacus' hooks do and to the same
-bits. LoRA's factors and linear heads are all that it knows: see ``layers_of``.
+bits, but for texts that lie side by side. LoRA's factors and linear heads are all that it knows:
+see ``layers_of``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hushtune.common.lora_embedding import TokenFactor
-from hushtune.common.packing import Packing, current
+from hushtune.common.packing import Packing, current, products
 
 Layer = nn.Linear | TokenFactor
 
@@ -86,8 +87,8 @@ def weight_samples(grad: Tensor, inputs: Tensor, packing: Packing | None) -> Ten
     # In float32, in which small products of many shapes are quicker than in bfloat16.
     blocks = zip(packing.split(grad[0].float()), packing.split(inputs[0].float()), strict=True)
     if grad.shape[-1] > inputs.shape[-1]:  # the wide side is the quicker right one
-        return torch.cat([torch.bmm(places.mT, grads) for grads, places in blocks]).mT
-    return torch.cat([torch.bmm(grads.mT, places) for grads, places in blocks])
+        return torch.cat([products(places.mT, grads) for grads, places in blocks]).mT
+    return torch.cat([products(grads.mT, places) for grads, places in blocks])
 
 
 def bias_samples(grad: Tensor, packing: Packing | None) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hushtune.client.example_gradients import add_sample, bias_samples, weight_samples
-from hushtune.common.packing import Packing
+from hushtune.common.packing import Packing, products
 
 
 @dataclass(frozen=True)
@@ -20,18 +20,6 @@ class Where:
 
     owners: Tensor
     packing: Packing | None
-
-    @cached_property
-    def _packed(self) -> dict[Packing, Where]:
-        return {}
-
-    def of(self, device: torch.device, packing: Packing | None) -> Where:
-        """The same rows as some inputs lie."""
-        if packing is None:
-            return Where(self.owners.to(device), None)
-        if packing not in self._packed:
-            self._packed[packing] = Where(self.owners.to(device), packing)
-        return self._packed[packing]
 
     @cached_property
     def _spread(self) -> Tensor:
@@ -44,18 +32,10 @@ class Where:
             return self._spread
         return self.owners.unsqueeze(1).expand(inputs.shape[:2])
 
-    def mask(self, inputs: Tensor, sites: int) -> Tensor:
-        """1 for the site of each place, as ``inputs`` lie, and 0 for the others,
-        ``(b t, sites, 1)``."""
-        key = (inputs.dtype, sites)
-        if self.packing is None or key not in self._masks:
-            owners = self.of_places(inputs).flatten()
-            self._masks[key] = nn.functional.one_hot(owners, sites).to(inputs.dtype).unsqueeze(2)
-        return self._masks[key]
-
-    @cached_property
-    def _masks(self) -> dict[tuple[torch.dtype, int], Tensor]:
-        return {}
+    def is_own(self, inputs: Tensor, sites: int) -> Tensor:
+        """Which site is that of each place, as ``inputs`` lie, ``(b t, sites, 1)``."""
+        owners = self.of_places(inputs).flatten()
+        return (owners.unsqueeze(1) == torch.arange(sites, device=owners.device)).unsqueeze(2)
 
     def by_row(self, inputs: Tensor, values: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Rows of one width, ``(rows, width, features)``, and what each of them has of
@@ -124,7 +104,7 @@ def _products(places: Tensor, weights: Tensor, where: Where) -> Tensor:
         spread.scatter_(2, owners, places.unsqueeze(2))
         return spread.flatten(2) @ weights.mT.reshape(-1, out_features)
     of_rows = where.by_row(places, weights.mT)
-    return where.joined([torch.bmm(rows, own) for rows, own in of_rows])
+    return where.joined([products(rows, own) for rows, own in of_rows])
 
 
 @dataclass(frozen=True)
@@ -133,14 +113,14 @@ class Factors:
     the other, in the type of the products."""
 
     a: Tensor  # (sites r, in_features)
-    b: Tensor  # (sites r, out_features), times the scaling
+    b: Tensor  # (sites r, out_features)
     scaling: float
     sites: int
 
     @classmethod
     def of(cls, a: Tensor, b: Tensor, *, scaling: float, dtype: torch.dtype) -> Factors:
         """Of ``a (sites, r, in_features)`` and ``b (sites, out_features, r)``."""
-        below = (a.flatten(0, 1), (b.mT * scaling).flatten(0, 1))
+        below = (a.flatten(0, 1), b.mT.flatten(0, 1))
         return cls(*(one.to(dtype) for one in below), scaling=scaling, sites=len(a))
 
 
@@ -161,6 +141,7 @@ class LoraOfSites(torch.autograd.Function):
         """``output (b, t, out_features)`` of the frozen layer; ``inputs (b, t, in_features)``; the
         model's own factors ``a`` and ``b``, on which each row's gradients are left."""
         inner = _own(inputs.flatten(0, 1) @ factors.a.mT, inputs, factors, where)
+        inner *= factors.scaling
         ctx.save_for_backward(inputs, inner)
         ctx.of, ctx.factors, ctx.where = (a, b), factors, where
         found = torch.addmm(output.flatten(0, 1).to(inner.dtype), inner, factors.b)
@@ -171,19 +152,19 @@ class LoraOfSites(torch.autograd.Function):
         (inputs, inner), (grad,), (a, b) = ctx.saved_tensors, grads, ctx.of
         factors, packing = ctx.factors, ctx.where.packing
         back = _own(grad.flatten(0, 1) @ factors.b.mT, inputs, factors, ctx.where)
+        back *= factors.scaling
         if a.requires_grad:
             add_sample(a, weight_samples(_of_place(back, inputs, factors), inputs, packing))
         if b.requires_grad:
-            scaled = _of_place(inner, inputs, factors) * factors.scaling
-            add_sample(b, weight_samples(grad, scaled, packing))
+            add_sample(b, weight_samples(grad, _of_place(inner, inputs, factors), packing))
         of_inputs = (back @ factors.a).view_as(inputs) if ctx.needs_input_grad[1] else None
         return grad, of_inputs, None, None, None, None
 
 
 def _own(values: Tensor, inputs: Tensor, factors: Factors, where: Where) -> Tensor:
-    """``(places, sites r)`` with zeros for all sites but a place's own."""
-    mask = where.mask(inputs, factors.sites)
-    return (values.unflatten(1, (factors.sites, -1)) * mask).flatten(1)
+    """``(places, sites r)`` with zeros for all sites but a place's own, whatever theirs are."""
+    is_own = where.is_own(inputs, factors.sites)
+    return torch.where(is_own, values.unflatten(1, (factors.sites, -1)), 0.0).flatten(1)
 
 
 def _of_place(values: Tensor, inputs: Tensor, factors: Factors) -> Tensor:

@@ -46,7 +46,6 @@ from hushtune.common.lora_targets import (
 from hushtune.common.model import AdaptedModel, Head
 from hushtune.common.rounded_weights import keep_rounded
 from hushtune.common.seeds import generator
-from hushtune.common.tuning import page_out
 
 ADAPTER = "default"
 """What peft calls the one adapter of a model."""
@@ -85,8 +84,6 @@ def attach(
     refuse_tied(base, targets)
     check_rank(base, targets, adapter.rank)
     identity = fingerprint(base, without=own)
-    for parameter in base.parameters():  # which has read all of them; training reads some
-        page_out(parameter)
     if is_convolutional(base):
         blocks, places, hidden_size = None, [], channels(base)
         targets = as_linear(base, targets)

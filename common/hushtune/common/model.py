@@ -22,6 +22,12 @@ from transformers import PreTrainedModel
 
 from hushtune.common import packed_attention
 from hushtune.common.errors import UnsupportedModelError
+from hushtune.common.known_states import (
+    PassThrough,
+    SeenEnoughError,
+    hidden_argument,
+    with_hidden,
+)
 from hushtune.common.packing import Packing
 from hushtune.common.tuning import GradientMethod
 
@@ -49,17 +55,6 @@ class Head(StrEnum):
     TOKENS = "tokens"  # a linear layer on the state of each token
     WORDS = "words"  # a language model's own, frozen, at the places that carry loss
     COLUMNS = "columns"  # a small network on a table's columns, which is all there is
-
-
-class _SeenEnoughError(Exception):
-    """Ends a pass through the base where its first adapted block begins."""
-
-
-class _PassThrough(nn.Module):
-    """Stands in for a block whose output is known."""
-
-    def forward(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-        return hidden_states
 
 
 class AdaptedModel(nn.Module):
@@ -153,8 +148,9 @@ class AdaptedModel(nn.Module):
     def packs(self) -> bool:
         """Whether the texts of a step lie side by side, see ``hushtune.common.packing``: if that is
         asked for, of a base and head that allow it, where layers take each example's gradients
-        themselves."""
-        return self.pack and self.gradients is GradientMethod.FUSED and self._can_pack
+        themselves. On CPUs alone, where it is tested that a text's bits are its own."""
+        asked = self.pack and self.gradients is GradientMethod.FUSED and self._can_pack
+        return asked and next(self.parameters()).device.type == "cpu"
 
     @cached_property
     def _can_pack(self) -> bool:
@@ -162,11 +158,6 @@ class AdaptedModel(nn.Module):
             return False
         drawn = self.adapts_tokens or self.has_dropout
         return not drawn and packed_attention.knows(self._inner[0])
-
-    @property
-    def first_position(self) -> int:
-        """The position of a text's first place, in a base in which texts can be packed."""
-        return packed_attention.first_position(self._inner[0])
 
     def forward(self, inputs: Inputs, *, packing: Packing | None = None) -> Tensor:
         """Outputs of a batch. ``packing``: of inputs that have one row of places; outputs are then
@@ -199,9 +190,11 @@ class AdaptedModel(nn.Module):
 
     def _packed_logits(self, inputs: Inputs, packing: Packing) -> Tensor:
         assert self.head is not None, "a head that reads features is a layer of its own"
-        mask = inputs["attention_mask"]
-        with packed_attention.packed(self._inner[0], packing, mask) as no_mask:
-            states = self._run_base({**inputs, "attention_mask": no_mask}).last_hidden_state
+        base, mask = self._inner[0], inputs["attention_mask"]
+        positions = inputs["position_ids"] + packed_attention.first_position(base)
+        with packed_attention.packed(base, packing, mask) as no_mask:
+            given = {**inputs, "attention_mask": no_mask, "position_ids": positions}
+            states = self._run_base(given).last_hidden_state
         keys = ("attention_mask", "input_ids")
         blocks = [packing.split(inputs[key][0]) for key in keys]
         pooled = [
@@ -282,14 +275,14 @@ class AdaptedModel(nn.Module):
         seen: list[Tensor] = []
 
         def see(_module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            seen.append(_hidden_argument(args, kwargs))
+            seen.append(hidden_argument(args, kwargs))
             if not pooled:
-                raise _SeenEnoughError  # what the blocks above would do is not wanted
+                raise SeenEnoughError  # what the blocks above would do is not wanted
 
         hook = self.blocks[self.first_adapted].register_forward_pre_hook(see, with_kwargs=True)
         try:
             output = self._run_base(inputs)
-        except _SeenEnoughError:
+        except SeenEnoughError:
             return seen[0], None
         finally:
             hook.remove()
@@ -326,10 +319,10 @@ class AdaptedModel(nn.Module):
         """
         kept = [self.blocks[index] for index in range(self.first_adapted)]
         hook = self.blocks[self.first_adapted].register_forward_pre_hook(
-            lambda _module, args, kwargs: _with_hidden(args, kwargs, hidden), with_kwargs=True
+            lambda _module, args, kwargs: with_hidden(args, kwargs, hidden), with_kwargs=True
         )
         for index in range(self.first_adapted):
-            self.blocks[index] = _PassThrough()
+            self.blocks[index] = PassThrough()
         try:
             yield
         finally:
@@ -350,15 +343,3 @@ class AdaptedModel(nn.Module):
         for name, module in self.named_modules():
             owns_trained = any(p.requires_grad for p in module.parameters(recurse=False))
             module.training = owns_trained or ".lora_dropout" in name
-
-
-def _hidden_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    return args[0] if args else kwargs["hidden_states"]
-
-
-def _with_hidden(
-    args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if args:
-        return (hidden, *args[1:]), kwargs
-    return args, {**kwargs, "hidden_states": hidden}

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from hushtune.common.packing import Packing, current, is_current
+from hushtune.common.packing import Packing, current, is_current, products
 
 FAMILIES = frozenset({"bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta"})
 """Encoders in which a text's places meet in plain attention alone, and that are told positions."""
-_AFTER_PADDING = frozenset({"camembert", "roberta", "xlm-roberta"})
-"""Of which the first position is the one after the padding token's number."""
+COUNT_FROM_PADDING = frozenset({"camembert", "mpnet", "roberta", "xlm-roberta"})
+"""Families whose first position is the one after the padding token's number."""
 _NAME = "hushtune_packed"
 
 _biases: ContextVar[Sequence[Tensor]] = ContextVar("what is added to scores")
@@ -37,7 +37,7 @@ def knows(base: PreTrainedModel) -> bool:
 def first_position(base: PreTrainedModel) -> int:
     """The position of a text's first place."""
     config = cast(Any, base.config)
-    return int(config.pad_token_id) + 1 if config.model_type in _AFTER_PADDING else 0
+    return int(config.pad_token_id) + 1 if config.model_type in COUNT_FROM_PADDING else 0
 
 
 @contextmanager
@@ -103,7 +103,7 @@ class _Blocks(torch.autograd.Function):
         )
         for into, bias, queries, keys, values in blocks:
             weights = _weights(queries, keys, bias, scaling).to(values.dtype)
-            _put(torch.bmm(weights, values), into)
+            _put(products(weights, values), into)
         return found
 
     @staticmethod
@@ -117,13 +117,13 @@ class _Blocks(torch.autograd.Function):
         blocks = zip(into, biases, *_blocks(packing, *states), strict=True)
         for (of_queries, of_keys, of_values), bias, queries, keys, values, grad in blocks:
             weights = _weights(queries, keys, bias, scaling)
-            _put(torch.bmm(weights.to(grad.dtype).mT, grad), of_values)
-            of_weights = torch.bmm(grad, values.mT).to(weights.dtype)
+            _put(products(weights.to(grad.dtype).mT, grad), of_values)
+            of_weights = products(grad, values.mT).to(weights.dtype)
             # Of a softmax p: p (g - sum g p).
             of_scores = of_weights.sub_((of_weights * weights).sum(-1, keepdim=True)).mul_(weights)
             of_scores = of_scores.to(queries.dtype) * scaling
-            _put(torch.bmm(of_scores, keys), of_queries)
-            _put(torch.bmm(of_scores.mT, queries), of_keys)
+            _put(products(of_scores, keys), of_queries)
+            _put(products(of_scores.mT, queries), of_keys)
         return (*found, None, None, None)
 
 
@@ -141,7 +141,7 @@ def _put(found: Tensor, into: Tensor) -> None:
 
 def _weights(queries: Tensor, keys: Tensor, bias: Tensor, scaling: float) -> Tensor:
     """What each place takes of each other of its text, ``(rows heads, width, width)``, float32."""
-    scores = (torch.bmm(queries, keys.mT) * scaling).unflatten(0, (len(bias), -1))
+    scores = (products(queries, keys.mT) * scaling).unflatten(0, (len(bias), -1))
     return nn.functional.softmax(scores + bias, dim=-1).flatten(0, 1)
 
 

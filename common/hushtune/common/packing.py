@@ -21,6 +21,8 @@ from torch import Tensor
 
 NARROWEST = 16
 """Places that any text has at least."""
+_LEAST_ROWS = 16
+"""Of fewer rows a head's product may round each by its place."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Packing:
     @property
     def most_rows(self) -> int:
         """How many there can be, which is how many rows a head computes."""
-        return -(-self.places // NARROWEST)
+        return max(_LEAST_ROWS, -(-self.places // NARROWEST))
 
     @cached_property
     def _sizes(self) -> list[int]:
@@ -89,6 +91,14 @@ class Packing:
         parts = values[: self.rows].split([rows for rows, _ in self.blocks])
         wide = zip(parts, self.blocks, strict=True)
         return self.joined([part.unsqueeze(1).expand(block) for part, block in wide])
+
+
+def products(left: Tensor, right: Tensor) -> Tensor:
+    """``left (n, i, j) @ right (n, j, k)``, pair by pair: never of a single one, which libraries
+    take to be another problem and round otherwise, while n follows from who else is there."""
+    if len(left) > 1:
+        return torch.bmm(left, right)
+    return torch.bmm(left.expand(2, -1, -1), right.expand(2, -1, -1))[:1]
 
 
 _current: ContextVar[Packing | None] = ContextVar("packing", default=None)

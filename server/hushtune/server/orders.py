@@ -81,10 +81,16 @@ def _at_site(
     rate = local_rate(config, site) if of_client else plan.sampling_probability
     views = config.augment.views * (config.privacy.records_per_group if config.data.group else 1)
     expected = math.ceil(rate * size) * views
-    packs = config.speed.pack and config.speed.gradients == GradientMethod.FUSED
-    few = math.ceil(math.sqrt((10 if packs else 2) * max(expected, 2)))
+    few = math.ceil(math.sqrt((10 if _packs(config) else 2) * max(expected, 2)))
     training = replace(training, microbatch=min(training.microbatch, few))
     return replace(training, sampling_probability=rate) if of_client else training
+
+
+def _packs(config: RunConfig) -> bool:
+    """Whether texts lie side by side, as far as settings tell; see ``AdaptedModel.packs``."""
+    asked = config.speed.pack and config.speed.gradients == GradientMethod.FUSED
+    plain = config.model.head == "mean" and not config.adapter.dropout
+    return asked and plain and not config.augment.is_on
 
 
 def make_orders(

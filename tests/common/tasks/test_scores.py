@@ -56,6 +56,17 @@ def test_what_is_detected(rows: Sequence[tuple[bool, int]], floor: float) -> Non
     assert found.recall_at(floor) == pytest.approx(expected, abs=1e-12)
 
 
+def test_what_is_no_number_tells_nothing() -> None:
+    """In whatever order."""
+    for positive in ([True, False, False], [False, False, True]):
+        found = Detection.of(np.array(positive), np.full(3, np.nan))
+        assert (found.roc_auc, found.average_precision) == (0.5, pytest.approx(1 / 3))
+        alike = Detection.of(np.array(positive), np.full(3, np.inf))
+        assert alike.roc_auc == 0.5
+    mixed = Detection.of(np.array([True, False, False]), np.array([np.nan, -np.inf, 3.0]))
+    assert mixed.roc_auc == 0.25  # below a number, and beside the least
+
+
 def test_judging_loads_no_scikit_learn() -> None:
     code = """
 import sys, torch

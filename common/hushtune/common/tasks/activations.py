@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hushtune.common.packing import NARROWEST, Packing
+from hushtune.common.packing import NARROWEST
 from hushtune.common.tasks.units import Piece, Rows, Units
 
 _LADDER = np.array([NARROWEST, *(third * 2**k for k in range(3, 18) for third in (3, 4))])
 """Widths of texts: 16, 24, 32, 48, 64, 96, ... Few, so that few pieces have to be filled up."""
-_USUAL_WIDTH = 32
+USUAL_WIDTH = 32
 
 
 class InputRows(Protocol):
@@ -89,19 +89,6 @@ class TokenRows:
         wide = _LADDER[np.searchsorted(_LADDER, lengths)]
         return np.minimum(wide, self.max_tokens)
 
-    def packed(self, rows: Rows, packing: Packing, first_position: int) -> dict[str, Tensor]:
-        """``input_ids``, ``attention_mask`` and ``position_ids``, each ``(1, places)``, of the
-        first of ``rows``, which ``packing`` places."""
-        ids = torch.full((1, packing.places), self.pad_id, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        positions = torch.full_like(ids, first_position)
-        for row, start in zip(rows, packing.starts, strict=False):
-            own = self.ids[int(self.offsets[row]) : int(self.offsets[row + 1])]
-            taken = slice(start, start + len(own))
-            ids[0, taken], mask[0, taken] = own, 1
-            positions[0, taken] += torch.arange(len(own))
-        return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-
     def inputs(self, rows: Rows) -> dict[str, Tensor]:
         """``input_ids`` and ``attention_mask``, each ``(b, t)``, padded to the largest width."""
         lengths = self.offsets[rows + 1] - self.offsets[rows]
@@ -167,7 +154,7 @@ def _rows_of(inputs: InputRows, size: int, width: int) -> int:
     have as many tokens, up to twice ``size``."""
     if not isinstance(inputs, TokenRows):
         return size
-    return min(2 * size, size * _USUAL_WIDTH // width)
+    return min(2 * size, size * USUAL_WIDTH // width)
 
 
 def in_pieces(inputs: InputRows, units: Units, size: int) -> list[Piece]:
@@ -191,32 +178,6 @@ def in_pieces(inputs: InputRows, units: Units, size: int) -> list[Piece]:
         count = max(1, rows // int(units.sizes[alike[0]]))
         for start in range(0, len(alike), count):
             pieces.append(Piece.filled(units.take(alike[start : start + count]), count))
-    return pieces
-
-
-def packed_pieces(inputs: TokenRows, units: Units, size: int) -> list[Piece]:
-    """Units in pieces of ``size`` times 32 places, widest first, their texts side by side.
-
-    All rows of a unit are padded to the widest of them. How many places a piece has follows from
-    ``size`` and, of a unit that takes more and so is alone in its piece, from the unit: never from
-    what else there is.
-    """
-    if not len(units):
-        return []
-    widths = np.maximum(inputs.widths[units.rows], NARROWEST)
-    widest = np.maximum.reduceat(widths, units.starts[:-1])  # (units,)
-    order = np.argsort(-widest, kind="stable")
-    taken = widest[order] * units.sizes[order]
-    pieces: list[Piece] = []
-    start = 0
-    while start < len(order):
-        places = max(size * _USUAL_WIDTH, int(taken[start]))
-        end = start + int(np.searchsorted(np.cumsum(taken[start:]), places, side="right"))
-        own = units.take(order[start:end])
-        packing = Packing.of_widths(np.repeat(widest[order[start:end]], own.sizes), places)
-        missing = np.repeat(own.rows[:1], packing.most_rows - len(own.rows))
-        pieces.append(Piece(own, np.concatenate([own.rows, missing]), packing))
-        start = end
     return pieces
 
 

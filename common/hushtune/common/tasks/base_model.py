@@ -28,13 +28,11 @@ from hushtune.common.kinds import Inputs
 from hushtune.common.lora_rules import RULES
 from hushtune.common.lora_targets import head_modules
 from hushtune.common.model import AdaptedModel, Head
+from hushtune.common.packed_attention import COUNT_FROM_PADDING
 from hushtune.common.planning import global_rank
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-_COUNT_FROM_PADDING = frozenset(("roberta", "xlm-roberta", "camembert", "mpnet"))
-"""Families whose first position is the one after the padding token's id."""
 
 
 def adapted_model(
@@ -80,7 +78,7 @@ def adapted_model(
 
 def _check_length(base: PreTrainedModel, max_tokens: int) -> None:
     positions = getattr(base.config, "max_position_embeddings", None)
-    if isinstance(positions, int) and base.config.model_type in _COUNT_FROM_PADDING:
+    if isinstance(positions, int) and base.config.model_type in COUNT_FROM_PADDING:
         positions -= int(base.config.pad_token_id or 0) + 1
     if isinstance(positions, int) and max_tokens > positions:
         raise UnsupportedModelError(
@@ -108,7 +106,7 @@ def set_padding(base: PreTrainedModel, pad_id: int | None) -> None:
     Families that count positions from it keep theirs: loaded anew they would count otherwise. So do
     models with a decoder, which may begin with it.
     """
-    if base.config.model_type not in _COUNT_FROM_PADDING and not base.config.is_encoder_decoder:
+    if base.config.model_type not in COUNT_FROM_PADDING and not base.config.is_encoder_decoder:
         base.config.pad_token_id = pad_id
 
 

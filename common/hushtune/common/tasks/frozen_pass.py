@@ -15,6 +15,22 @@ from hushtune.common.tasks.activations import Activations, InputRows, in_pieces
 from hushtune.common.tasks.shared_states import Rest
 from hushtune.common.tasks.units import Rows, Units
 
+MOST_LAYERS = 6
+"""Of heads that are compared by the frozen layer they read, the last one included."""
+
+
+def readable_layers(model: AdaptedModel) -> Sequence[int]:
+    """After how many blocks, but for all, a head can be trained on frozen features: all such
+    numbers, or of many six with the last block's, evenly.
+
+    None where no head reads features, and of a model without blocks, as convolutional ones are.
+    """
+    if not (model.reads_features and model.has_blocks):
+        return ()
+    depth = len(model.blocks)
+    most = min(depth, MOST_LAYERS)
+    return sorted({round(n * depth / most) for n in range(1, most)})
+
 
 @torch.no_grad()
 def frozen_pass(

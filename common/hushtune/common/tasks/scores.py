@@ -42,7 +42,9 @@ class Detection:
 
     @classmethod
     def of(cls, is_positive: NDArray[np.bool_], by: NDArray[np.floating]) -> Detection:
-        """From ``(n,)`` each, with at least one positive; equal numbers are not parted."""
+        """From ``(n,)`` each, with at least one positive; equal numbers are not parted, infinite
+        ones among them, and what is no number is below all others."""
+        by = np.nan_to_num(by.astype(np.float64), nan=np.finfo(np.float64).min)
         order = np.argsort(-by, kind="stable")
         ends = np.append(np.flatnonzero(np.diff(by[order])), len(by) - 1)
         right = np.cumsum(is_positive[order], dtype=np.int64)[ends]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -20,22 +21,20 @@ from hushtune.common.tasks.activations import (
     InputRows,
     TokenRows,
     in_pieces,
-    packed_pieces,
     padded_to_beside,
     shapes_of,
     side_by_side,
 )
 from hushtune.common.tasks.augment import AugmentedRows
 from hushtune.common.tasks.base import Batch, Metrics
-from hushtune.common.tasks.frozen_pass import frozen_pass
+from hushtune.common.tasks.frozen_pass import frozen_pass, readable_layers
 from hushtune.common.tasks.objectives import Objective
+from hushtune.common.tasks.packed_rows import packed_inputs, packed_pieces
 from hushtune.common.tasks.shared_states import Rest, filled
 from hushtune.common.tasks.targets import DenseTargets, TargetRows
 from hushtune.common.tasks.units import Piece, Rows, Units
 
 EVALUATION_BATCH = 16  # of about one length: of more, many would only fill a batch up
-MOST_LAYERS = 6
-"""Of heads that are compared by the frozen layer they read, the last one included."""
 
 
 class Supervised:
@@ -128,17 +127,9 @@ class Supervised:
 
     @property
     def readable_layers(self) -> Sequence[int]:
-        """After how many blocks, but for all, a head can be trained on frozen features: all such
-        numbers, or of many six with the last block's, evenly.
-
-        None where no head reads features, of a model without blocks, as convolutional ones are, and
-        where training changes examples, of which nothing can be kept.
-        """
-        if not (self._model.reads_features and self._model.has_blocks) or self.augments:
-            return ()
-        depth = len(self._model.blocks)
-        most = min(depth, MOST_LAYERS)
-        return sorted({round(n * depth / most) for n in range(1, most)})
+        """See ``frozen_pass.readable_layers``; none where training changes examples, of which
+        nothing can be kept."""
+        return () if self.augments else readable_layers(self._model)
 
     @contextmanager
     def reading(self, layer: int) -> Generator[None]:
@@ -171,38 +162,20 @@ class Supervised:
 
     def microbatches(self, units: Units, size: int, level: Level) -> list[Piece]:
         """See ``Task.microbatches``."""
-        inputs = self._inputs
         packs = self._model.packs and level is not Level.FEATURES and not self.augments
-        if packs and isinstance(inputs, TokenRows):
-            return packed_pieces(inputs, units, size)
-        return in_pieces(inputs, units, size)
+        if packs and isinstance(self._inputs, TokenRows):
+            return packed_pieces(self._inputs, units, size)
+        return in_pieces(self._inputs, units, size)
 
     def batch(
-        self,
-        rows: Rows,
-        level: Level,
-        *,
-        draw: int | None = None,
-        packing: Packing | None = None,
+        self, rows: Rows, level: Level, *, draw: int | None = None, packing: Packing | None = None
     ) -> Batch:
         """See ``Task.batch``."""
         if packing is not None:
-            return self._packed(rows, level, packing)
+            hidden = self._padded_hidden if level is Level.HIDDEN else None
+            inputs = packed_inputs(cast(TokenRows, self._inputs), rows, packing, hidden)
+            return Batch(inputs, self._targets.take(rows), packing)  # on CPUs alone
         return self._batch(self._inputs, self._targets, rows, level, draw=draw)
-
-    def _packed(self, rows: Rows, level: Level, packing: Packing) -> Batch:
-        assert isinstance(self._inputs, TokenRows), "nothing else is packed"
-        inputs = self._inputs.packed(rows, packing, self._model.first_position)
-        if level is Level.HIDDEN:
-            blocks: list[Tensor] = []
-            start = 0
-            for count, width in packing.blocks:
-                blocks.append(self._padded_hidden(rows[start : start + count], width))
-                start += count
-            inputs["hidden"] = packing.joined(blocks).unsqueeze(0)
-        device = self._device()
-        on_device = {key: value.to(device) for key, value in inputs.items()}
-        return Batch(on_device, self._targets.take(rows).to(device), packing)
 
     def _batch(
         self,
