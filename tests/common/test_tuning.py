@@ -57,7 +57,7 @@ def test_a_weight_in_a_file_leaves_memory_and_keeps_its_values(
 ) -> None:
     path, weight = mapped
     before = weight.clone()
-    assert in_memory(path.name) == 4 * SIDE**2
+    assert in_memory(path.name) > 3 * SIDE**2
     page_out(weight)
     assert in_memory(path.name) < SIDE**2
     assert torch.equal(weight, before)
