@@ -9,7 +9,7 @@ import ctypes
 import mmap
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Callable
 from enum import StrEnum
 from functools import cache
 
@@ -31,11 +31,8 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 @cache
 def keep_freed_memory() -> None:
     """Let glibc keep what is freed: small steps may spend half their time in page faults."""
-    if not sys.platform.startswith("linux"):
-        return
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # another C library
+    mallopt = _of_glibc("mallopt")
+    if mallopt is None:
         return
     for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26)):
         mallopt(option, value)
@@ -43,9 +40,9 @@ def keep_freed_memory() -> None:
 
 def give_back_freed_memory() -> None:
     """Hand to the system what glibc has kept of what was freed."""
-    if sys.platform.startswith("linux"):
-        with suppress(OSError, AttributeError):  # another C library
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
+    malloc_trim = _of_glibc("malloc_trim")
+    if malloc_trim is not None:
+        malloc_trim(0)
 
 
 def page_out(tensor: torch.Tensor) -> None:
@@ -54,13 +51,22 @@ def page_out(tensor: torch.Tensor) -> None:
     Its values stay: weights lie in a file that is mapped into memory, and what reads them yet reads
     the file. Where there is no such file and no swap space nothing happens.
     """
-    if not sys.platform.startswith("linux") or tensor.device.type != "cpu":
+    madvise = _of_glibc("madvise")
+    if madvise is None or tensor.device.type != "cpu":
         return
     start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     size = tensor.data_ptr() + tensor.nbytes - start
-    with suppress(OSError, AttributeError):
-        madvise = ctypes.CDLL("libc.so.6").madvise
-        madvise(ctypes.c_void_p(start), ctypes.c_size_t(max(0, size)), _MADV_PAGEOUT)
+    madvise(ctypes.c_void_p(start), ctypes.c_size_t(max(0, size)), _MADV_PAGEOUT)
+
+
+def _of_glibc(name: str) -> Callable[..., int] | None:
+    """A function of the GNU C library; None on another system or with another C library."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        return getattr(ctypes.CDLL("libc.so.6"), name)
+    except (OSError, AttributeError):
+        return None
 
 
 def measured_precision() -> str:
