@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +20,7 @@ class Where:
 
     owners: Tensor
     packing: Packing | None
+    _kept: dict[tuple[torch.Size, int], Tensor] = field(default_factory=dict, init=False)
 
     @cached_property
     def _spread(self) -> Tensor:
@@ -32,10 +33,13 @@ class Where:
             return self._spread
         return self.owners.unsqueeze(1).expand(inputs.shape[:2])
 
-    def is_own(self, inputs: Tensor, sites: int) -> Tensor:
-        """Which site is that of each place, as ``inputs`` lie, ``(b t, sites, 1)``."""
-        owners = self.of_places(inputs).flatten()
-        return (owners.unsqueeze(1) == torch.arange(sites, device=owners.device)).unsqueeze(2)
+    def own_places(self, inputs: Tensor, sites: int) -> Tensor:
+        """Which of ``(b t sites, ...)`` is of each place's own site, as ``inputs`` lie, ``(b t,)``."""
+        asked = (inputs.shape[:2], sites)
+        if asked not in self._kept:
+            owners = self.of_places(inputs).flatten()
+            self._kept[asked] = owners + sites * torch.arange(len(owners), device=owners.device)
+        return self._kept[asked]
 
     def by_row(self, inputs: Tensor, values: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Rows of one width, ``(rows, width, features)``, and what each of them has of
@@ -96,13 +100,9 @@ def _products(places: Tensor, weights: Tensor, where: Where) -> Tensor:
     sites, out_features, in_features = weights.shape
     if sites * out_features <= in_features:  # what all sites' weights give: a place takes its own
         found = nn.functional.linear(places, weights.reshape(-1, in_features))
-        owners = where.of_places(places)[..., None, None].expand(-1, -1, 1, out_features)
-        return found.unflatten(-1, (sites, out_features)).gather(2, owners).squeeze(2)
+        return _own(found, where, sites)
     if sites * in_features <= out_features:  # zero where another site's weights stand
-        spread = places.new_zeros(*places.shape[:2], sites, in_features)
-        owners = where.of_places(places)[..., None, None].expand(-1, -1, 1, in_features)
-        spread.scatter_(2, owners, places.unsqueeze(2))
-        return spread.flatten(2) @ weights.mT.reshape(-1, out_features)
+        return _spread(places, where, sites) @ weights.mT.reshape(-1, out_features)
     of_rows = where.by_row(places, weights.mT)
     return where.joined([products(rows, own) for rows, own in of_rows])
 
@@ -140,34 +140,39 @@ class LoraOfSites(torch.autograd.Function):
     ) -> Tensor:
         """``output (b, t, out_features)`` of the frozen layer; ``inputs (b, t, in_features)``; the
         model's own factors ``a`` and ``b``, on which each row's gradients are left."""
-        inner = _own(inputs.flatten(0, 1) @ factors.a.mT, inputs, factors, where)
+        inner = _own(inputs @ factors.a.mT, where, factors.sites)
         inner *= factors.scaling
         ctx.save_for_backward(inputs, inner)
         ctx.of, ctx.factors, ctx.where = (a, b), factors, where
-        found = torch.addmm(output.flatten(0, 1).to(inner.dtype), inner, factors.b)
+        spread = _spread(inner, where, factors.sites).flatten(0, 1)
+        found = torch.addmm(output.flatten(0, 1).to(inner.dtype), spread, factors.b)
         return found.view_as(output)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (inputs, inner), (grad,), (a, b) = ctx.saved_tensors, grads, ctx.of
-        factors, packing = ctx.factors, ctx.where.packing
-        back = _own(grad.flatten(0, 1) @ factors.b.mT, inputs, factors, ctx.where)
+        factors, where = ctx.factors, ctx.where
+        back = _own(grad @ factors.b.mT, where, factors.sites)
         back *= factors.scaling
         if a.requires_grad:
-            add_sample(a, weight_samples(_of_place(back, inputs, factors), inputs, packing))
+            add_sample(a, weight_samples(back, inputs, where.packing))
         if b.requires_grad:
-            add_sample(b, weight_samples(grad, _of_place(inner, inputs, factors), packing))
-        of_inputs = (back @ factors.a).view_as(inputs) if ctx.needs_input_grad[1] else None
+            add_sample(b, weight_samples(grad, inner, where.packing))
+        of_inputs = None
+        if ctx.needs_input_grad[1]:
+            of_inputs = _spread(back, where, factors.sites) @ factors.a
         return grad, of_inputs, None, None, None, None
 
 
-def _own(values: Tensor, inputs: Tensor, factors: Factors, where: Where) -> Tensor:
-    """``(places, sites r)`` with zeros for all sites but a place's own, whatever theirs are."""
-    is_own = where.is_own(inputs, factors.sites)
-    return torch.where(is_own, values.unflatten(1, (factors.sites, -1)), 0.0).flatten(1)
+def _own(values: Tensor, where: Where, sites: int) -> Tensor:
+    """Of what all sites have of a place, ``(b, t, sites n)``, its own site's, ``(b, t, n)``."""
+    of_all = values.reshape(-1, values.shape[-1] // sites)
+    own = of_all.index_select(0, where.own_places(values, sites))
+    return own.unflatten(0, values.shape[:2])
 
 
-def _of_place(values: Tensor, inputs: Tensor, factors: Factors) -> Tensor:
-    """A place's own site's values, ``(b, t, r)``, where all others are zero."""
-    own = values.unflatten(1, (factors.sites, -1)).sum(1)
-    return own.unflatten(0, inputs.shape[:2])
+def _spread(own: Tensor, where: Where, sites: int) -> Tensor:
+    """``(b, t, n)`` where ``_own`` takes it from, and zero elsewhere."""
+    of_all = own.new_zeros(own.shape[0] * own.shape[1] * sites, own.shape[2])
+    of_all.index_copy_(0, where.own_places(own, sites), own.flatten(0, 1))
+    return of_all.view(*own.shape[:2], -1)

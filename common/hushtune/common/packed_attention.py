@@ -75,15 +75,13 @@ def _attention(
     packing = current()
     assert packing is not None, "only ever within ``packed``"
     how = (packing, _biases.get(), scaling)
-    states = [each[0].transpose(0, 1) for each in (query, key, value)]
+    states = [each.squeeze(0).transpose(0, 1) for each in (query, key, value)]
     return cast(Tensor, _Blocks.apply(*states, *how)).unsqueeze(0), None
 
 
 class _Blocks(torch.autograd.Function):
-    """Attention block by block, in the operations of transformers' eager attention, under autocast
-    too. Its weights are computed again in the backward pass: what is kept until then has the same
-    size in every piece, so that the allocator finds room for it where the last piece left some.
-    """
+    """Attention block by block, as transformers' eager attention takes it, under autocast too. Its
+    weights are kept until the backward pass in the type of the products that they go into."""
 
     @staticmethod
     def forward(
@@ -95,36 +93,44 @@ class _Blocks(torch.autograd.Function):
         biases: Sequence[Tensor],
         scaling: float,
     ) -> Tensor:
-        ctx.save_for_backward(query, key, value)
-        ctx.how = (packing, biases, scaling)
-        found = torch.zeros_like(value, memory_format=torch.contiguous_format)
-        blocks = zip(
-            packing.split(found), biases, *_blocks(packing, query, key, value), strict=True
-        )
-        for into, bias, queries, keys, values in blocks:
-            weights = _weights(queries, keys, bias, scaling).to(values.dtype)
-            _put(products(weights, values), into)
+        found = packing.unfilled(value)
+        into = packing.split(found)
+        kept = [
+            _attended(*block, scaling)
+            for block in zip(into, biases, *_blocks(packing, query, key, value), strict=True)
+        ]
+        ctx.save_for_backward(query, key, value, *kept)
+        ctx.packing, ctx.scaling = packing, scaling
         return found
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        packing, biases, scaling = ctx.how
-        states = (*ctx.saved_tensors, grads[0])
-        found = [
-            torch.zeros_like(each, memory_format=torch.contiguous_format) for each in states[:3]
-        ]
+        packing: Packing = ctx.packing
+        query, key, value, *kept = ctx.saved_tensors
+        states = (query, key, value)
+        found = [packing.unfilled(each) for each in states]
         into = zip(*(packing.split(each) for each in found), strict=True)
-        blocks = zip(into, biases, *_blocks(packing, *states), strict=True)
-        for (of_queries, of_keys, of_values), bias, queries, keys, values, grad in blocks:
-            weights = _weights(queries, keys, bias, scaling)
-            _put(products(weights.to(grad.dtype).mT, grad), of_values)
-            of_weights = products(grad, values.mT).to(weights.dtype)
-            # Of a softmax p: p (g - sum g p).
-            of_scores = of_weights.sub_((of_weights * weights).sum(-1, keepdim=True)).mul_(weights)
-            of_scores = of_scores.to(queries.dtype) * scaling
+        blocks = zip(into, kept, *_blocks(packing, *states, grads[0]), strict=True)
+        for (of_queries, of_keys, of_values), weights, queries, keys, values, grad in blocks:
+            _put(products(weights.mT, grad), of_values)
+            of_weights = products(grad, values.mT)
+            of_scores = _softmax_backward(of_weights.float(), weights.float(), -1, torch.float32)
+            of_scores = of_scores.mul_(ctx.scaling).to(queries.dtype)
             _put(products(of_scores, keys), of_queries)
             _put(products(of_scores.mT, queries), of_keys)
         return (*found, None, None, None)
+
+
+def _attended(
+    into: Tensor, bias: Tensor, queries: Tensor, keys: Tensor, values: Tensor, scaling: float
+) -> Tensor:
+    """Puts what a block's places find into ``into``; what each place takes of each other of its
+    text, ``(rows heads, width, width)``."""
+    scores = products(queries, keys.mT).unflatten(0, (len(bias), -1))
+    weights = nn.functional.softmax(torch.add(bias, scores, alpha=scaling), dim=-1)
+    weights = weights.flatten(0, 1).to(values.dtype)
+    _put(products(weights, values), into)
+    return weights
 
 
 def _blocks(packing: Packing, *states: Tensor) -> list[list[Tensor]]:
@@ -139,10 +145,5 @@ def _put(found: Tensor, into: Tensor) -> None:
     into.copy_(found.unflatten(0, (len(into), -1)).transpose(1, 2))
 
 
-def _weights(queries: Tensor, keys: Tensor, bias: Tensor, scaling: float) -> Tensor:
-    """What each place takes of each other of its text, ``(rows heads, width, width)``, float32."""
-    scores = (products(queries, keys.mT) * scaling).unflatten(0, (len(bias), -1))
-    return nn.functional.softmax(scores + bias, dim=-1).flatten(0, 1)
-
-
+_softmax_backward = torch.ops.aten._softmax_backward_data
 ALL_ATTENTION_FUNCTIONS.register(_NAME, _attention)

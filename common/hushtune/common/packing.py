@@ -75,6 +75,12 @@ class Packing:
         parts = values.split(self._sizes)
         return [part.unflatten(0, block) for part, block in zip(parts, self.blocks, strict=False)]
 
+    def unfilled(self, like: Tensor) -> Tensor:
+        """``(places, ...)``, to be filled: zero only where no text lies."""
+        found = torch.empty_like(like, memory_format=torch.contiguous_format)
+        found[self.places - self._sizes[-1] :] = 0
+        return found
+
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
         """What ``split`` takes apart, with zeros where no text lies."""
         rest = parts[0].new_zeros(self._sizes[-1], *parts[0].shape[2:])
