@@ -29,6 +29,10 @@ _QUIET = {
 }
 
 
+_UNUSUAL = {"PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"}
+"""Modules are compiled once, as where nothing is set, and not in each process."""
+
+
 class Watcher(threading.Thread):
     """Looks at a process and all below it, four times a second where looking is quick."""
 
@@ -99,8 +103,9 @@ def watched(
     folder.mkdir(parents=True, exist_ok=True)
     here = str(Path(__file__).parent)
     paths = [here, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    inherited = {key: value for key, value in os.environ.items() if key not in _UNUSUAL}
     environment = {
-        **os.environ,
+        **inherited,
         **_QUIET,
         EVENTS: str((folder / "events.jsonl").absolute()),
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),

@@ -34,7 +34,7 @@ class Where:
         return self.owners.unsqueeze(1).expand(inputs.shape[:2])
 
     def own_places(self, inputs: Tensor, sites: int) -> Tensor:
-        """Which of ``(b t sites, ...)`` is of each place's own site, as ``inputs`` lie, ``(b t,)``."""
+        """Which of ``(b t sites, ...)`` is each place's own, as ``inputs`` lie, ``(b t,)``."""
         asked = (inputs.shape[:2], sites)
         if asked not in self._kept:
             owners = self.of_places(inputs).flatten()

@@ -80,8 +80,8 @@ def _attention(
 
 
 class _Blocks(torch.autograd.Function):
-    """Attention block by block, as transformers' eager attention takes it, under autocast too. Its
-    weights are kept until the backward pass in the type of the products that they go into."""
+    """Attention block by block, as transformers' eager attention takes it, under autocast too. What
+    the backward pass needs is kept as products take it."""
 
     @staticmethod
     def forward(
@@ -94,24 +94,22 @@ class _Blocks(torch.autograd.Function):
         scaling: float,
     ) -> Tensor:
         found = packing.unfilled(value)
-        into = packing.split(found)
-        kept = [
-            _attended(*block, scaling)
-            for block in zip(into, biases, *_blocks(packing, query, key, value), strict=True)
-        ]
-        ctx.save_for_backward(query, key, value, *kept)
+        kept: list[Tensor] = []
+        blocks = zip(*(_by_block(packing, each) for each in (query, key, value)), strict=True)
+        for into, bias, block in zip(packing.split(found), biases, blocks, strict=True):
+            kept += [*block, _attended(into, bias, *block, scaling)]
+        ctx.save_for_backward(*kept)
         ctx.packing, ctx.scaling = packing, scaling
         return found
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         packing: Packing = ctx.packing
-        query, key, value, *kept = ctx.saved_tensors
-        states = (query, key, value)
-        found = [packing.unfilled(each) for each in states]
+        found = [packing.unfilled(grads[0]) for _ in range(3)]
         into = zip(*(packing.split(each) for each in found), strict=True)
-        blocks = zip(into, kept, *_blocks(packing, *states, grads[0]), strict=True)
-        for (of_queries, of_keys, of_values), weights, queries, keys, values, grad in blocks:
+        kept = zip(*(ctx.saved_tensors[place::4] for place in range(4)), strict=True)
+        blocks = zip(into, kept, _by_block(packing, grads[0]), strict=True)
+        for (of_queries, of_keys, of_values), (queries, keys, values, weights), grad in blocks:
             _put(products(weights.mT, grad), of_values)
             of_weights = products(grad, values.mT)
             of_scores = _softmax_backward(of_weights.float(), weights.float(), -1, torch.float32)
@@ -133,11 +131,9 @@ def _attended(
     return weights
 
 
-def _blocks(packing: Packing, *states: Tensor) -> list[list[Tensor]]:
+def _by_block(packing: Packing, states: Tensor) -> list[Tensor]:
     """States ``(places, heads, d)`` by block, ``(rows heads, width, d)`` each."""
-    return [
-        [block.transpose(1, 2).flatten(0, 1) for block in packing.split(each)] for each in states
-    ]
+    return [block.transpose(1, 2).flatten(0, 1) for block in packing.split(states)]
 
 
 def _put(found: Tensor, into: Tensor) -> None:

@@ -312,13 +312,22 @@ def _generic_group(merged: Merged, delta: float, records: int) -> float:
 
     Any d that is small enough gives a bound; the search finds one close to the largest.
     """
-    best, low, high = math.inf, math.log(LEAST_DELTA), math.log(delta / records)
+
+    def bound(log_delta: float) -> float:
+        """Of all records at `delta`, or infinity where it is more than that."""
+        one = _epsilon(merged, math.exp(log_delta), Relation.ADD_OR_REMOVE_ONE)
+        steps_apart = [math.exp(min(700.0, number * one)) for number in range(records)]
+        return records * one if math.exp(log_delta) * sum(steps_apart) <= delta else math.inf
+
+    low, high = math.log(LEAST_DELTA), math.log(delta / records)
+    best = bound(low)
+    if best == math.inf:
+        return best
     for _ in range(16):
         middle = (low + high) / 2
-        one = _epsilon(merged, math.exp(middle), Relation.ADD_OR_REMOVE_ONE)
-        steps_apart = [math.exp(min(700.0, number * one)) for number in range(records)]
-        if math.exp(middle) * sum(steps_apart) <= delta:
-            best, low = min(best, records * one), middle
+        found = bound(middle)
+        if found < math.inf:
+            best, low = min(best, found), middle
         else:
             high = middle
     return best
