@@ -25,16 +25,18 @@ class GradientMethod(StrEnum):
 
 _WORTH_IT = 2.0
 _MADV_PAGEOUT = 21  # of Linux 5.4; others refuse it, which changes nothing
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
 @cache
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed: small steps may spend half their time in page faults."""
+    """Let glibc keep what is freed: small steps may spend half their time in page faults. All
+    threads share it, or each would keep its own."""
     mallopt = _of_glibc("mallopt")
     if mallopt is None:
         return
-    for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26)):
+    options = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 2**26, _M_ARENA_MAX: 1}
+    for option, value in options.items():
         mallopt(option, value)
 
 

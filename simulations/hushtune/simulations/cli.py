@@ -56,7 +56,7 @@ from hushtune.simulations.exits import (
 )
 from hushtune.simulations.planner_command import plan
 
-_GARBAGE = 20_000
+_GARBAGE = 200_000
 """New objects, about, after which Python looks for garbage; 700 by itself."""
 
 app = typer.Typer(
