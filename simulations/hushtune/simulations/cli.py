@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import importlib.metadata
 import json
 import logging
@@ -25,6 +23,7 @@ from hushtune.common.errors import (
     HushtuneError,
     InterruptedRunError,
 )
+from hushtune.simulations import garbage
 from hushtune.simulations.cli_audit import audit
 from hushtune.simulations.cli_data import data_app
 from hushtune.simulations.cli_export import export
@@ -55,9 +54,6 @@ from hushtune.simulations.exits import (
     show_error,
 )
 from hushtune.simulations.planner_command import plan
-
-_GARBAGE = 200_000
-"""New objects, about, after which Python looks for garbage; 700 by itself."""
 
 app = typer.Typer(
     name="hushtune",
@@ -176,6 +172,7 @@ def simulate(
         check_quorum(figures)
         return
     assert out is not None  # checked above
+    garbage.look_hardly_ever()
     from hushtune.simulations.show import show_summary
     from hushtune.simulations.show_progress import ProgressView
     from hushtune.simulations.study import run
@@ -295,11 +292,7 @@ def _texts(given: list[str]) -> list[str]:
 def main() -> None:
     """Run the command; the exit status is 0 only on success."""
     be_quiet()
-    # To the command's end: most new objects are of libraries that load, of which none is garbage,
-    # and in a run's rounds too looking seldom takes less time and no more memory.
-    gc.set_threshold(_GARBAGE, *gc.get_threshold()[1:])
-    atexit.unregister(gc.freeze)  # a command may be called more than once in a process
-    atexit.register(gc.freeze)  # at its end too: there it took a second with all that is loaded
+    garbage.look_seldom()
     logging.getLogger("flwr").setLevel(logging.ERROR)
     # Of an epsilon in the thousands, whose logarithm is found to be infinite.
     warnings.filterwarnings("ignore", "overflow encountered", RuntimeWarning, r"dp_accounting\.")

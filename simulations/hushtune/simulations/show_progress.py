@@ -13,7 +13,7 @@ from hushtune.common.config import RunConfig
 from hushtune.common.names import METHODS, OF_TABLES, metric_words
 from hushtune.common.privacy.figures import upwards
 from hushtune.server.central import SERVER
-from hushtune.simulations import server_ledger
+from hushtune.simulations import garbage, server_ledger
 from hushtune.simulations.agreement import show_refusals
 from hushtune.simulations.weak import show_warning
 
@@ -66,6 +66,7 @@ class ProgressView:
 
     def started(self, rounds: int, done: int) -> None:
         """See Observer."""
+        garbage.loaded()
         self._advance("rounds", done, rounds, "")
 
     def forgetting(self, charges: Mapping[str, int]) -> None:
