@@ -95,9 +95,12 @@ class _Blocks(torch.autograd.Function):
     ) -> Tensor:
         found = packing.unfilled(value)
         kept: list[Tensor] = []
-        blocks = zip(*(_by_block(packing, each) for each in (query, key, value)), strict=True)
-        for into, bias, block in zip(packing.split(found), biases, blocks, strict=True):
-            kept += [*block, _attended(into, bias, *block, scaling)]
+        states = [_by_block(packing, each) for each in (query, key, value)]
+        blocks = zip(packing.split(found), biases, *states, strict=True)
+        for into, bias, queries, keys, values in blocks:
+            weights = _weights(queries, keys, bias, scaling)
+            _put(products(weights, values), into)
+            kept += [queries, keys, values, weights]
         ctx.save_for_backward(*kept)
         ctx.packing, ctx.scaling = packing, scaling
         return found
@@ -119,16 +122,11 @@ class _Blocks(torch.autograd.Function):
         return (*found, None, None, None)
 
 
-def _attended(
-    into: Tensor, bias: Tensor, queries: Tensor, keys: Tensor, values: Tensor, scaling: float
-) -> Tensor:
-    """Puts what a block's places find into ``into``; what each place takes of each other of its
-    text, ``(rows heads, width, width)``."""
+def _weights(queries: Tensor, keys: Tensor, bias: Tensor, scaling: float) -> Tensor:
+    """What each place takes of each other of its text, ``(rows heads, width, width)``."""
     scores = products(queries, keys.mT).unflatten(0, (len(bias), -1))
-    weights = nn.functional.softmax(torch.add(bias, scores, alpha=scaling), dim=-1)
-    weights = weights.flatten(0, 1).to(values.dtype)
-    _put(products(weights, values), into)
-    return weights
+    found = nn.functional.softmax(torch.add(bias, scores, alpha=scaling), dim=-1)
+    return found.flatten(0, 1).to(queries.dtype)
 
 
 def _by_block(packing: Packing, states: Tensor) -> list[Tensor]:
