@@ -16,7 +16,6 @@ from hushtune.common.run_context import RunContext
 from hushtune.common.stopping import chosen_by, is_judged
 from hushtune.common.tasks.base import Metrics
 from hushtune.common.tasks.workspace import Workspace
-from hushtune.common.tuning import give_back_freed_memory
 from hushtune.server.strategy import RoundResult
 from hushtune.simulations import outputs
 from hushtune.simulations.fit import sampled, train_figures
@@ -66,8 +65,6 @@ class Judge:
         self._observer.started(self._context.config.train.rounds, self.already)
 
     def __call__(self, outcome: RoundResult) -> Mapping[str, Any]:
-        if outcome.round & (outcome.round - 1) == 0:  # the 1st, 2nd, 4th, 8th ...: it has its price
-            give_back_freed_memory()
         extra: dict[str, Any] = {}
         rounds, every = self._context.config.train.rounds, self._context.config.simulation
         if outcome.round % every.evaluate_every == 0 or outcome.round == rounds:
