@@ -15,10 +15,12 @@ from hushtune.simulations.show_progress import ProgressView
 @pytest.fixture(autouse=True)
 def as_before() -> Generator[None]:
     """What the process does with garbage is its own again afterwards."""
-    threshold = gc.get_threshold()
+    threshold, was_frozen = gc.get_threshold(), gc.get_freeze_count() > 0
     yield
-    gc.unfreeze()
     gc.set_threshold(*threshold)
+    gc.unfreeze()
+    if was_frozen:
+        gc.freeze()
 
 
 def test_once_rounds_begin_new_objects_alone_are_looked_at_and_not_too_seldom() -> None:
@@ -26,8 +28,20 @@ def test_once_rounds_begin_new_objects_alone_are_looked_at_and_not_too_seldom() 
     garbage.look_hardly_ever()
     assert gc.get_threshold()[0] >= 1_000_000
 
-    ProgressView(Console(quiet=True)).started(rounds=3, done=0)
+    with ProgressView(Console(quiet=True)) as view:
+        view.started(rounds=3, done=0)
 
-    assert 0 < gc.get_threshold()[0] <= 200_000
-    assert gc.get_freeze_count() > 10_000
-    assert gc.isenabled()
+        assert gc.isenabled()
+        assert 0 < gc.get_threshold()[0] <= 200_000
+        assert gc.get_freeze_count() > 10_000
+    assert gc.get_freeze_count() == 0
+
+
+def test_what_others_left_out_stays_left_out() -> None:
+    gc.freeze()
+    left_out = gc.get_freeze_count()
+
+    with ProgressView(Console(quiet=True)) as view:
+        view.started(rounds=3, done=0)
+
+    assert gc.get_freeze_count() == pytest.approx(left_out, rel=0.01)

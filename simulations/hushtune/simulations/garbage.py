@@ -18,11 +18,22 @@ def look_seldom() -> None:
 
 
 def look_hardly_ever() -> None:
-    """Until ``loaded``."""
+    """Until ``loaded`` or ``over``."""
     gc.set_threshold(_HARDLY_EVER, *gc.get_threshold()[1:])
 
 
-def loaded() -> None:
-    """What there is now stays to the command's end, and is not looked at again."""
-    gc.freeze()
+def loaded() -> bool:
+    """What there is now is not looked at again until ``over``, where nothing was so before;
+    whether that is so."""
+    is_first = gc.get_freeze_count() == 0
+    if is_first:
+        gc.freeze()
+    look_seldom()
+    return is_first
+
+
+def over(left_out: bool) -> None:
+    """``left_out``: what ``loaded`` did, which may be garbage by now."""
+    if left_out:
+        gc.unfreeze()
     look_seldom()

@@ -47,6 +47,7 @@ class ProgressView:
             console=console,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._left_out = False
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -59,6 +60,7 @@ class ProgressView:
         trace: TracebackType | None,
     ) -> None:
         self._progress.stop()
+        garbage.over(self._left_out)
 
     def preparing(self, what: str, done: int, total: int) -> None:
         """See Observer."""
@@ -66,7 +68,7 @@ class ProgressView:
 
     def started(self, rounds: int, done: int) -> None:
         """See Observer."""
-        garbage.loaded()
+        self._left_out |= garbage.loaded()
         self._advance("rounds", done, rounds, "")
 
     def forgetting(self, charges: Mapping[str, int]) -> None:
