@@ -40,8 +40,19 @@ def test_once_rounds_begin_new_objects_alone_are_looked_at_and_not_too_seldom() 
 def test_what_others_left_out_stays_left_out() -> None:
     gc.freeze()
     left_out = gc.get_freeze_count()
+    garbage.look_hardly_ever()
 
     with ProgressView(Console(quiet=True)) as view:
         view.started(rounds=3, done=0)
 
     assert gc.get_freeze_count() == pytest.approx(left_out, rel=0.01)
+
+
+def test_nothing_is_left_out_where_more_will_load() -> None:
+    gc.unfreeze()
+    garbage.look_seldom()
+
+    with ProgressView(Console(quiet=True)) as view:
+        view.started(rounds=3, done=0)
+
+        assert gc.get_freeze_count() == 0

@@ -23,13 +23,13 @@ def look_hardly_ever() -> None:
 
 
 def loaded() -> bool:
-    """What there is now is not looked at again until ``over``, where nothing was so before;
-    whether that is so."""
-    is_first = gc.get_freeze_count() == 0
-    if is_first:
+    """After ``look_hardly_ever``: what there is now is not looked at again until ``over``, where
+    nothing was so before; whether that is so."""
+    leaves_out = gc.get_threshold()[0] == _HARDLY_EVER and gc.get_freeze_count() == 0
+    if leaves_out:
         gc.freeze()
     look_seldom()
-    return is_first
+    return leaves_out
 
 
 def over(left_out: bool) -> None:
