@@ -29,7 +29,7 @@ _QUIET = {
 }
 
 
-_UNUSUAL = {"PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"}
+_UNUSUAL = {"PYTHONDONTWRITEBYTECODE"}
 """Modules are compiled once, as where nothing is set, and not in each process."""
 
 

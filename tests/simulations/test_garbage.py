@@ -32,7 +32,7 @@ def test_once_rounds_begin_new_objects_alone_are_looked_at_and_not_too_seldom() 
         view.started(rounds=3, done=0)
 
         assert gc.isenabled()
-        assert 0 < gc.get_threshold()[0] <= 200_000
+        assert 0 < gc.get_threshold()[0] <= 20_000
         assert gc.get_freeze_count() > 10_000
     assert gc.get_freeze_count() == 0
 

@@ -20,7 +20,9 @@ class Where:
 
     owners: Tensor
     packing: Packing | None
-    _kept: dict[tuple[torch.Size, int], Tensor] = field(default_factory=dict, init=False)
+    _kept: dict[tuple[torch.Size, int], Tensor] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
     @cached_property
     def _spread(self) -> Tensor:
@@ -126,7 +128,8 @@ class Factors:
 
 class LoraOfSites(torch.autograd.Function):
     """``y + scaling B A x`` with each place's own site's factors, under autocast too: of all sites
-    by one product for each factor, between which the other sites' values are set to zero."""
+    by one product for each factor, between which a place's own site's values are picked and spread
+    among zeros."""
 
     @staticmethod
     def forward(

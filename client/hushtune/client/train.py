@@ -245,10 +245,7 @@ def _optimizer(trained: Mapping[str, nn.Parameter], how: LocalTraining) -> torch
     """A fresh optimiser: its state is the round's own, as in FedAvg (1602.05629)."""
     if how.optimizer == "adamw":
         return torch.optim.AdamW(
-            list(trained.values()),
-            lr=how.learning_rate,
-            weight_decay=how.weight_decay,
-            fused=True,
+            list(trained.values()), lr=how.learning_rate, weight_decay=how.weight_decay
         )
     return torch.optim.SGD(
         list(trained.values()), lr=how.learning_rate, weight_decay=how.weight_decay

@@ -80,8 +80,8 @@ def _attention(
 
 
 class _Blocks(torch.autograd.Function):
-    """Attention block by block, as transformers' eager attention takes it, under autocast too. What
-    the backward pass needs is kept as products take it."""
+    """Attention block by block, as transformers' eager attention takes it but for rounding, under
+    autocast too. What the backward pass needs is kept as products take it."""
 
     @staticmethod
     def forward(
@@ -100,7 +100,8 @@ class _Blocks(torch.autograd.Function):
         for into, bias, queries, keys, values in blocks:
             weights = _weights(queries, keys, bias, scaling)
             _put(products(weights, values), into)
-            kept += [queries, keys, values, weights]
+            if any(ctx.needs_input_grad):
+                kept += [queries, keys, values, weights]
         ctx.save_for_backward(*kept)
         ctx.packing, ctx.scaling = packing, scaling
         return found
@@ -110,12 +111,14 @@ class _Blocks(torch.autograd.Function):
         packing: Packing = ctx.packing
         found = [packing.unfilled(grads[0]) for _ in range(3)]
         into = zip(*(packing.split(each) for each in found), strict=True)
-        kept = zip(*(ctx.saved_tensors[place::4] for place in range(4)), strict=True)
+        saved = ctx.saved_tensors
+        kept = zip(*(saved[place::4] for place in range(4)), strict=True)
         blocks = zip(into, kept, _by_block(packing, grads[0]), strict=True)
         for (of_queries, of_keys, of_values), (queries, keys, values, weights), grad in blocks:
             _put(products(weights.mT, grad), of_values)
             of_weights = products(grad, values.mT)
-            of_scores = _softmax_backward(of_weights.float(), weights.float(), -1, torch.float32)
+            wide = torch.promote_types(weights.dtype, torch.float32)
+            of_scores = _softmax_backward(of_weights.to(wide), weights.to(wide), -1, wide)
             of_scores = of_scores.mul_(ctx.scaling).to(queries.dtype)
             _put(products(of_scores, keys), of_queries)
             _put(products(of_scores.mT, queries), of_keys)

@@ -30,8 +30,8 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 @cache
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed: small steps may spend half their time in page faults. All
-    threads share it, or each would keep its own."""
+    """Let glibc keep what is freed: small steps may spend half their time in page faults. Threads
+    that begin later share it, or each would keep its own."""
     mallopt = _of_glibc("mallopt")
     if mallopt is None:
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 
-_SELDOM, _HARDLY_EVER = 200_000, 2_000_000
+_SELDOM, _HARDLY_EVER = 20_000, 2_000_000
 """New objects, about, after which it looks; 700 by itself."""
 
 

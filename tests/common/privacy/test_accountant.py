@@ -210,6 +210,13 @@ def test_the_cross_check_says_what_it_cannot_do() -> None:
     assert epsilon_rdp([], delta=DELTA) == epsilon_group([], delta=DELTA, records=2) == 0.0
 
 
+def test_records_that_are_hardly_ever_drawn_cost_a_group_next_to_nothing() -> None:
+    """Of ten records of one in 1e7, epsilon is 0.0005 each at half a millionth; that the least d
+    is too small for any figure says nothing of larger ones."""
+    events = [event(1e-7, 0.3, 20)]
+    assert epsilon_group(events, delta=1e-5, records=10) == pytest.approx(0.00497, rel=1e-2)
+
+
 @pytest.mark.parametrize("sigma", [0.05, 1.0])
 @pytest.mark.parametrize("rate", [1e-12, 1e-9, 1e-8])
 @pytest.mark.parametrize("records", [2, 8])

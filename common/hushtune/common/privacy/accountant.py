@@ -313,21 +313,22 @@ def _generic_group(merged: Merged, delta: float, records: int) -> float:
     Any d that is small enough gives a bound; the search finds one close to the largest.
     """
 
-    def bound(log_delta: float) -> float:
-        """Of all records at `delta`, or infinity where it is more than that."""
+    def at(log_delta: float) -> tuple[float, float]:
+        """One record's epsilon at d, and the logarithm of the sum that d is multiplied by."""
         one = _epsilon(merged, math.exp(log_delta), Relation.ADD_OR_REMOVE_ONE)
-        steps_apart = [math.exp(min(700.0, number * one)) for number in range(records)]
-        return records * one if math.exp(log_delta) * sum(steps_apart) <= delta else math.inf
+        return one, math.log(sum(math.exp(min(700.0, number * one)) for number in range(records)))
 
-    low, high = math.log(LEAST_DELTA), math.log(delta / records)
-    best = bound(low)
-    if best == math.inf:
-        return best
+    low, high, best = math.log(LEAST_DELTA), math.log(delta / records), math.inf
+    # A d below one that is too large costs no less: it is no larger than that one's sum allows.
+    for _ in range(8):
+        high = math.log(delta) - at(high)[1]
+        if high < low:
+            return math.inf
     for _ in range(16):
         middle = (low + high) / 2
-        found = bound(middle)
-        if found < math.inf:
-            best, low = min(best, found), middle
+        one, factor = at(middle)
+        if middle + factor <= math.log(delta):
+            best, low = min(best, records * one), middle
         else:
             high = middle
     return best
