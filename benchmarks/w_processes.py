@@ -26,11 +26,8 @@ _QUIET = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "PYTHONWARNINGS": "ignore",
+    "PYTHONDONTWRITEBYTECODE": "",  # modules are compiled once, and not in each process
 }
-
-
-_UNUSUAL = {"PYTHONDONTWRITEBYTECODE"}
-"""Modules are compiled once, as where nothing is set, and not in each process."""
 
 
 class Watcher(threading.Thread):
@@ -103,9 +100,8 @@ def watched(
     folder.mkdir(parents=True, exist_ok=True)
     here = str(Path(__file__).parent)
     paths = [here, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    inherited = {key: value for key, value in os.environ.items() if key not in _UNUSUAL}
     environment = {
-        **inherited,
+        **os.environ,
         **_QUIET,
         EVENTS: str((folder / "events.jsonl").absolute()),
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),

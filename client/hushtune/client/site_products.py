@@ -25,14 +25,14 @@ class Where:
     )
 
     @cached_property
-    def _spread(self) -> Tensor:
+    def _of_packed(self) -> Tensor:
         assert self.packing is not None
         return self.packing.spread(self.owners).unsqueeze(0)
 
     def of_places(self, inputs: Tensor) -> Tensor:
         """The site of each place, as ``inputs`` lie, ``(b, t)``."""
         if self.packing is not None:
-            return self._spread
+            return self._of_packed
         return self.owners.unsqueeze(1).expand(inputs.shape[:2])
 
     def own_places(self, inputs: Tensor, sites: int) -> Tensor:
