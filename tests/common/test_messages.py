@@ -26,6 +26,7 @@ from hushtune.common.messages import (
     decode_order,
     decode_reply,
     encode_order,
+    encode_orders,
     encode_refusal,
     encode_update,
 )
@@ -111,6 +112,23 @@ def plain(value: RoundOrder | ClientUpdate) -> dict[str, Any]:
 def test_orders_round_trip(plan: PrivacyPlan) -> None:
     order = replace(ORDER, plan=plan)
     assert plain(decode_order(wired(encode_order(order)))) == plain(order)
+
+
+def test_what_several_orders_carry_is_encoded_once() -> None:
+    control = STATE.select(ORDER.trainable)
+    own = replace(STATE, tensors={key: t + 1 for key, t in STATE.tensors.items()})
+    orders = [
+        ORDER,
+        replace(ORDER, site="south", control=control),
+        replace(ORDER, site="west", adapter=own, control=control),
+    ]
+    contents = encode_orders(orders)
+    assert [plain(decode_order(wired(content))) for content in contents] == [
+        plain(order) for order in orders
+    ]
+    north, south, west = (content.array_records["adapter"] for content in contents)
+    assert north["state"].data is south["state"].data
+    assert south["control"].data is west["control"].data
 
 
 @pytest.mark.parametrize("charge", [CHARGE, None])

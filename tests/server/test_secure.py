@@ -39,7 +39,7 @@ from hushtune.common.secagg.wire_step import (
     decode_step_reply,
     encode_confirm_order,
     encode_open_order,
-    encode_step,
+    encode_steps,
 )
 
 from .secure_grid import CLIP, RUN, SIZE, Sites, no_noise, order, plan, sum_vectors
@@ -501,7 +501,7 @@ def test_a_site_masks_only_for_the_plan_that_began_the_session(grid: Sites) -> N
     session.begin()
     asked = order("east", 1)
     weaker = replace(asked, plan=replace(asked.plan, noise_multiplier=0.06))
-    content = encode_step(StepOrder(order=weaker, session=session.name, agreed={}))
+    (content,) = encode_steps([StepOrder(order=weaker, session=session.name, agreed={})])
     assert "another plan" in refused(grid.answer("masked", "east", content)).reason
     assert not grid.sites["east"].ledger.entries()
 

@@ -37,7 +37,7 @@ from hushtune.common.secagg.wire_step import (
     decode_step_reply,
     encode_confirm_order,
     encode_open_order,
-    encode_step,
+    encode_steps,
 )
 
 from .secure_grid import CLIP, RUN, SIZE, Sites, no_noise, order, plan, sum_vectors
@@ -99,9 +99,8 @@ class Server:
 
     def collect(self) -> None:
         for site in NAMES:
-            content = encode_step(
-                StepOrder(order=order(site, 1), session=SESSION, agreed=self.receipts)
-            )
+            asked = StepOrder(order=order(site, 1), session=SESSION, agreed=self.receipts)
+            (content,) = encode_steps([asked])
             answer = self.ask("masked", site, content)
             if answer is not None:
                 self.masked[site] = decode_step_reply(answer).values

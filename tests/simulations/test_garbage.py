@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Generator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from flwr.app import ArrayRecord
 from rich.console import Console
 
-from hushtune.simulations import garbage
+from hushtune.simulations import garbage, run
 from hushtune.simulations.show_progress import ProgressView
 
 
@@ -56,3 +59,23 @@ def test_nothing_is_left_out_where_more_will_load() -> None:
         view.started(rounds=3, done=0)
 
         assert gc.get_freeze_count() == 0
+
+
+@pytest.mark.parametrize(
+    ("trust", "unit"), [("site", "example"), ("server", "client"), ("distributed", "example")]
+)
+def test_no_message_of_a_run_waits_for_it(
+    settings: Any, tmp_path: Path, trust: str, unit: str
+) -> None:
+    """A message is as large as an adapter, and a round has two for each site."""
+    config = settings.config(
+        privacy__trust=trust, privacy__unit=unit, train__rounds=2, train__warmup_rounds=0
+    )
+    gc.collect()
+    gc.disable()
+    try:
+        run(config, tmp_path / "run")
+        left = [record for record in gc.get_objects() if isinstance(record, ArrayRecord)]
+    finally:
+        gc.enable()
+    assert not left

@@ -25,6 +25,7 @@ from hushtune.common.messages import RoundOrder
 from hushtune.common.privacy.discrete import discrete_gaussian
 from hushtune.common.privacy.noise import NoiseSource
 from hushtune.common.privacy.plan import Unit
+from hushtune.common.records import texts_of
 from hushtune.common.secagg import agreement
 from hushtune.common.secagg import keys as crypto
 from hushtune.common.secagg.ring import mask, to_ring
@@ -260,5 +261,5 @@ def one_vector(tensors: Mapping[str, torch.Tensor]) -> np.ndarray:
 
 
 def _digest(content: RecordDict) -> str:
-    record = next(iter(content.config_records.values()))
+    record = next(iter(texts_of(content).values()))
     return hashlib.sha256("".join(map(str, record.values())).encode()).hexdigest()

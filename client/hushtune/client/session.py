@@ -18,6 +18,7 @@ from flwr.app import ConfigRecord, RecordDict
 from hushtune.client.site import Site
 from hushtune.common.errors import SecureSumError
 from hushtune.common.privacy.ledger import Ledger
+from hushtune.common.records import texts_of
 from hushtune.common.secagg import agreement
 from hushtune.common.secagg import keys as crypto
 from hushtune.common.secagg.cohort import Cohort
@@ -174,7 +175,7 @@ def current(state: RecordDict, site: Site, run: str, session: str) -> Session:
 
 
 def load(state: RecordDict, site: str) -> Session | None:
-    record = state.config_records.get(_STATE)
+    record = texts_of(state).get(_STATE)
     return None if record is None else Session(json.loads(str(record[_TEXT])), site)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from hushtune.common.errors import MessageError
+from hushtune.common.records import arrays_of, texts_of
 
 LARGEST = 4 * 2**20
 """Bytes; more go as Flower moves them."""
@@ -21,15 +22,12 @@ _ENVELOPE, _HEAD, _DATA = "hushtune.envelope", "head", "data"
 
 def sealed(content: RecordDict) -> RecordDict:
     """The same records in an envelope, or themselves where they are large or not ours."""
-    arrays = {
-        name: {key: array for key, array in record.items()}
-        for name, record in content.array_records.items()
-    }
+    arrays = {name: dict(record) for name, record in arrays_of(content).items()}
     parts = [(name, key, arrays[name][key]) for name in sorted(arrays) for key in arrays[name]]
-    texts = {name: dict(record) for name, record in content.config_records.items()}
+    texts = {name: dict(record) for name, record in texts_of(content).items()}
     plain = all(isinstance(value, str) for record in texts.values() for value in record.values())
     size = sum(len(array.data) for _, _, array in parts)
-    if not plain or content.metric_records or size > LARGEST:
+    if not plain or len(arrays) + len(texts) < len(content) or size > LARGEST:
         return content
     head = {
         "texts": texts,
@@ -44,10 +42,10 @@ def sealed(content: RecordDict) -> RecordDict:
 
 def opened(content: RecordDict) -> RecordDict:
     """Inverse of ``sealed``; MessageError for an envelope that is not whole."""
-    if _ENVELOPE not in content.config_records:
+    if _ENVELOPE not in texts_of(content):
         return content
     try:
-        return _unpacked(content.config_records[_ENVELOPE])
+        return _unpacked(texts_of(content)[_ENVELOPE])
     except Exception as error:  # of whatever kind: it is the sender's, and no fault of ours
         given = f"{type(error).__name__}: {error}"[:200]
         raise MessageError("a message's envelope is not whole", given=given) from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from hushtune.common.local_training import LocalTraining
 from hushtune.common.lora_rules import RULES, sent_keys
 from hushtune.common.privacy.ledger import LedgerEntry
 from hushtune.common.privacy.plan import PrivacyPlan
+from hushtune.common.records import arrays_of, texts_of
 from hushtune.common.wire_values import (
     read_count,
     read_text,
@@ -114,9 +115,13 @@ def pack(
     encoding: str = "float32",
 ) -> RecordDict:
     """A JSON body, and adapters where there are any, as Flower records."""
-    record = RecordDict({_BODY: ConfigRecord({_TEXT: json.dumps(body, sort_keys=True)})})
     states = {_STATE: adapter, _CONTROL: control}
     arrays = {name: _array(state, encoding) for name, state in states.items() if state is not None}
+    return _packed(body, arrays)
+
+
+def _packed(body: Mapping[str, Any], arrays: dict[str, Array]) -> RecordDict:
+    record = RecordDict({_BODY: ConfigRecord({_TEXT: json.dumps(body, sort_keys=True)})})
     if arrays:
         record[_ADAPTER] = ArrayRecord(arrays)
     return record
@@ -129,8 +134,8 @@ def _array(state: AdapterState, encoding: str) -> Array:
 
 def name_of_order(content: RecordDict) -> str:
     """SHA-256, in hexadecimal, of all that an order says: equal for equal orders."""
-    digest = hashlib.sha256(str(content.config_records[_BODY][_TEXT]).encode())
-    arrays = content.array_records[_ADAPTER]
+    digest = hashlib.sha256(str(texts_of(content)[_BODY][_TEXT]).encode())
+    arrays = arrays_of(content)[_ADAPTER]
     for name in sorted(arrays):
         digest.update(arrays[name].data)
     return digest.hexdigest()
@@ -139,7 +144,7 @@ def name_of_order(content: RecordDict) -> str:
 def unpack_body(content: RecordDict) -> dict[str, Any]:
     """The JSON body of a message; raises MessageError."""
     try:
-        body = json.loads(str(content.config_records[_BODY][_TEXT]))
+        body = json.loads(str(texts_of(content)[_BODY][_TEXT]))
     except (KeyError, ValueError, RecursionError) as error:
         raise MessageError("a message is not one of hushtune's", given=str(error)) from error
     if not isinstance(body, dict):
@@ -154,7 +159,7 @@ def unpack_adapter(content: RecordDict, name: str = _STATE) -> AdapterState:
 
 def _adapter_bytes(content: RecordDict, name: str = _STATE) -> bytes:
     try:
-        array = content.array_records[_ADAPTER][name]
+        array = arrays_of(content)[_ADAPTER][name]
     except KeyError as error:
         raise MessageError("a message carries no adapter", given=str(error)) from error
     if array.stype != _SAFETENSORS:
@@ -171,8 +176,33 @@ def with_body(content: RecordDict, body: Mapping[str, Any]) -> RecordDict:
 
 def encode_order(order: RoundOrder, **also: Mapping[str, Any]) -> RecordDict:
     """Flower records for an order; ``also`` joins the body."""
-    body = {
-        **also,
+    return encode_orders([order], [also])[0]
+
+
+def encode_orders(
+    orders: Sequence[RoundOrder], also: Sequence[Mapping[str, Any]] | None = None
+) -> list[RecordDict]:
+    """``encode_order`` of each, with what joins its body.
+
+    A state that several orders carry is encoded once, and its bytes are theirs together.
+    """
+    known: dict[int, Array] = {}
+
+    def array(state: AdapterState) -> Array:
+        if id(state) not in known:
+            known[id(state)] = _array(state, "float32")
+        return known[id(state)]
+
+    records: list[RecordDict] = []
+    for order, more in zip(orders, also or [{}] * len(orders), strict=True):
+        states = {_STATE: order.adapter, _CONTROL: order.control}
+        arrays = {name: array(state) for name, state in states.items() if state is not None}
+        records.append(_packed({**more, **_order_body(order)}, arrays))
+    return records
+
+
+def _order_body(order: RoundOrder) -> dict[str, Any]:
+    return {
         "run": order.run,
         "round": order.round,
         "site": order.site,
@@ -186,7 +216,6 @@ def encode_order(order: RoundOrder, **also: Mapping[str, Any]) -> RecordDict:
         "control": order.control is not None,
         "encoding": order.encoding,
     }
-    return pack(body, order.adapter, order.control)
 
 
 def decode_order(content: RecordDict) -> RoundOrder:

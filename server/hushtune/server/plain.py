@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -20,7 +21,7 @@ from flwr.serverapp import Grid
 from hushtune.common.config import RunConfig
 from hushtune.common.errors import BudgetExceededError, QuorumError
 from hushtune.common.lora_rules import RULES
-from hushtune.common.messages import RoundOrder, encode_order
+from hushtune.common.messages import RoundOrder, encode_orders
 from hushtune.common.privacy.plan import PrivacyPlan, Trust
 from hushtune.server import central, scaffold
 from hushtune.server.aggregation.aggregator import Aggregator, make_aggregator
@@ -58,22 +59,30 @@ def ask(
 ) -> Asked:
     """Send orders to those sites that are there, and check what comes back."""
     began = time.perf_counter()
+    asked = {site: order for site, order in orders.items() if site in roll.nodes}
     messages = [
         Message(
-            encode_order(order),
+            content,
             dst_node_id=roll.nodes[site],
             message_type="train",
-            group_id=str(order.round),
+            group_id=str(asked[site].round),
         )
-        for site, order in orders.items()
-        if site in roll.nodes
+        for site, content in zip(asked, encode_orders(list(asked.values())), strict=True)
     ]
-    answers = list(grid.send_and_receive(messages, timeout=timeout)) if messages else []
+    answers = deque(grid.send_and_receive(messages, timeout=timeout) if messages else ())
     seconds = time.perf_counter() - began
-    replies = read_replies(answers, orders=orders, nodes=roll.nodes, max_norm=max_norm, shown=shown)
+    replies = read_replies(
+        _each_once(answers), orders=orders, nodes=roll.nodes, max_norm=max_norm, shown=shown
+    )
     told = {site: roll.missing.get(site, why) for site, why in replies.rejected.items()}
     bytes_down = sum(content_bytes(message.content) for message in messages)
     return Asked(replies, told, bytes_down, seconds)
+
+
+def _each_once(messages: deque[Message]) -> Iterator[Message]:
+    """Keeps none that was read: a message is as large as what is read from it."""
+    while messages:
+        yield messages.popleft()
 
 
 def exchange(

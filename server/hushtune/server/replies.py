@@ -13,6 +13,7 @@ from hushtune.common.errors import HushtuneError, UpdateRejectedError
 from hushtune.common.messages import ClientUpdate, Refusal, RoundOrder, decode_reply
 from hushtune.common.privacy.accountant import LEAST_NOISE_MULTIPLIER
 from hushtune.common.privacy.ledger_entry import LedgerEntry
+from hushtune.common.records import arrays_of, texts_of
 from hushtune.server.aggregation.check import check_update
 from hushtune.server.chains import NOTHING_SHOWN, Shown
 
@@ -95,7 +96,7 @@ def read_replies(
 
 def content_bytes(content: RecordDict) -> int:
     """Bytes of a message's records."""
-    records = (*content.array_records.values(), *content.config_records.values())
+    records = (*arrays_of(content).values(), *texts_of(content).values())
     return sum(record.count_bytes() for record in records)
 
 

@@ -49,7 +49,7 @@ from hushtune.common.secagg.wire_step import (
     decode_step_reply,
     encode_confirm_order,
     encode_open_order,
-    encode_step,
+    encode_steps,
 )
 from hushtune.server.aggregation.check import check_charge
 from hushtune.server.chains import NOTHING_SHOWN, Shown
@@ -183,14 +183,13 @@ class SecureSession:
         """One step: the masked sums of all that are there, added up and opened."""
         asked = {site: orders[site] for site in self._masks.sharing}
         number = next(iter(asked.values())).round
+        steps = [
+            StepOrder(order=order, session=self.name, agreed=self._agreed_for(site))
+            for site, order in asked.items()
+        ]
         replies = self._ask(
             "masked",
-            {
-                site: encode_step(
-                    StepOrder(order=order, session=self.name, agreed=self._agreed_for(site))
-                )
-                for site, order in asked.items()
-            },
+            dict(zip(asked, encode_steps(steps), strict=True)),
             lambda site, content: self._read_step(asked[site], content),
         )
         self._told |= set(replies)

@@ -16,6 +16,7 @@ from hushtune.common.messages import decode_refusal, unpack_body
 from hushtune.common.privacy import accountant
 from hushtune.common.privacy.ledger import LedgerEntry
 from hushtune.common.privacy.ledger_record import read_ledger
+from hushtune.common.records import arrays_of, texts_of
 from hushtune.common.signed_files import Signed
 
 log = logging.getLogger(__name__)
@@ -120,8 +121,8 @@ def spent_since(site: SiteFile, before: int) -> Spent | None:
 
 def size_of(content: RecordDict) -> int:
     """Bytes of what a message holds: its arrays and its texts."""
-    arrays = sum(len(a.data) for record in content.array_records.values() for a in record.values())
+    arrays = sum(len(a.data) for record in arrays_of(content).values() for a in record.values())
     texts = sum(
-        len(str(value)) for record in content.config_records.values() for value in record.values()
+        len(str(value)) for record in texts_of(content).values() for value in record.values()
     )
     return arrays + texts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,13 @@ from hushtune.common.errors import MessageError
 from hushtune.common.messages import (
     RoundOrder,
     decode_order,
-    encode_order,
+    encode_orders,
     pack,
     read_run,
     with_body,
 )
 from hushtune.common.privacy.ledger_entry import LedgerEntry
+from hushtune.common.records import arrays_of
 from hushtune.common.secagg.ring import Ring
 from hushtune.common.secagg.wire_parts import (
     hexed,
@@ -102,10 +103,10 @@ class OpenReply:
     pair: Mapping[str, bytes]
 
 
-def encode_step(order: StepOrder) -> RecordDict:
-    """Flower records for an order."""
-    secure = {"session": order.session, "agreed": hexed(order.agreed)}
-    return encode_order(order.order, secure=secure)
+def encode_steps(orders: Sequence[StepOrder]) -> list[RecordDict]:
+    """Flower records for orders."""
+    secure = [{"session": each.session, "agreed": hexed(each.agreed)} for each in orders]
+    return encode_orders([each.order for each in orders], [{"secure": more} for more in secure])
 
 
 def decode_step(content: RecordDict) -> StepOrder:
@@ -143,7 +144,7 @@ def decode_step_reply(content: RecordDict) -> StepReply:
     """Inverse of ``encode_step_reply``; raises MessageError."""
 
     def read(body: dict[str, Any]) -> StepReply:
-        array = content.array_records[_VALUES][_MASKED]
+        array = arrays_of(content)[_VALUES][_MASKED]
         if array.stype != _RAW or len(array.data) % 8:
             raise MessageError("masked values are encoded in an unknown way", given=array.stype)
         charge = body["charge"]
