@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import subprocess
 import sys
 from pathlib import Path
 
@@ -99,3 +101,53 @@ def test_freed_memory_may_be_given_back_at_any_time() -> None:
     kept = torch.arange(1000)
     give_back_freed_memory()
     assert torch.equal(kept, torch.arange(1000))
+
+
+_ASKED_OF_GLIBC = """
+import ctypes, sys, threading
+from hushtune.common.tuning import keep_freed_memory
+
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.fopen.restype = ctypes.c_void_p
+
+def in_memory():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+together = threading.Barrier(4)
+
+def allocate():
+    together.wait()
+    for size in range(1000, 50_000, 1000):
+        bytearray(size)
+
+threads = [threading.Thread(target=allocate) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+large = bytearray(64 * 2**20)
+before = in_memory()
+del large
+stream = ctypes.c_void_p(libc.fopen(sys.argv[2].encode(), b"w"))
+libc.malloc_info(0, stream)
+libc.fclose(stream)
+print(before - in_memory())
+"""
+
+
+@linux
+def test_freed_memory_is_kept_by_all_threads_together(tmp_path: Path) -> None:
+    if not hasattr(ctypes.CDLL(None), "malloc_info"):
+        pytest.skip("glibc alone tells its arenas")
+    told: dict[str, tuple[int, int]] = {}
+    for how in ("kept", "as it is"):
+        command = [sys.executable, "-c", _ASKED_OF_GLIBC, how, str(tmp_path / how)]
+        done = subprocess.run(command, capture_output=True, check=True, text=True)
+        arenas = (tmp_path / how).read_text(encoding="utf-8").count("<heap nr=")
+        told[how] = arenas, int(done.stdout)
+    assert told["as it is"][0] > 1
+    assert told["as it is"][1] > 60 * 2**20
+    assert told["kept"] == (1, pytest.approx(0, abs=2**20))
