@@ -1,7 +1,7 @@
 """What a round costs with many sites, large adapters and long texts, and a model of it.
 
     python benchmarks/scaling.py [--sites 4 16 64 256 1000] [--values 0.07 0.6 5 20]
-        [--tokens 16 64 256 512] [--page docs/speed.md] [--out runs/scaling]
+        [--tokens 16 64 256 512] [--rounds 300] [--page docs/speed.md] [--out runs/scaling]
 
 Every run is a process of its own: a random BERT of two layers of width 768 with LoRA on all of its
 linear layers, sites of eight made-up rows each with their ledgers, and one private step a site and
@@ -35,6 +35,7 @@ LINEAR = ("query", "key", "value", "attention.output.dense", "intermediate.dense
 A_RANK = LAYERS * (4 * 2 * WIDTH + 2 * (WIDTH + 4 * WIDTH))
 """Trained values of LoRA at rank 1."""
 FEW_SITES, SMALL, SHORT, MOST_TWICE = 4, 0.07, 16, 10.0
+KEYS = ("sites", "values", "tokens", "rounds")
 
 
 def main() -> None:
@@ -43,13 +44,14 @@ def main() -> None:
     parser.add_argument("--sites", nargs="*", type=int, default=[4, 16, 64, 256, 1000])
     parser.add_argument("--values", nargs="*", type=float, default=[0.07, 0.6, 5.0, 20.0])
     parser.add_argument("--tokens", nargs="*", type=int, default=[16, 64, 256, 512])
+    parser.add_argument("--rounds", type=int, default=300, help="of one long run; 0: none")
     parser.add_argument("--page", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/scaling"))
     options = parser.parse_args()
     path = options.out / "results.jsonl"
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     for point in points(options):
-        if not any(point.items() <= row.items() for row in done):
+        if not any(all(row.get(key) == point.get(key) for key in KEYS) for row in done):
             done.append({**point, **measured(point, options.out), "commit": source_commit()})
             print(json.dumps(done[-1]), flush=True)
             write_text(path, "".join(json.dumps(row) + "\n" for row in done))
@@ -69,6 +71,8 @@ def points(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             yield {"sites": 4 * FEW_SITES, "values": values, "tokens": SHORT}
     for tokens in options.tokens:
         yield {"sites": FEW_SITES, "values": SMALL, "tokens": tokens}
+    if options.rounds:
+        yield {"sites": FEW_SITES, "values": SMALL, "tokens": SHORT, "rounds": options.rounds}
 
 
 def measured(point: Mapping[str, Any], out: Path) -> dict[str, Any]:
@@ -88,7 +92,7 @@ def measured(point: Mapping[str, Any], out: Path) -> dict[str, Any]:
         "adapter.targets": json.dumps(LINEAR),
         "aggregation.rule": "fedit",
         "privacy.delta": 0.05,
-        "train.rounds": 3,
+        "train.rounds": point.get("rounds", 3),
         "train.warmup_rounds": 0,
         "train.local_steps": 1,
         "train.sampling_probability": 0.2,
@@ -107,7 +111,9 @@ def measured(point: Mapping[str, Any], out: Path) -> dict[str, Any]:
     lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     rounds = [sum(row["seconds"].values()) for row in rows[1:]]
+    part = max(1, len(rounds) // 10)
     return {
+        "growth": statistics.median(rounds[-part:]) / statistics.median(rounds[:part]),
         "megabytes": rows[-1]["bytes_up"] / point["sites"] / 1e6,
         "round_seconds": statistics.median(rounds),
         "wall": found["wall"],
@@ -179,6 +185,7 @@ def fitted(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float, float]:
 
 def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """All runs, the fit, and what it says of more sites."""
+    rows, long = ([row for row in rows if bool(row.get("rounds")) is it] for it in (False, True))
     short = [row for row in rows if row["tokens"] == SHORT]
     a, b, c = fitted(short)
     lines = [
@@ -194,11 +201,15 @@ def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             f"| {row['memory_mb']:.0f} |"
         )
     small = min(row["megabytes"] for row in short)
+    off = max(
+        abs((a + row["sites"] * (b + c * row["megabytes"])) / row["round_seconds"] - 1)
+        for row in short
+    )
     told = [f"{n:,} sites {a + n * (b + c * small):.0f} s" for n in (1000, 3000, 10000)]
     lines += [
         "",
         f"Fit on texts of {SHORT} tokens: a = {a:.3f} s, b = {b:.4f} s, c = {c:.4f} s. With "
-        f"{small:.2f} MB a site it foresees, a round: {'; '.join(told)}.",
+        f"{small:.2f} MB a site it foresees, a round: {'; '.join(told)}. Of what was measured it is at most {off:.0%} off.",
     ]
     by_sites = sorted((r for r in short if r["values"] == SMALL), key=lambda r: r["sites"])
     if len(by_sites) > 1:
@@ -208,7 +219,12 @@ def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             f"From {few['sites']} to {many['sites']} sites memory grows by {more:.2f} MB a site, "
             f"{more / small:.1f} times what it sends."
         )
-    commits = sorted({str(row["commit"]) for row in rows})
+    lines += [
+        f"Of {row['rounds']:,} rounds of {row['sites']} sites the last tenth took "
+        f"{row['growth']:.2f} times as long as the first."
+        for row in long
+    ]
+    commits = sorted({str(row["commit"]) for row in (*rows, *long)})
     return "\n".join([*lines, "", f"Source commit of these runs: {'; '.join(commits)}."])
 
 

@@ -67,6 +67,11 @@ def contenders(precision: str) -> dict[str, Contender]:
     return {
         **ours,
         "bare": Contender("plain loop, PyTorch + Opacus", "bare"),
+        **(
+            {"bare-fast": Contender(f"plain loop, autocast to {precision}", "bare", fast)}
+            if precision != "float32"
+            else {}
+        ),
         "flower": Contender("Flower app on Ray", "flower", peer=True),
         "pfl": Contender("pfl-research, central DP", "pfl", peer=True),
         "hushtune-top": Contender(
@@ -94,9 +99,10 @@ def switched_off(precision: str) -> dict[str, Contender]:
         ),
         "off-pack": one("texts of one width by themselves", "speed.pack=false"),
         "off-pad": one("all texts padded to 128 tokens", "speed.pad=max_tokens"),
-        "off-eager": one("fused attention in place of eager", without="eager"),
+        "off-eager": one("fused attention, texts of one width by themselves", without="eager"),
         "off-kept-weights": one("frozen weights rounded anew each time", without="kept-weights"),
         "off-side-by-side": one("rows judged in shapes of their own", without="side-by-side"),
+        "off-page-out": one("frozen weights never paged out", without="page-out"),
         "off-allocator": one("glibc gives freed memory back", "speed.keep_freed_memory=false"),
         "off-cache": one(
             "top two layers, nothing kept of the frozen ones",

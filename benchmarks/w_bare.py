@@ -42,11 +42,13 @@ class Classifier(nn.Module):
         )
         self.encoder = get_peft_model(base, lora)
         self.head = nn.Linear(base.config.hidden_size, work.labels)
-        self.scale = work.feature_scale
+        self.scale, self.autocast = work.feature_scale, work.autocast
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits ``(b, labels)`` of tokens ``(b, t)``."""
-        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+            out = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
+        states = out.last_hidden_state.float()
         mask = attention_mask.unsqueeze(-1).to(states.dtype)
         mean = (states * mask).sum(1) / mask.sum(1)
         return self.head(nn.functional.normalize(mean, dim=-1) * self.scale)
@@ -110,10 +112,11 @@ def train(model: nn.Module, rows: Sequence[Row], batches: Batches, work: Work, s
         inputs, labels = batches.of(order[start : start + work.batch])
         loss = nn.functional.cross_entropy(private(**inputs), labels, reduction="sum")
         loss.backward()
-        squares = [p.grad_sample.flatten(1).square().sum(1) for p in parameters]
+        samples = [p.grad_sample.float() for p in parameters]
+        squares = [sample.flatten(1).square().sum(1) for sample in samples]
         factors = (work.clip / (torch.stack(squares).sum(0).sqrt() + 1e-6)).clamp(max=1.0)
-        for parameter in parameters:
-            total = torch.einsum("b,b...->...", factors, parameter.grad_sample)
+        for parameter, sample in zip(parameters, samples, strict=True):
+            total = torch.einsum("b,b...->...", factors, sample)
             if work.noise:
                 total += torch.randn_like(total) * (work.noise * work.clip)
             parameter.grad = total / work.batch

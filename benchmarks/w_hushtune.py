@@ -77,10 +77,18 @@ def without_side_by_side() -> None:
     Supervised.figures = apart
 
 
+def without_page_out() -> None:
+    """Frozen weights that lie packed stay in memory as they were too."""
+    from hushtune.common import rounded_weights
+
+    rounded_weights.page_out = lambda _: None
+
+
 WITHOUT = {
     "eager": without_eager,
     "kept-weights": without_kept_weights,
     "side-by-side": without_side_by_side,
+    "page-out": without_page_out,
 }
 
 

@@ -31,15 +31,16 @@ def as_markdown(rows: Rows, everyone: Mapping[str, Any], about: Mapping[str, Any
     without = [n for n in everyone if n in found and n.startswith("off-")]
     lines = [
         "| W by | runs | wall s | CPU s | start | training | evaluation | report | orchestration "
-        "| peak MB | wall ratio | memory ratio | loss | accuracy |",
-        "|---" * 14 + "|",
+        "| first step after | peak MB | wall ratio | memory ratio | loss | accuracy |",
+        "|---" * 15 + "|",
         *(_row(name, found, everyone) for name in plain),
     ]
     if without:
         lines += [
             "",
-            "| hushtune without one thing | wall s | times as long | peak MB | times as much |",
-            "|---" * 5 + "|",
+            "| hushtune without one thing | runs | training | evaluation | wall s | times as long "
+            "| peak MB | times as much |",
+            "|---" * 8 + "|",
             *(_off(name, found, everyone) for name in without),
         ]
     lines += ["", *targets(found)]
@@ -59,14 +60,15 @@ def _row(name: str, found: Mapping[str, Mapping[str, float]], everyone: Mapping[
     ratios = [
         "" if floor is None else f"{own[key] / floor[key]:.2f}" for key in ("wall", "memory_mb")
     ]
-    seconds = [f"{own[key]:.1f}" for key in ("wall", "cpu", *PARTS)]
+    seconds = [f"{own[key]:.1f}" for key in ("wall", "cpu", *PARTS, "first_step")]
     cells = [everyone[name].title, f"{own['n']:.0f}", *seconds, f"{own['memory_mb']:.0f}", *ratios]
     return "| " + " | ".join([*cells, f"{own['loss']:.3f}", f"{own['accuracy']:.3f}"]) + " |"
 
 
 def _off(name: str, found: Mapping[str, Mapping[str, float]], everyone: Mapping[str, Any]) -> str:
     own, floor = found[name], found.get(everyone[name].floor)
-    cells = [everyone[name].title]
+    cells = [everyone[name].title, f"{own['n']:.0f}"]
+    cells += [f"{own[key]:.1f}" for key in ("training", "evaluation")]
     for key, shown in (("wall", f"{own['wall']:.1f}"), ("memory_mb", f"{own['memory_mb']:.0f}")):
         cells += [shown, "" if floor is None else f"{own[key] / floor[key]:.2f}"]
     return "| " + " | ".join(cells) + " |"

@@ -26,7 +26,7 @@ Row = tuple[str, int]
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """What is to be done. ``layers``: adapt so many of the top layers, 0 = all; ``noise``: the
-    noise multiplier; ``clip``: of one example's gradient."""
+    noise multiplier; ``clip``: of one example's gradient; ``autocast``: products in bfloat16."""
 
     model: str
     train: Mapping[str, Sequence[Row]]
@@ -44,6 +44,7 @@ class Work:
     rate: float
     clip: float
     noise: float
+    autocast: bool = False
     seed: int = 0
 
     @classmethod
@@ -97,6 +98,7 @@ def write_work(path: Path, settings: Sequence[str] = (), *, preset: str | None =
         "rate": config.train.learning_rate,
         "clip": plan.clip_norm if plan.noise_multiplier else 1e9,
         "noise": plan.noise_multiplier,
+        "autocast": "model.precision=bfloat16" in settings,
         "seed": config.seed,
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -191,7 +191,9 @@ def test_ratios_are_of_the_floor_that_does_the_same_work(tmp_path: Path) -> None
     assert "| 3 | 20.0 |" in lines["hushtune, bfloat16"]
     assert "| 400 | 0.25 | 0.40 |" in lines["hushtune, bfloat16"]
     assert "| 400 | 0.60 | 0.80 |" in lines["hushtune, top two layers"]
-    assert "| 60.0 | 3.00 | 800 | 2.00 |" in lines["fused attention in place of eager"]
+    assert (
+        "| 60.0 | 3.00 | 800 | 2.00 |" in lines["fused attention, texts of one width by themselves"]
+    )
     assert lines["wall, of the plain loop's"].endswith("| 0.35 | 0.25 | yes |")
     assert lines["orchestration, of the wall"].endswith("| 0.03 | 0.05 | **no** |")
     table.plot(rows, everyone, tmp_path / "speed.png")

@@ -13,6 +13,7 @@ from hushtune.client.site import ledger_path
 from hushtune.common.config import SpeedConfig
 from hushtune.common.planning import POOLED
 from hushtune.common.privacy.ledger import Ledger
+from hushtune.common.tasks import workspace as workspaces
 from hushtune.common.tasks.activations import shapes_of
 from hushtune.common.tasks.workspace import open_workspace
 from hushtune.server import checkpoint
@@ -82,6 +83,20 @@ def test_the_switches_are_at_work(settings: Any) -> None:
     for method in ("hooks", "fused"):
         workspace = open_workspace(settings.config(speed__gradients=method))
         assert workspace.task.model.gradients == method
+    for pack in (True, False, True):
+        workspace = open_workspace(settings.config(speed__gradients="fused", speed__pack=pack))
+        assert workspace.task.model.packs is (pack and torch.cuda.device_count() == 0)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_freed_memory_is_kept_where_that_is_asked_for(
+    kept: bool, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(workspaces, "keep_freed_memory", lambda: asked.append("glibc"))
+    monkeypatch.setattr(workspaces, "_workspaces", {})
+    open_workspace(settings.config(speed__keep_freed_memory=kept))
+    assert asked == ["glibc"] * kept
 
 
 @pytest.mark.parametrize(("together", "at_once"), [(2, {2}), (3, {3}), (50, {3})])

@@ -174,15 +174,15 @@ def with_body(content: RecordDict, body: Mapping[str, Any]) -> RecordDict:
     return RecordDict({**content, **pack(body, None)})
 
 
-def encode_order(order: RoundOrder, **also: Mapping[str, Any]) -> RecordDict:
-    """Flower records for an order; ``also`` joins the body."""
-    return encode_orders([order], [also])[0]
+def encode_order(order: RoundOrder) -> RecordDict:
+    """Flower records for an order."""
+    return encode_orders([order])[0]
 
 
 def encode_orders(
     orders: Sequence[RoundOrder], also: Sequence[Mapping[str, Any]] | None = None
 ) -> list[RecordDict]:
-    """``encode_order`` of each, with what joins its body.
+    """``encode_order`` of each; what is in ``also`` joins the bodies.
 
     A state that several orders carry is encoded once, and its bytes are theirs together.
     """
@@ -194,7 +194,7 @@ def encode_orders(
         return known[id(state)]
 
     records: list[RecordDict] = []
-    for order, more in zip(orders, also or [{}] * len(orders), strict=True):
+    for order, more in zip(orders, [{}] * len(orders) if also is None else also, strict=True):
         states = {_STATE: order.adapter, _CONTROL: order.control}
         arrays = {name: array(state) for name, state in states.items() if state is not None}
         records.append(_packed({**more, **_order_body(order)}, arrays))

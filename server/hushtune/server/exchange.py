@@ -10,7 +10,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from hushtune.common.errors import HushtuneError
-from hushtune.server.replies import content_bytes, refusal_row, refusal_words, short
+from hushtune.server.replies import content_bytes, each_once, refusal_row, refusal_words, short
 from hushtune.server.traffic import RefusedError, Traffic, content_of
 
 _T = TypeVar("_T")
@@ -48,7 +48,8 @@ class Line:
         traffic, found = self.traffic, dict[str, _T]()
         traffic.exchanges += 1
         traffic.bytes_down += sum(content_bytes(message.content) for message in messages)
-        for message in self.grid.send_and_receive(messages, timeout=self.timeout):
+        answers = list(self.grid.send_and_receive(messages, timeout=self.timeout))
+        for message in each_once(answers):
             site = sites.pop(message.metadata.src_node_id, None)
             if site is None:  # unasked, or a second answer
                 continue

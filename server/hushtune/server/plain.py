@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -30,7 +29,7 @@ from hushtune.server.chains import Shown
 from hushtune.server.checkpoint import Checkpoint
 from hushtune.server.joined import Joined, lost
 from hushtune.server.orders import make_orders, step_of_round
-from hushtune.server.replies import Replies, content_bytes, read_replies
+from hushtune.server.replies import Replies, content_bytes, each_once, read_replies
 from hushtune.server.roll_call import RollCall
 from hushtune.server.spending import appended, appended_charges
 from hushtune.server.steps import round_optimizer, steps_of_round
@@ -69,20 +68,14 @@ def ask(
         )
         for site, content in zip(asked, encode_orders(list(asked.values())), strict=True)
     ]
-    answers = deque(grid.send_and_receive(messages, timeout=timeout) if messages else ())
+    answers = list(grid.send_and_receive(messages, timeout=timeout)) if messages else []
     seconds = time.perf_counter() - began
     replies = read_replies(
-        _each_once(answers), orders=orders, nodes=roll.nodes, max_norm=max_norm, shown=shown
+        each_once(answers), orders=orders, nodes=roll.nodes, max_norm=max_norm, shown=shown
     )
     told = {site: roll.missing.get(site, why) for site, why in replies.rejected.items()}
     bytes_down = sum(content_bytes(message.content) for message in messages)
     return Asked(replies, told, bytes_down, seconds)
-
-
-def _each_once(messages: deque[Message]) -> Iterator[Message]:
-    """Keeps none that was read: a message is as large as what is read from it."""
-    while messages:
-        yield messages.popleft()
 
 
 def exchange(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +92,13 @@ def read_replies(
         refusals=dict(sorted(refusals.items())),
         num_bytes=num_bytes,
     )
+
+
+def each_once(messages: list[Message]) -> Iterator[Message]:
+    """In their order; those that were read leave the list, each as large as what it held."""
+    messages.reverse()
+    while messages:
+        yield messages.pop()
 
 
 def content_bytes(content: RecordDict) -> int:
