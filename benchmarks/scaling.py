@@ -209,7 +209,8 @@ def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     lines += [
         "",
         f"Fit on texts of {SHORT} tokens: a = {a:.3f} s, b = {b:.4f} s, c = {c:.4f} s. With "
-        f"{small:.2f} MB a site it foresees, a round: {'; '.join(told)}. Of what was measured it is at most {off:.0%} off.",
+        f"{small:.2f} MB a site it foresees, a round: {'; '.join(told)}. Of what was measured it is "
+        f"at most {off:.0%} off.",
     ]
     by_sites = sorted((r for r in short if r["values"] == SMALL), key=lambda r: r["sites"])
     if len(by_sites) > 1:
