@@ -36,6 +36,8 @@ A_RANK = LAYERS * (4 * 2 * WIDTH + 2 * (WIDTH + 4 * WIDTH))
 """Trained values of LoRA at rank 1."""
 FEW_SITES, SMALL, SHORT, MOST_TWICE = 4, 0.07, 16, 10.0
 KEYS = ("sites", "values", "tokens", "rounds")
+LEAST_FITTED = 5
+"""Of fewer runs no three coefficients are told."""
 
 
 def main() -> None:
@@ -187,6 +189,8 @@ def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """All runs, the fit, and what it says of more sites."""
     rows, long = ([row for row in rows if bool(row.get("rounds")) is it] for it in (False, True))
     short = [row for row in rows if row["tokens"] == SHORT]
+    if len(short) < LEAST_FITTED:
+        return "\n".join(json.dumps(row) for row in (*rows, *long))
     a, b, c = fitted(short)
     lines = [
         "| sites | adapter, million values | MB sent a site | tokens | seconds a round | fit "
@@ -209,8 +213,8 @@ def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     lines += [
         "",
         f"Fit on texts of {SHORT} tokens: a = {a:.3f} s, b = {b:.4f} s, c = {c:.4f} s. With "
-        f"{small:.2f} MB a site it foresees, a round: {'; '.join(told)}. Of what was measured it is "
-        f"at most {off:.0%} off.",
+        f"{small:.2f} MB a site it foresees, a round: {'; '.join(told)}. Of what was measured it "
+        f"is at most {off:.0%} off.",
     ]
     by_sites = sorted((r for r in short if r["values"] == SMALL), key=lambda r: r["sites"])
     if len(by_sites) > 1:

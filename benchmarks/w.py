@@ -118,7 +118,7 @@ def switched_off(precision: str) -> dict[str, Contender]:
 def main() -> None:
     """Run what is not there yet, print the tables, and put them where they belong."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--repetitions", type=int, choices=range(1, 100), default=3, metavar="N")
     parser.add_argument("--peer-repetitions", type=int, default=1, help="of Flower and pfl")
     parser.add_argument("--contenders", nargs="+", metavar="NAME")
     parser.add_argument("--switch-off", action="store_true")

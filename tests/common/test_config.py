@@ -586,6 +586,17 @@ def test_another_number_of_rounds_brings_its_own_warm_up(rounds: int, warmup: in
     assert untouched.train.warmup_rounds == 18
 
 
+@pytest.mark.parametrize("rounds", [1, 7, 30])
+def test_no_warm_up_and_nothing_but_warm_up_stay_so(rounds: int) -> None:
+    for of_twenty, expected in ((0, 0), (20, rounds)):
+        train = {"rounds": 20, "warmup_rounds": of_twenty}
+        presets = {"p": {"data": {"source": "demo"}, "train": train}}
+        asked = f"train.rounds={rounds}"
+        found = load_config(preset="p", presets=presets, overrides=[asked])
+        assert (found.train.rounds, found.train.warmup_rounds) == (rounds, expected)
+        assert replace(found, {"train.rounds": 2 * rounds}).train.warmup_rounds == 2 * expected
+
+
 def test_another_number_of_rounds_keeps_the_warm_up_that_a_file_has(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text('[data]\nsource = "demo"\n[train]\nrounds = 20\nwarmup_rounds = 4\n')

@@ -192,12 +192,22 @@ def _without_replaced(tree: Tree, layer: Tree, *, keep_warmup: bool = False) -> 
             chosen = keys & cast(Tree, new).keys()
             dropped = keys - chosen if chosen else frozenset[str]()
             kept[section] = {k: v for k, v in cast(Tree, old).items() if k not in dropped}
-    train = layer.get("train")
-    changed = isinstance(train, dict) and "rounds" in train and not keep_warmup
-    if changed and isinstance(kept.get("train"), dict):
-        # A preset's warm-up belongs to its number of rounds: with another number it follows anew.
-        kept["train"] = {k: v for k, v in kept["train"].items() if k != "warmup_rounds"}
+    old, new = kept.get("train"), layer.get("train")
+    if isinstance(old, dict) and isinstance(new, dict) and "rounds" in new and not keep_warmup:
+        kept["train"] = _with_other_rounds(cast(Tree, old), cast(Tree, new)["rounds"])
     return kept
+
+
+def _with_other_rounds(train: Tree, rounds: Any) -> Tree:
+    """A preset's warm-up belongs to its number of rounds: with another number it follows anew,
+    unless it is none at all, or all there is."""
+    found = {key: value for key, value in train.items() if key != "warmup_rounds"}
+    warmup = train.get("warmup_rounds")
+    if warmup == 0:
+        found["warmup_rounds"] = 0
+    elif warmup is not None and warmup == train.get("rounds") and isinstance(rounds, int):
+        found["warmup_rounds"] = max(0, rounds)
+    return found
 
 
 def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -34,7 +34,8 @@ class SpeedConfig(Section):
     together: Annotated[int, Field(ge=1, le=256)] = Field(
         default=1,
         description="so many sites of a simulation in this process take their steps at once, their "
-        "rows in one pass, each with its own site's adapter; 1 = one site after the other",
+        "rows in one pass, each with its own site's adapter, by the layers' own backward pass; "
+        "1 = one site after the other",
     )
     keep_freed_memory: bool = Field(
         default=True,

@@ -23,7 +23,7 @@ POINTS = {
     "trust-models": 35,
     "trust-models-clients": 35,
     "where-lora-pays": 65,
-    "where-lora-pays-images": 90,
+    "where-lora-pays-images": 100,
     "where-lora-pays-pairs": 66,
     "where-lora-pays-topics": 30,
 }
