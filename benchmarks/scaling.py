@@ -190,7 +190,7 @@ def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     rows, long = ([row for row in rows if bool(row.get("rounds")) is it] for it in (False, True))
     short = [row for row in rows if row["tokens"] == SHORT]
     if len(short) < LEAST_FITTED:
-        return "\n".join(json.dumps(row) for row in (*rows, *long))
+        raise SystemExit(f"{len(short)} runs are too few for a fit, which takes {LEAST_FITTED}")
     a, b, c = fitted(short)
     lines = [
         "| sites | adapter, million values | MB sent a site | tokens | seconds a round | fit "

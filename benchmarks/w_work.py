@@ -98,7 +98,8 @@ def write_work(path: Path, settings: Sequence[str] = (), *, preset: str | None =
         "rate": config.train.learning_rate,
         "clip": plan.clip_norm if plan.noise_multiplier else 1e9,
         "noise": plan.noise_multiplier,
-        "autocast": "model.precision=bfloat16" in settings,
+        "autocast": [s for s in settings if s.startswith("model.precision=")][-1:]
+        == ["model.precision=bfloat16"],
         "seed": config.seed,
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""On a GPU: the model is there before adapters and hooks are, and sums are those of a CPU."""
+"""On a GPU: all of the model is there, sums are those of a CPU, a private run keeps its epsilon."""
 
 from __future__ import annotations
 

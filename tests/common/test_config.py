@@ -597,6 +597,16 @@ def test_no_warm_up_and_nothing_but_warm_up_stay_so(rounds: int) -> None:
         assert replace(found, {"train.rounds": 2 * rounds}).train.warmup_rounds == 2 * expected
 
 
+def test_a_warm_up_that_is_asked_for_counts_and_the_same_rounds_change_nothing() -> None:
+    train = {"rounds": 20, "warmup_rounds": 16}
+    presets = {"p": {"data": {"source": "demo"}, "train": train}}
+    found = load_config(preset="p", presets=presets, overrides=["train.rounds=20"])
+    assert found.train.warmup_rounds == 16
+    asked = {"train.warmup_rounds": 20, "train.rounds": 30}
+    for changes in (asked, dict(reversed(asked.items()))):
+        assert replace(found, changes).train.warmup_rounds == 20
+
+
 def test_another_number_of_rounds_keeps_the_warm_up_that_a_file_has(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text('[data]\nsource = "demo"\n[train]\nrounds = 20\nwarmup_rounds = 4\n')

@@ -54,7 +54,7 @@ _ALTERNATIVES: tuple[tuple[str, frozenset[str]], ...] = (
 )
 """Keys of which a configuration holds one: a layer that names one drops those of earlier layers."""
 
-_PRESET, _WARMUP = "preset ", "train.warmup_rounds"
+_PRESET, _WARMUP, _ROUNDS = "preset ", "train.warmup_rounds", "train.rounds"
 
 
 def load_config(
@@ -125,7 +125,8 @@ def replace(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     Raises ConfigError.
     """
     tree = _plain(config)
-    for dotted, value in changes.items():
+    # Rounds first: what else is asked for is not to follow from them.
+    for dotted, value in sorted(changes.items(), key=lambda change: change[0] != _ROUNDS):
         layer = nested(dotted.split("."), value)
         tree = merged(_without_replaced(tree, layer), layer)
     return _validate(tree, Origins({}, ["the changed settings"]))
@@ -201,11 +202,13 @@ def _without_replaced(tree: Tree, layer: Tree, *, keep_warmup: bool = False) -> 
 def _with_other_rounds(train: Tree, rounds: Any) -> Tree:
     """A preset's warm-up belongs to its number of rounds: with another number it follows anew,
     unless it is none at all, or all there is."""
+    warmup, before = train.get("warmup_rounds"), train.get("rounds")
+    if rounds == before:
+        return train
     found = {key: value for key, value in train.items() if key != "warmup_rounds"}
-    warmup = train.get("warmup_rounds")
     if warmup == 0:
         found["warmup_rounds"] = 0
-    elif warmup is not None and warmup == train.get("rounds") and isinstance(rounds, int):
+    elif warmup is not None and warmup == before and type(rounds) is int:
         found["warmup_rounds"] = max(0, rounds)
     return found
 

@@ -182,7 +182,7 @@ def encode_order(order: RoundOrder) -> RecordDict:
 def encode_orders(
     orders: Sequence[RoundOrder], also: Sequence[Mapping[str, Any]] | None = None
 ) -> list[RecordDict]:
-    """``encode_order`` of each; what is in ``also`` joins the bodies.
+    """Flower records for each order; what ``also`` has for it joins its body.
 
     A state that several orders carry is encoded once, and its bytes are theirs together.
     """

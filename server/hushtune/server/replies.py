@@ -95,7 +95,8 @@ def read_replies(
 
 
 def each_once(messages: list[Message]) -> Iterator[Message]:
-    """In their order; those that were read leave the list, each as large as what it held."""
+    """In their order. Empties the list: those that were read leave it, each as large as what it
+    held."""
     messages.reverse()
     while messages:
         yield messages.pop()
