@@ -36,7 +36,7 @@ A_RANK = LAYERS * (4 * 2 * WIDTH + 2 * (WIDTH + 4 * WIDTH))
 """Trained values of LoRA at rank 1."""
 FEW_SITES, SMALL, SHORT, MOST_TWICE = 4, 0.07, 16, 10.0
 KEYS = ("sites", "values", "tokens", "rounds")
-LEAST_FITTED = 5
+LEAST_ROUNDS, LEAST_FITTED = 20, 5
 """Of fewer runs no three coefficients are told."""
 
 
@@ -50,6 +50,8 @@ def main() -> None:
     parser.add_argument("--page", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/scaling"))
     options = parser.parse_args()
+    if 0 < options.rounds < LEAST_ROUNDS:
+        parser.error(f"--rounds {options.rounds}: 0, or at least {LEAST_ROUNDS}")
     path = options.out / "results.jsonl"
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     for point in points(options):
