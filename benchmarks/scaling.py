@@ -37,7 +37,7 @@ A_RANK = LAYERS * (4 * 2 * WIDTH + 2 * (WIDTH + 4 * WIDTH))
 FEW_SITES, SMALL, SHORT, MOST_TWICE = 4, 0.07, 16, 10.0
 KEYS = ("sites", "values", "tokens", "rounds")
 LEAST_ROUNDS, LEAST_FITTED = 20, 5
-"""Of fewer runs no three coefficients are told."""
+"""Of fewer rounds no growth is told, of fewer runs no three coefficients."""
 
 
 def main() -> None:
@@ -189,18 +189,22 @@ def fitted(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float, float]:
 
 def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """All runs, the fit, and what it says of more sites."""
-    rows, long = ([row for row in rows if bool(row.get("rounds")) is it] for it in (False, True))
-    short = [row for row in rows if row["tokens"] == SHORT]
+    few = [row for row in rows if not row.get("rounds")]
+    short = [row for row in few if row["tokens"] == SHORT]
     if len(short) < LEAST_FITTED:
         raise SystemExit(f"{len(short)} runs are too few for a fit, which takes {LEAST_FITTED}")
     a, b, c = fitted(short)
+
+    def seconds(sites: int, megabytes: float) -> float:
+        return a + sites * (b + c * megabytes)
+
     lines = [
         "| sites | adapter, million values | MB sent a site | tokens | seconds a round | fit "
         "| peak MB |",
         "|---" * 7 + "|",
     ]
-    for row in sorted(rows, key=lambda r: (r["tokens"], r["values"], r["sites"])):
-        fit = a + row["sites"] * (b + c * row["megabytes"])
+    for row in sorted(few, key=lambda r: (r["tokens"], r["values"], r["sites"])):
+        fit = seconds(row["sites"], row["megabytes"])
         lines.append(
             f"| {row['sites']} | {row['values']:g} | {row['megabytes']:.2f} | {row['tokens']} "
             f"| {row['round_seconds']:.2f} | {f'{fit:.2f}' if row in short else ''} "
@@ -208,10 +212,9 @@ def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         )
     small = min(row["megabytes"] for row in short)
     off = max(
-        abs((a + row["sites"] * (b + c * row["megabytes"])) / row["round_seconds"] - 1)
-        for row in short
+        abs(seconds(row["sites"], row["megabytes"]) / row["round_seconds"] - 1) for row in short
     )
-    told = [f"{n:,} sites {a + n * (b + c * small):.0f} s" for n in (1000, 3000, 10000)]
+    told = [f"{n:,} sites {seconds(n, small):.0f} s" for n in (1000, 3000, 10000)]
     lines += [
         "",
         f"Fit on texts of {SHORT} tokens: a = {a:.3f} s, b = {b:.4f} s, c = {c:.4f} s. With "
@@ -220,18 +223,19 @@ def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     by_sites = sorted((r for r in short if r["values"] == SMALL), key=lambda r: r["sites"])
     if len(by_sites) > 1:
-        few, many = by_sites[0], by_sites[-1]
-        more = (many["memory_mb"] - few["memory_mb"]) / (many["sites"] - few["sites"])
+        least, most = by_sites[0], by_sites[-1]
+        more = (most["memory_mb"] - least["memory_mb"]) / (most["sites"] - least["sites"])
         lines.append(
-            f"From {few['sites']} to {many['sites']} sites memory grows by {more:.2f} MB a site, "
+            f"From {least['sites']} to {most['sites']} sites memory grows by {more:.2f} MB a site, "
             f"{more / small:.1f} times what it sends."
         )
     lines += [
         f"Of {row['rounds']:,} rounds of {row['sites']} sites the last tenth took "
         f"{row['growth']:.2f} times as long as the first."
-        for row in long
+        for row in rows
+        if row.get("rounds")
     ]
-    commits = sorted({str(row["commit"]) for row in (*rows, *long)})
+    commits = sorted({str(row["commit"]) for row in rows})
     return "\n".join([*lines, "", f"Source commit of these runs: {'; '.join(commits)}."])
 
 

@@ -61,17 +61,14 @@ def contenders(precision: str) -> dict[str, Contender]:
     """All of them, in the order of the table; ``precision``: what this machine is fast with."""
     fast = (f"model.precision={precision}",)
     ours = {"hushtune": Contender(f"hushtune, {precision}", "hushtune", fast)}
+    floor = {"bare": Contender("plain loop, PyTorch + Opacus", "bare")}
     if precision != "float32":
         exact = ("model.precision=float32",)
         ours["hushtune-float32"] = Contender("hushtune, float32", "hushtune", exact)
+        floor["bare-fast"] = Contender(f"plain loop, autocast to {precision}", "bare", fast)
     return {
         **ours,
-        "bare": Contender("plain loop, PyTorch + Opacus", "bare"),
-        **(
-            {"bare-fast": Contender(f"plain loop, autocast to {precision}", "bare", fast)}
-            if precision != "float32"
-            else {}
-        ),
+        **floor,
         "flower": Contender("Flower app on Ray", "flower", peer=True),
         "pfl": Contender("pfl-research, central DP", "pfl", peer=True),
         "hushtune-top": Contender(

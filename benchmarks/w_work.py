@@ -68,7 +68,8 @@ def write_work(path: Path, settings: Sequence[str] = (), *, preset: str | None =
     from hushtune.common.tasks.data import load_data
     from hushtune.common.tasks.workspace import resolve
 
-    config = resolve(load_config(preset=preset, presets=PRESETS, overrides=settings))
+    asked = load_config(preset=preset, presets=PRESETS, overrides=settings)
+    config = resolve(asked)
     data = load_data(
         config.data,
         config.task,
@@ -98,8 +99,7 @@ def write_work(path: Path, settings: Sequence[str] = (), *, preset: str | None =
         "rate": config.train.learning_rate,
         "clip": plan.clip_norm if plan.noise_multiplier else 1e9,
         "noise": plan.noise_multiplier,
-        "autocast": [s for s in settings if s.startswith("model.precision=")][-1:]
-        == ["model.precision=bfloat16"],
+        "autocast": asked.model.precision == "bfloat16",
         "seed": config.seed,
     }
     path.parent.mkdir(parents=True, exist_ok=True)

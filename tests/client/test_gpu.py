@@ -8,14 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from hushtune.client import dp
-from hushtune.common import lora
-from hushtune.common.model import Level
 from hushtune.common.planning import POOLED
 from hushtune.common.tasks import workspace as workspaces
-from hushtune.common.tasks.units import Units
 from hushtune.common.tasks.workspace import Workspace, open_workspace
 from hushtune.simulations import run
+
+from .families import summed
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,21 +22,9 @@ pytestmark = [
 
 
 def clipped(workspace: Workspace) -> torch.Tensor:
-    task, rows = workspace.task, workspace.rows(POOLED, "train")[:20]
     state = workspace.initial_state.map(lambda tensor: tensor + 0.01)
-    lora.install(task.model, state)
-    trained = lora.set_trainable(task.model, state.keys)
-    task.model.training_mode()
-    with dp.per_example_gradients(task.model):
-        found = dp.clipped_sum(
-            task,
-            Units.single(rows),
-            trained=trained,
-            clip_norm=0.1,
-            microbatch=8,
-            level=Level.TOKENS,
-        )
-    return torch.cat([found[key].flatten() for key in sorted(found)])
+    rows = workspace.rows(POOLED, "train")[:20]
+    return summed(workspace.task, rows, state=state, clip_norm=0.1, microbatch=8)
 
 
 @pytest.mark.parametrize("gradients", ["hooks", "fused"])

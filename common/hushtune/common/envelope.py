@@ -42,10 +42,11 @@ def sealed(content: RecordDict) -> RecordDict:
 
 def opened(content: RecordDict) -> RecordDict:
     """Inverse of ``sealed``; MessageError for an envelope that is not whole."""
-    if _ENVELOPE not in texts_of(content):
+    envelope = texts_of(content).get(_ENVELOPE)
+    if envelope is None:
         return content
     try:
-        return _unpacked(texts_of(content)[_ENVELOPE])
+        return _unpacked(envelope)
     except Exception as error:  # of whatever kind: it is the sender's, and no fault of ours
         given = f"{type(error).__name__}: {error}"[:200]
         raise MessageError("a message's envelope is not whole", given=given) from error

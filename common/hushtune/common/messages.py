@@ -110,14 +110,11 @@ class Refusal:
 def pack(
     body: Mapping[str, Any],
     adapter: AdapterState | None,
-    control: AdapterState | None = None,
     *,
     encoding: str = "float32",
 ) -> RecordDict:
-    """A JSON body, and adapters where there are any, as Flower records."""
-    states = {_STATE: adapter, _CONTROL: control}
-    arrays = {name: _array(state, encoding) for name, state in states.items() if state is not None}
-    return _packed(body, arrays)
+    """A JSON body, and an adapter where there is one, as Flower records."""
+    return _packed(body, {} if adapter is None else {_STATE: _array(adapter, encoding)})
 
 
 def _packed(body: Mapping[str, Any], arrays: dict[str, Array]) -> RecordDict:
