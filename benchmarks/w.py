@@ -137,12 +137,15 @@ def main() -> None:
     everyone = contenders(about["precision"])
     if options.switch_off:
         everyone |= switched_off(about["precision"])
-    if not pfl_python(options.pfl).exists():
-        print("without pfl-research: python benchmarks/w.py --setup-pfl", flush=True)
-        everyone.pop("pfl")
     wanted = options.contenders or list(everyone)
     if unknown := set(wanted) - set(everyone):
         raise SystemExit(f"no such contender: {', '.join(sorted(unknown))}; of {list(everyone)}")
+    if "pfl" in wanted and not pfl_python(options.pfl).exists():
+        once = "pfl-research needs an environment of its own: python benchmarks/w.py --setup-pfl"
+        if options.contenders:
+            raise SystemExit(once)
+        print(f"{once}; without it meanwhile", flush=True)
+        wanted.remove("pfl")
     rows = run_all({name: everyone[name] for name in wanted}, options, about)
     table = as_markdown(rows, everyone, about)
     print(table)

@@ -104,6 +104,8 @@ def test_warmup_follows_rounds_unless_it_is_given(rounds: int, warmup: int) -> N
         ("data.fil", "data.file"),
         ("tran.rounds", "train"),
         ("sede", "seed"),
+        ("privacy.clip", "privacy.clip_norm"),  # how the right name begins
+        ("n_rounds", "train.rounds"),
     ],
 )
 def test_an_unknown_key_gets_the_nearest_proposed(key: str, meant: str) -> None:
@@ -117,6 +119,21 @@ def test_an_unknown_key_gets_the_nearest_proposed(key: str, meant: str) -> None:
 def test_an_unknown_key_that_resembles_nothing_proposes_nothing() -> None:
     with pytest.raises(UnknownKeyError, match="remove it"):
         load("zzzzzz=1")
+
+
+@pytest.mark.parametrize("key", ["train.foo", "privacy.sigma", "speed.compile", "model.device"])
+def test_an_unknown_key_of_a_known_table_is_answered_by_what_the_table_has(key: str) -> None:
+    with pytest.raises(UnknownKeyError, match="remove it") as caught:
+        load(f"{key}=1")
+    table = key.partition(".")[0]
+    expected = str(caught.value.expected)
+    assert expected.startswith(f"one of {table}.")
+    assert {
+        "train": "train.rounds",
+        "privacy": "privacy.clip_norm",
+        "speed": "speed.pad",
+        "model": "model.name",
+    }[table] in expected
 
 
 def test_an_unknown_key_of_a_file_names_the_file(tmp_path: Path) -> None:

@@ -304,6 +304,26 @@ def test_sites_at_once_on_flower_s_engine_are_said_to_be_trained_one_by_one(
         assert (told in said) == ((engine, together) == ("flower", 3))
 
 
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"adapter__dropout": 0.1}, "with dropout"),
+        ({"augment__word_dropout": 0.1}, "where data are augmented"),
+        ({"privacy__trust": "distributed"}, "where each step is one secure sum"),
+        ({}, None),
+    ],
+)
+def test_what_trains_sites_one_by_one_is_said_where_they_are_asked_for_at_once(
+    settings: Any, hushtune: Any, tmp_path: Path, changed: dict[str, Any], why: str | None
+) -> None:
+    toml = settings.file(tmp_path, simulation__baselines=False, speed__together=3, **changed)
+    answer = hushtune("simulate", "--config", toml, "--dry-run")
+    assert answer.status == 0, answer.err
+    said = " ".join((answer.out + answer.err).split())
+    told = "speed.together = 3 does nothing"
+    assert (f"{told} {why}" in said) if why else (told not in said)
+
+
 def test_a_run_needs_a_folder(settings: Any, hushtune: Any, tmp_path: Path) -> None:
     answer = hushtune("simulate", "--config", settings.file(tmp_path))
     assert answer.status == 2

@@ -124,6 +124,10 @@ def test_the_server_s_ledger_is_shown_verified_and_exported(
     assert said.status == 0, said.err
     assert "and the noted head is its last" in said.out
     assert hushtune("ledger", "verify", out, "--head", "ab" * 32).status == 2
+    said = hushtune("verify", out)  # which is of what sites and a coordinator have signed
+    assert said.status == 2
+    assert "a simulation's folder, in which nothing is signed" in said.err
+    assert f"`hushtune ledger verify {out}` checks the ledgers" in " ".join(said.err.split())
     exported = json.loads(hushtune("ledger", "export", out, "--json").out.splitlines()[-1])
     assert exported["ledgers"]["server"]["charges"] == server["ledger"]
     again = hushtune("simulate", "--config", out / "config.toml", "--out", out, "--overwrite")

@@ -114,33 +114,48 @@ def _allowed(path: Sequence[str], problem: Mapping[str, Any]) -> str:
 def _unknown_key(path: Sequence[str], origins: Origins) -> UnknownKeyError:
     given = ".".join(path)
     near = nearest_key(given, origins.model)
+    siblings = _names(origins.model, ".".join(path[:-1])) if path[1:] else {}
+    listed = f"a key that `{origins.listing}` lists"
+    if siblings:
+        listed = f"one of {', '.join(siblings.values())}"
     return UnknownKeyError(
         f"there is no setting {given} (in {origins.of(given)})",
         given=given,
-        expected=f"perhaps {near}" if near else f"a key that `{origins.listing}` lists",
-        remedy=f"write {near}" if near else "remove it",
+        expected=f"perhaps {near}" if near else listed,
+        remedy=f"write {near}" if near else f"remove it; `{origins.listing}` says what each means",
     )
 
 
 def nearest_key(given: str, model: type[BaseModel] = RunConfig) -> str | None:
     """The dotted key that was probably meant: by place, then by name alone, then by spelling.
 
-    >>> nearest_key("train.lerning_rate"), nearest_key("epsilon"), nearest_key("zzzz")
-    ('train.learning_rate', 'privacy.epsilon', None)
+    >>> nearest_key("train.lerning_rate"), nearest_key("epsilon"), nearest_key("n_rounds")
+    ('train.learning_rate', 'privacy.epsilon', 'train.rounds')
+    >>> nearest_key("privacy.sigma") is nearest_key("zzzz") is None
+    True
     """
-    keys = known_keys(model)
     section, _, name = given.rpartition(".")
-    siblings = {key.rpartition(".")[2]: key for key in keys if key.rpartition(".")[0] == section}
-    elsewhere = [key for key in keys if key.rpartition(".")[2] == name]
-    sections = [*model.model_fields, *keys]
-    for found in (
-        [siblings[close] for close in difflib.get_close_matches(name, siblings, n=1, cutoff=0.7)],
-        elsewhere,
-        difflib.get_close_matches(given, sections, n=1, cutoff=0.6),
-    ):
-        if found:
-            return found[0]
-    return None
+    siblings = _names(model, section)
+    anywhere = {key.rpartition(".")[2]: key for key in reversed(known_keys(model))}
+    anywhere |= {table: table for table in model.model_fields}
+    return (
+        _closest(name, siblings, 0.7)
+        or next((key for each, key in siblings.items() if each.startswith(f"{name}_")), None)
+        or anywhere.get(name)
+        or _closest(name, anywhere, 0.8)
+        or _closest(given, {key: key for key in anywhere.values()}, 0.85)
+    )
+
+
+def _names(model: type[BaseModel], section: str) -> dict[str, str]:
+    """The keys right below a section, by their last part."""
+    parts = (key.rpartition(".") for key in known_keys(model))
+    return {name: f"{place}{dot}{name}" for place, dot, name in parts if place == section}
+
+
+def _closest(name: str, keys: Mapping[str, str], cutoff: float) -> str | None:
+    near = difflib.get_close_matches(name, keys, n=1, cutoff=cutoff)
+    return keys[near[0]] if near else None
 
 
 def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:

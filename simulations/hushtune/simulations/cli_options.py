@@ -15,10 +15,10 @@ Preset = Annotated[
     str | None,
     typer.Option(
         "--preset",
-        help="a ready configuration: demo, tiny, clients, or of a kind of supervision: "
-        "text-classification, text-regression, text-pair, token-classification, causal-lm, "
-        "seq2seq, image-classification, tabular-classification, tabular-regression, "
-        "recommendation",
+        help="a ready configuration: demo, tiny, clients, bench-w (to measure speed by), or of a "
+        "kind of supervision: text-classification, text-regression, text-pair, "
+        "token-classification, causal-lm, seq2seq, image-classification, "
+        "tabular-classification, tabular-regression, recommendation",
     ),
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="a TOML file")]

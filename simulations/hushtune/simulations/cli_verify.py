@@ -40,6 +40,7 @@ def verify(
     from hushtune.client.deployment.verify import verify_site
     from hushtune.common.site_files import STATEMENT_FILE
     from hushtune.common.verify_federation import verify_federation
+    from hushtune.simulations.reporting.points import SUMMARY
     from hushtune.simulations.verify_keys import keys_around, site_of
 
     known = keys_around(folder, key or ())
@@ -52,6 +53,13 @@ def verify(
         )
     elif (folder / STATEMENT_FILE).is_file():
         checks = verify_federation(folder, sign_key=known.coordinator, site_keys=known.sites)
+    elif (folder / SUMMARY).is_file():
+        raise MissingFileError(
+            "this is a simulation's folder, in which nothing is signed",
+            file=folder,
+            expected=f"{RECORD_FILE} of a site, or {STATEMENT_FILE} of a coordinator",
+            remedy=f"`hushtune ledger verify {folder}` checks the ledgers that its figures rest on",
+        )
     else:
         raise MissingFileError(
             "this folder has no results of a run that was handed over",

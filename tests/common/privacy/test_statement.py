@@ -197,6 +197,43 @@ def test_what_is_the_same_at_all_sites_is_said_once() -> None:
     )
 
 
+def _cells(page: str) -> list[list[str]]:
+    """Of each line of a table, but for one without words."""
+    lines = [line for line in page.splitlines() if line.startswith("| ") and line != "| | |"]
+    return [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in lines]
+
+
+@pytest.mark.parametrize("trust", [Trust.SITE, Trust.OFF])
+def test_a_page_of_many_sites_tells_all_that_a_section_of_each_would(trust: Trust) -> None:
+    """What is the same once, what is not in a row a site; and what a site refused."""
+    made = plan(trust=trust)
+    sites = {f"site-{place}": site(made, ledger_head=f"{place:064x}") for place in range(40)}
+    sites["late"] = site(made, rounds=6, last_round=6, refusals=["round 7: HT401 | spent"])
+    content = statement(sites=sites)
+    page = render_markdown(content)
+    few = [
+        render_markdown(statement(sites={name: sites[name], "other": sites["site-0"]}))
+        for name in ("site-7", "late")
+    ]
+    shared = page.split("## What is the same at all 41 sites\n")[1].split("\n## ")[0]
+    differs = page.split("## What differs between sites\n")[1].split("\n## ")[0]
+    told = dict(_cells(shared))
+    head, *lines = _cells(differs)
+    rows = {cells[0]: dict(zip(head, cells, strict=True)) for cells in lines}
+    assert rows.keys() == sites.keys()
+    for name, whole in zip(("site-7", "late"), few, strict=True):
+        section = whole.split(f"## Site {name}\n")[1].split("\n## ")[0]
+        alone = dict(_cells(section))
+        assert len(alone) > 5
+        together = {**told, **rows[name]}
+        assert {label: together[label] for label in alone} == alone
+        figures = together["figures of its rows"]
+        assert f"Figures of its rows: {figures}." in section
+    assert "- round 7: HT401 \\| spent" in page.split("## Site late\n")[1].split("\n## ")[0]
+    assert page.count("## Site") == 1
+    assert len(page.splitlines()) < 200
+
+
 @pytest.mark.parametrize(
     ("unit", "one", "more"), [(Unit.EXAMPLE, "record", "records"), (Unit.GROUP, "group", "groups")]
 )

@@ -47,10 +47,7 @@ def render_markdown(content: Mapping[str, Any]) -> str:
             if common is None
             else (f"Public numbers of {counted_word(content['unit'])}s: {plain(common)}.",)
         ),
-        *(
-            _render_site(name, site, unit=content["unit"], origin=common is None)
-            for name, site in content["sites"].items()
-        ),
+        *_render_sites(content["sites"], unit=content["unit"], origin=common is None),
     ]
     if content["guarantee"]:
         parts += [
@@ -93,13 +90,69 @@ def crossing(content: Mapping[str, Any]) -> Crossing:
     )
 
 
+_MOST_SECTIONS = 12
+"""With more sites than this, a page does not have a section for each."""
 _WARNING = (
     "> **NO PRIVACY.** At least one site below released updates without any protection. Treat what "
     "came out of this run as if it contained that site's training records."
 )
 
 
-def _render_site(name: str, site: Mapping[str, Any], *, unit: str, origin: bool) -> str:
+def _render_sites(sites: Mapping[str, Mapping[str, Any]], *, unit: str, origin: bool) -> list[str]:
+    """A section each; of many sites one of what is the same at all, and one of what is not."""
+    tables = {name: _table(site, unit, origin=origin) for name, site in sites.items()}
+    if len(sites) <= _MOST_SECTIONS:
+        return [
+            "\n\n".join(
+                (
+                    f"## Site {plain(name)}",
+                    _two_columns(tables[name]),
+                    f"Figures of its rows: {site['released']['metrics']}.",
+                    *_refused(site),
+                )
+            )
+            for name, site in sites.items()
+        ]
+    for name, site in sites.items():
+        tables[name]["figures of its rows"] = site["released"]["metrics"]
+    labels = list(dict.fromkeys(label for table in tables.values() for label in table))
+    first = next(iter(tables.values()))
+    shared = {
+        label: first[label]
+        for label in labels
+        if all(label in table and table[label] == first[label] for table in tables.values())
+    }
+    own = [label for label in labels if label not in shared]
+    lines = [
+        _row([name, *(table.get(label, "") for label in own)]) for name, table in tables.items()
+    ]
+    head = [_row(["site", *own]), "|---" * (1 + len(own)) + "|"]
+    return [
+        f"## What is the same at all {len(sites)} sites\n\n{_two_columns(shared)}",
+        "## What differs between sites\n\n" + "\n".join((*head, *lines)),
+        *(
+            "\n\n".join((f"## Site {plain(name)}", *_refused(site)))
+            for name, site in sites.items()
+            if site["refusals"]
+        ),
+    ]
+
+
+def _two_columns(table: Mapping[str, str]) -> str:
+    return "\n".join(("| | |", "|---|---|", *(_row(pair) for pair in table.items())))
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(map(plain, cells))} |"
+
+
+def _refused(site: Mapping[str, Any]) -> list[str]:
+    refusals = site["refusals"]
+    return ["Refused:\n\n" + _bullets(map(plain, refusals))] if refusals else []
+
+
+def _table(site: Mapping[str, Any], unit: str, *, origin: bool) -> dict[str, str]:
+    """What a site's section says, by what it is of."""
     size = str(site["public_size"])
     again = ", not charged again" if site["noise_multiplier"] else ""
     rows = [
@@ -130,12 +183,7 @@ def _render_site(name: str, site: Mapping[str, Any], *, unit: str, origin: bool)
             (f"epsilon at delta {at['delta']:g}", epsilon_text(at["epsilon"]))
             for at in site["curve"]
         ]
-    table = "\n".join(f"| {what} | {plain(value)} |" for what, value in rows)
-    parts = [f"## Site {plain(name)}", f"| | |\n|---|---|\n{table}"]
-    parts.append(f"Figures of its rows: {site['released']['metrics']}.")
-    if site["refusals"]:
-        parts.append("Refused:\n\n" + _bullets(map(plain, site["refusals"])))
-    return "\n\n".join(parts)
+    return dict(rows)
 
 
 def _spent(site: Mapping[str, Any], unit: str) -> list[tuple[str, str]]:
