@@ -21,7 +21,8 @@ from PIL import Image
 
 from hushtune.common.files import write_bytes
 from hushtune.common.pictures import fonts
-from hushtune.simulations.reporting.draw_points import combinations_of, draw_points
+from hushtune.simulations.reporting.combinations import against_chosen, combinations_of
+from hushtune.simulations.reporting.draw_points import draw_points
 from hushtune.simulations.reporting.intervals import estimate
 from hushtune.simulations.reporting.points import Point, Study, read_study
 from hushtune.simulations.reporting.references import all_data, references
@@ -81,7 +82,35 @@ def as_markdown(shown: View) -> str:
             lost = by_seed(points, _forgotten)
             row.append(_mean(lost) if lost else "")
         rows.append(row)
-    return "\n".join([_table(rows), "", _beside(shown), "", _whence(study)])
+    return "\n\n".join([_table(rows), _beside(shown), *_tests(shown), _whence(study)])
+
+
+def _tests(shown: View) -> list[str]:
+    """The paired tests that the study asks for."""
+    found = against_chosen(shown)
+    if not found:
+        return []
+    rows = [["first", "second", "epsilon", "seeds", "first less second", "p, paired t", "Holm"]]
+    for one in found:
+        low_high = "" if one.difference.half is None else f" ± {one.difference.half:.3f}"
+        rows.append(
+            [
+                one.first,
+                one.second,
+                one.condition.removeprefix("epsilon "),
+                str(one.difference.n),
+                f"{one.difference.mean:+.3f}{low_high}",
+                _p(one.p_t),
+                _p(one.held_t),
+            ]
+        )
+    return [_table(rows)]
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return ""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _epsilon(points: Sequence[Point]) -> str:

@@ -12,8 +12,9 @@ import pytest
 from hushtune.simulations import report
 from hushtune.simulations.reporting import references as module
 from hushtune.simulations.reporting.build import PAGE
+from hushtune.simulations.reporting.combinations import combinations_of
 from hushtune.simulations.reporting.draw_costs import draw_communication, draw_front
-from hushtune.simulations.reporting.draw_points import combinations_of, draw_points
+from hushtune.simulations.reporting.draw_points import draw_points
 from hushtune.simulations.reporting.draw_utility import draw_settings, draw_utility
 from hushtune.simulations.reporting.points import read_study
 from hushtune.simulations.reporting.references import far_off, references

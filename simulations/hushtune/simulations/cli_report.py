@@ -16,6 +16,15 @@ def report(
         Path,
         typer.Argument(metavar="DIR", help="a study's folder: results.jsonl, or a folder a run"),
     ],
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--against",
+            metavar="NAME",
+            help="test all other combinations against this one, by its name in the page's pictures "
+            "(can be given several times); left out, against those that the study's file names",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw and tabulate a study: one page for a browser or paper, pictures, CSV."""
@@ -23,7 +32,7 @@ def report(
 
     console = Console(stderr=as_json)
     with console.status("drawing"):
-        made = make_report(folder)
+        made = make_report(folder, against=against or ())
     told = f"{made.done} run{'' if made.done == 1 else 's'} done, {made.failed} failed"
     console.print(told, highlight=False)
     for line in made.not_drawn:

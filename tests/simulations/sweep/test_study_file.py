@@ -67,6 +67,24 @@ def test_points_are_the_tables_times_the_grid(settings: Settings, tmp_path: Path
     assert len({point.shares[1] for point in points}) == 4
 
 
+def test_what_all_are_tested_against_is_one_of_the_points(
+    settings: Settings, tmp_path: Path
+) -> None:
+    points: dict[str, Any] = {
+        "point": [{"name": "few", "adapter.rank": 1}, {"name": "many", "adapter.rank": 2}],
+        "grid": {"privacy.epsilon": [4.0], "seed": [0, 1]},
+    }
+    file = study(settings, tmp_path, against=["few epsilon=4.0"], **points)
+    read = read_study(file)
+    assert read.against == ("few epsilon=4.0",)
+    assert len(points_of(read, precision="float32")[0]) == 4
+    file = study(settings, tmp_path, against=["few"], **points)
+    with pytest.raises(ConfigError) as caught:
+        points_of(read_study(file), precision="float32")
+    assert caught.value.given == "few"
+    assert caught.value.expected == "one of: few epsilon=4.0; many epsilon=4.0"
+
+
 def test_equal_points_run_once(settings: Settings, tmp_path: Path) -> None:
     file = study(settings, tmp_path, point=[{"seed": 1}, {"seed": 2}, {"seed": 1}])
     points, notes = points_of(read_study(file), precision="float32")

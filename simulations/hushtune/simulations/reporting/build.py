@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 
 from hushtune.common.errors import ConfigError
 from hushtune.common.files import check_writable, write_bytes, write_text
+from hushtune.simulations.reporting.combinations import against_chosen, check_named
 from hushtune.simulations.reporting.points import Study, read_study
 from hushtune.simulations.reporting.tables import (
     against_baselines,
@@ -58,13 +59,16 @@ class Picture:
         return f"data:image/svg+xml;base64,{base64.b64encode(self.svg).decode('ascii')}"
 
 
-def report(folder: Path | str) -> Report:
+def report(folder: Path | str, *, against: Sequence[str] = ()) -> Report:
     """Draw and tabulate the study in a folder: ``report.html`` and the folder ``report`` in it.
 
     The folder holds ``results.jsonl``, as a sweep writes it, or a folder for each run with
-    ``summary.json`` and ``config.toml``. What is there is replaced. Raises ConfigError without
-    matplotlib, MissingFileError without results, CheckpointError for damaged ones, BadValueError
-    for runs with different figures of merit, and RunError where nothing can be written.
+    ``summary.json`` and ``config.toml``. What is there is replaced. ``against``: combinations, by
+    name, that all others are tested against, in place of those that the study's file names.
+
+    Raises ConfigError without matplotlib, MissingFileError without results, CheckpointError for
+    damaged ones, BadValueError for runs with different figures of merit or a name that none of them
+    has, and RunError where nothing can be written.
     """
     folder = Path(folder)
     if find_spec("matplotlib") is None:
@@ -72,9 +76,13 @@ def report(folder: Path | str) -> Report:
             "a report needs matplotlib", given=str(folder), remedy="pip install 'hushtune[plots]'"
         )
     study = read_study(folder)
+    if against:
+        study = replace(study, against=tuple(against))
     place = folder / FOLDER
     check_writable(place)
     shown = view(study)
+    if against:
+        check_named(shown)
     pictures, files = _draw(shown, place)
     tables = _write_tables(shown, place)
     from hushtune.simulations.reporting.page import render
@@ -134,7 +142,11 @@ def _write_tables(shown: View, place: Path) -> tuple[Path, ...]:
         "means.csv": lambda: csv_text(mean_rows(shown)),
         "baselines.csv": lambda: csv_text(baseline_means(shown)),
         "comparisons.csv": lambda: csv_text(
-            comparison_rows([*between_lines(shown), *against_baselines(shown)])
+            [
+                *comparison_rows("lines", between_lines(shown)),
+                *comparison_rows("baselines", against_baselines(shown)),
+                *comparison_rows("chosen", against_chosen(shown)),
+            ]
         ),
     }
     for name, text in texts.items():

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
+from hushtune.simulations.reporting.combinations import combinations_of
 from hushtune.simulations.reporting.draw_costs import (
     bars_left_out,
     draw_communication,
     draw_front,
 )
-from hushtune.simulations.reporting.draw_points import MOST_ROWS, combinations_of, draw_points
+from hushtune.simulations.reporting.draw_points import MOST_ROWS, draw_points
 from hushtune.simulations.reporting.draw_sites import draw_sites, draw_spread
 from hushtune.simulations.reporting.draw_utility import (
     draw_map,

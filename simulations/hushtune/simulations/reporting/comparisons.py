@@ -3,8 +3,8 @@
 Of two conditions that differ in one setting the runs of one seed share data, split and initial
 adapter, so their difference is what is looked at. The t test takes differences for normal; the
 signed ranks of Wilcoxon (Biometrics Bulletin 1, 1945) do not, and of five pairs or fewer can never
-fall below 0.05. All tests of a report are one family, and p values are corrected for their number
-by Holm (Scandinavian Journal of Statistics 6, 1979).
+fall below 0.05. All tests of one kind in one table are a family, and p values are corrected for
+their number by Holm (Scandinavian Journal of Statistics 6, 1979).
 """
 
 from __future__ import annotations

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 
 from hushtune.common.pictures import legible
 from hushtune.simulations.plots import BLUE, GREY
+from hushtune.simulations.reporting.combinations import combinations_of
 from hushtune.simulations.reporting.intervals import Estimate, estimate
-from hushtune.simulations.reporting.points import Point
 from hushtune.simulations.reporting.references import (
     DRAWN,
     WITHOUT_EPSILON,
@@ -19,11 +18,10 @@ from hushtune.simulations.reporting.references import (
     references,
 )
 from hushtune.simulations.reporting.style import SOFT, metric_label
-from hushtune.simulations.reporting.views import View, by_seed, label_of, words
+from hushtune.simulations.reporting.views import View, by_seed, label_of
 
 MOST_ROWS = 44
 _LETTERS = 48
-_SEED = re.compile(r"[ ,]*\bseed[= ]\d+$")
 
 
 def draw_points(view: View) -> Figure:
@@ -57,24 +55,6 @@ def draw_points(view: View) -> Figure:
     axes.invert_yaxis()
     axes.set_xlabel(metric_label(view.study, "all sites' test rows").replace("\n", " "))
     return figure
-
-
-def combinations_of(view: View) -> Mapping[str, Sequence[Point]]:
-    """The runs of each combination of settings, over seeds, in the order of the study; by the name
-    that its runs have but for their seed, or else by its settings."""
-    groups: dict[str, list[Point]] = {}
-    names: dict[str, str] = {}
-    for point in view.study.done:
-        key = repr(sorted(point.settings.items()))
-        groups.setdefault(names.setdefault(key, _name(view, point)), []).append(point)
-    return groups
-
-
-def _name(view: View, point: Point) -> str:
-    without_seed, found = _SEED.subn("", point.name)
-    if found:
-        return without_seed or point.name
-    return words(tuple((key, point.settings.get(key)) for key in view.study.keys)) or point.name
 
 
 def _baselines(view: View) -> Mapping[str, Estimate]:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from hushtune.common.names import SEEN_BY, metric_words
 from hushtune.common.pages import page_environment
 from hushtune.common.privacy.figures import upwards
+from hushtune.simulations.reporting.combinations import against_chosen
 from hushtune.simulations.reporting.comparisons import NOT_TOLD_APART, Comparison
 from hushtune.simulations.reporting.intervals import Estimate
-from hushtune.simulations.reporting.points import RESULTS, Point, Study
+from hushtune.simulations.reporting.points import RESULTS, STUDY_FILE, Point, Study
 from hushtune.simulations.reporting.tables import (
     against_baselines,
     between_lines,
@@ -29,8 +30,6 @@ from hushtune.simulations.reporting.views import (
 
 if TYPE_CHECKING:
     from hushtune.simulations.reporting.build import Picture
-
-_STUDY_FILES = ("study.toml",)
 
 
 def render(shown: View, pictures: Sequence[Picture], not_drawn: Sequence[str]) -> str:
@@ -59,6 +58,7 @@ def render(shown: View, pictures: Sequence[Picture], not_drawn: Sequence[str]) -
         seeds=usual_seeds(groups),
         between=told,
         against=against_baselines(shown),
+        chosen=against_chosen(shown),
         not_told_apart=NOT_TOLD_APART,
         keys=list(dict.fromkeys(key for point in study.points for key in point.settings)),
         rows=[_row(point) for point in study.points],
@@ -137,12 +137,10 @@ def _commits(study: Study) -> list[str]:
 
 def _study_files(study: Study) -> list[tuple[str, str]]:
     """Name and text of the file that says what was varied, where the study has it."""
-    found: list[tuple[str, str]] = []
-    for name in _STUDY_FILES:
-        path = study.folder / name
-        if path.is_file():
-            found.append((name, path.read_text(encoding="utf-8", errors="replace")))
-    return found
+    path = study.folder / STUDY_FILE
+    if not path.is_file():
+        return []
+    return [(STUDY_FILE, path.read_text(encoding="utf-8", errors="replace"))]
 
 
 def _figure(value: float | None, places: int = 3) -> str:

@@ -7,6 +7,7 @@ of which every one has ``summary.json`` and ``config.toml``.
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from hushtune.common.privacy.figures import upwards
 from hushtune.common.privacy.plan import Trust
 
 RESULTS, SUMMARY, METRICS = "results.jsonl", "summary.json", "metrics.jsonl"
+STUDY_FILE = "study.toml"
 EPSILON = "privacy.epsilon"
 _BELOW = ("points", "runs")
 _PLACES = ("simulation.policies", "simulation.ledgers")
@@ -86,12 +88,14 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """All points; ``keys``: the dotted settings with more than one value, epsilon first."""
+    """All points; ``keys``: the dotted settings with more than one value, epsilon first;
+    ``against``: the combinations that all others are tested against, by name."""
 
     folder: Path
     points: tuple[Point, ...]
     keys: tuple[str, ...]
     cut: bool = False
+    against: tuple[str, ...] = ()
 
     @property
     def done(self) -> tuple[Point, ...]:
@@ -147,7 +151,23 @@ def read_study(folder: Path) -> Study:
             expected="runs of one kind and one main metric, at least one of them done",
             remedy="report on each kind for itself" if told else "see what the runs failed of",
         )
-    return Study(folder=folder, points=tuple(points), keys=_varied(points), cut=cut)
+    return Study(
+        folder=folder,
+        points=tuple(points),
+        keys=_varied(points),
+        cut=cut,
+        against=_against(folder),
+    )
+
+
+def _against(folder: Path) -> tuple[str, ...]:
+    """What the study's own file names, where one lies there that says so."""
+    try:
+        found: Any = tomllib.loads((folder / STUDY_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ()
+    names = found.get("against", [])
+    return tuple(filter(None, map(str, names))) if isinstance(names, list) else ()
 
 
 def _from_results(folder: Path) -> tuple[list[Point], bool]:

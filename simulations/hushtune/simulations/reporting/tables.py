@@ -261,10 +261,11 @@ def _condition(panel: Panel, epsilon: float | None) -> str:
     return ", ".join(part for part in (panel.title, epsilon_words(epsilon)) if part)
 
 
-def comparison_rows(found: Iterable[Comparison]) -> list[Row]:
-    """Comparisons as CSV has them."""
+def comparison_rows(family: str, found: Iterable[Comparison]) -> list[Row]:
+    """Comparisons as CSV has them; ``family``: those that p values were corrected with."""
     return [
         {
+            "family": family,
             "condition": one.condition,
             "first": one.first,
             "second": one.second,

@@ -16,6 +16,7 @@ from hushtune.common.presets import PRESETS
 from hushtune.common.privacy.plan import PrivacyPlan
 from hushtune.common.tasks.workspace import workspace_key
 from hushtune.common.tuning import measured_precision
+from hushtune.simulations.reporting.combinations import without_seed
 from hushtune.simulations.study import checked
 from hushtune.simulations.sweep.study_file import Asked, Study
 
@@ -77,7 +78,20 @@ def points_of(study: Study, *, precision: str | None = None) -> tuple[list[Point
             config_hash=digest,
             shares=(_base_and_rows(config), workspace_key(config)),
         )
+    _check_against(study, found.values())
     return _with_own_names(found.values()), notes
+
+
+def _check_against(study: Study, points: Iterable[Point]) -> None:
+    """What all others are tested against is there."""
+    names = dict.fromkeys(without_seed(point.name) for point in points)
+    for name in study.against:
+        if name not in names:
+            raise ConfigError(
+                f"no point has the name that `against` has (in {study.file})",
+                given=name,
+                expected=f"one of: {'; '.join(names)}",
+            )
 
 
 def _checked(study: Study, precision: str) -> list[tuple[RunConfig, Mapping[str, PrivacyPlan]]]:

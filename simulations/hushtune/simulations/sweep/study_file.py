@@ -41,6 +41,11 @@ class StudyFile(Section):
     point: Annotated[tuple[Mapping[str, Any], ...], BeforeValidator(tuple_from_list)] = Field(
         default=(), description="settings that go together, each combined with the whole grid"
     )
+    against: Annotated[tuple[Name, ...], BeforeValidator(tuple_from_list)] = Field(
+        default=(),
+        description="names of points, without their seeds, that the report tests all others "
+        "against",
+    )
     baselines: Mapping[str, Any] | None = Field(
         default=None,
         description="settings, each with one value or a list, of the points that are compared with "
@@ -74,6 +79,8 @@ class Study:
     asked: tuple[Asked, ...]
     compared: Mapping[str, Sequence[Any]] | None = None
     """Which points are compared with baselines, values by dotted key; None: as settings say."""
+    against: tuple[str, ...] = ()
+    """Names of points, without their seeds, that the report tests all others against."""
 
     def layers(self, point: Asked) -> tuple[Layer, Layer]:
         """The settings of a point, over what the study begins with."""
@@ -146,6 +153,7 @@ def read_study(file: Path | str) -> Study:
         keys=keys,
         asked=tuple(_combined(tables, grid, file)),
         compared=compared,
+        against=table.against,
     )
 
 

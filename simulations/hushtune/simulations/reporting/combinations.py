@@ -1,0 +1,88 @@
+"""Every combination of settings by its name, and the tests of all against some that were chosen.
+
+Lines of a picture differ in one setting. A head and an adapter differ in several, so which of them
+is better no pair of lines says; a study names in ``against`` what all others are held against.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from hushtune.common.errors import BadValueError
+from hushtune.simulations.reporting.comparisons import Comparison, compare_pair, judged
+from hushtune.simulations.reporting.points import Point
+from hushtune.simulations.reporting.views import View, by_seed, epsilon_words, is_of_data, words
+
+_SEED = re.compile(r"[ ,]*\bseed[= ]\d+$")
+
+
+def without_seed(name: str) -> str:
+    """A run's name but for its seed, which is what its combination is called.
+
+    >>> without_seed("head, 4 blocks seed=3"), without_seed("seed=3")
+    ('head, 4 blocks', 'seed=3')
+    """
+    return _SEED.sub("", name) or name
+
+
+def combinations_of(view: View) -> Mapping[str, Sequence[Point]]:
+    """The runs of each combination of settings, over seeds, in the order of the study; by the name
+    that its runs have but for their seed, or else by its settings."""
+    groups: dict[str, list[Point]] = {}
+    names: dict[str, str] = {}
+    for point in view.study.done:
+        key = repr(sorted(point.settings.items()))
+        groups.setdefault(names.setdefault(key, _name(view, point)), []).append(point)
+    return groups
+
+
+def _name(view: View, point: Point) -> str:
+    if _SEED.search(point.name):
+        return without_seed(point.name)
+    return words(tuple((key, point.settings.get(key)) for key in view.study.keys)) or point.name
+
+
+def check_named(view: View) -> None:
+    """BadValueError for what the study is to be held against and has no run of that is done."""
+    names = combinations_of(view)
+    for name in view.study.against:
+        if name not in names:
+            raise BadValueError(
+                "there is no such combination of settings to test against",
+                file=view.study.folder,
+                given=name,
+                expected=f"one of: {'; '.join(names)}",
+            )
+
+
+def against_chosen(view: View) -> list[Comparison]:
+    """Paired tests of every other combination against each of ``against``, on the same data and at
+    the same epsilon. They are one family. A pair of two that were chosen is tested once."""
+    groups = combinations_of(view)
+    chosen = [name for name in view.study.against if name in groups]
+    tested: list[tuple[str, str]] = []
+    for second in chosen:
+        for first, points in groups.items():
+            known = first == second or (second, first) in tested
+            if not known and _condition(points) == _condition(groups[second]):
+                tested.append((first, second))
+    found = (
+        compare_pair(
+            by_seed(groups[first]),
+            by_seed(groups[second]),
+            condition=_condition(groups[first]),
+            names=(first, second),
+        )
+        for first, second in tested
+    )
+    told = [one for one in found if one is not None]
+    return judged(told, higher_is_better=view.study.higher_is_better)
+
+
+def _condition(points: Sequence[Point]) -> str:
+    """From what its runs learn and what they promise."""
+    of_data = ((key, value) for key, value in points[0].settings.items() if is_of_data(key))
+    return ", ".join(
+        part for part in (words(tuple(of_data)), epsilon_words(points[0].epsilon)) if part
+    )
