@@ -630,8 +630,15 @@ def test_another_number_of_rounds_keeps_the_warm_up_that_a_file_has(tmp_path: Pa
     assert load_config(path, overrides=["train.rounds=50"]).train.warmup_rounds == 4
     with pytest.raises(ConfigError, match="warm-up is longer"):
         load_config(path, overrides=["train.rounds=3"])
+    # Whether a search or anything else changes the rounds, and whatever it changed before.
+    found = replace(load_config(path), {"train.local_steps": 1})
+    assert replace(found, {"train.rounds": 50}).train.warmup_rounds == 4
     path.write_text('[data]\nsource = "demo"\n[train]\nrounds = 20\n')
     assert load_config(path, overrides=["train.rounds=50"]).train.warmup_rounds == 45
+    found = replace(load_config(path), {"train.local_steps": 1})
+    assert replace(found, {"train.rounds": 50}).train.warmup_rounds == 45
+    asked = replace(found, {"train.warmup_rounds": 3})
+    assert replace(asked, {"train.rounds": 50}).train.warmup_rounds == 3
 
 
 @pytest.mark.parametrize(("rounds", "warmup"), [(5, 4), (100, 90)])

@@ -17,6 +17,7 @@ from typing import Any, cast
 import tomli_w
 from pydantic import ValidationError
 
+from hushtune.common import config_warmup
 from hushtune.common.config import RunConfig
 from hushtune.common.config_data import SOURCES
 from hushtune.common.config_problems import Origins, as_config_error, takes_text
@@ -97,11 +98,13 @@ def load_config(
         found.append(("--set", _with_absolute_paths(given, Path.cwd())))
     tree: Tree = {}
     places: dict[str, str] = {}
+    own = False  # whether somebody asked for the warm-up, who is no preset
     for place, layer in found:
-        own = not places.get(_WARMUP, _PRESET).startswith(_PRESET)
         tree = merged(_without_replaced(tree, layer, keep_warmup=own), layer)
         places.update(dict.fromkeys(_dotted(layer), place))
-    return _validate(tree, Origins(places, list(dict.fromkeys(place for place, _ in found))))
+        own = not places.get(_WARMUP, _PRESET).startswith(_PRESET)
+    config = _validate(tree, Origins(places, list(dict.fromkeys(place for place, _ in found))))
+    return config if own else config_warmup.following(config)
 
 
 def loads_config(text: str) -> RunConfig:
@@ -121,15 +124,16 @@ def stored_config(run: Path) -> RunConfig | None:
 def replace(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     """The configuration with other values, checked anew: ``{"train.rounds": 3}``.
 
-    Of alternatives (the data's sources; batch_size and sampling_probability) the new one counts.
-    Raises ConfigError.
+    Of alternatives (the data's sources; batch_size and sampling_probability) the new one counts,
+    and a warm-up that nobody asked for follows new rounds. Raises ConfigError.
     """
-    tree = _plain(config)
+    tree, own = _plain(config), config_warmup.is_set(config.train)
     # Rounds first: what else is asked for is not to follow from them.
     for dotted, value in sorted(changes.items(), key=lambda change: change[0] != _ROUNDS):
         layer = nested(dotted.split("."), value)
-        tree = merged(_without_replaced(tree, layer), layer)
-    return _validate(tree, Origins({}, ["the changed settings"]))
+        tree = merged(_without_replaced(tree, layer, keep_warmup=own), layer)
+    found = _validate(tree, Origins({}, ["the changed settings"]))
+    return found if own or _WARMUP in changes else config_warmup.following(found)
 
 
 def dump_toml(config: RunConfig) -> str:
@@ -195,22 +199,8 @@ def _without_replaced(tree: Tree, layer: Tree, *, keep_warmup: bool = False) -> 
             kept[section] = {k: v for k, v in cast(Tree, old).items() if k not in dropped}
     old, new = kept.get("train"), layer.get("train")
     if isinstance(old, dict) and isinstance(new, dict) and "rounds" in new and not keep_warmup:
-        kept["train"] = _with_other_rounds(cast(Tree, old), cast(Tree, new)["rounds"])
+        kept["train"] = config_warmup.with_other_rounds(cast(Tree, old), cast(Tree, new)["rounds"])
     return kept
-
-
-def _with_other_rounds(train: Tree, rounds: Any) -> Tree:
-    """A preset's warm-up belongs to its number of rounds: with another number it follows anew,
-    unless it is none at all, or all there is."""
-    warmup, before = train.get("warmup_rounds"), train.get("rounds")
-    if rounds == before:
-        return train
-    found = {key: value for key, value in train.items() if key != "warmup_rounds"}
-    if warmup == 0:
-        found["warmup_rounds"] = 0
-    elif warmup is not None and warmup == before and type(rounds) is int:
-        found["warmup_rounds"] = max(0, rounds)
-    return found
 
 
 def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
