@@ -1,4 +1,4 @@
-"""benchmarks/audit_power.py: faults are found where scores are drawn as the mechanism gives them."""
+"""benchmarks/audit_power.py: faults are found in scores that are drawn as the mechanism does."""
 
 from __future__ import annotations
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from hushtune.simulations import report
-from hushtune.simulations.reporting.combinations import against_chosen
+from hushtune.simulations.reporting.combinations import against_chosen, combinations_of
 from hushtune.simulations.reporting.comparisons import holm
 from hushtune.simulations.reporting.points import read_study
+from hushtune.simulations.reporting.references import all_data, references
 from hushtune.simulations.reporting.views import view
 
 from ..conftest import Command
@@ -106,3 +107,47 @@ def test_the_command_takes_what_is_tested_against(tmp_path: Path, hushtune: Comm
     assert answer.status == 2
     assert "rank 9" in answer.err
     assert "one of: head; rank 1; rank 8" in " ".join(answer.err.split())
+
+
+def test_no_mean_mixes_runs_with_and_without_privacy_wherever_their_names_have_the_seed(
+    tmp_path: Path,
+) -> None:
+    """A grid that names the seed first puts it into the middle of a name, or leaves it out."""
+    for named in (True, False):
+        rows = [
+            studies.done(
+                f"{name} seed={seed} learning_rate={rate}" if named else f"{len(name)}{seed}{rate}",
+                {"privacy.trust": trust, "train.learning_rate": rate},
+                seed,
+                studies.summary(value + rate, epsilon=None if trust == "off" else 3.0, trust=trust),
+            )
+            for name, trust, value in (("private", "site", 0.6), ("open", "off", 0.7))
+            for seed in (0, 1)
+            for rate in (0.05, 0.01)
+        ]
+        found = combinations_of(view(read_study(studies.write(tmp_path / str(named), rows))))
+        assert [len(points) for points in found.values()] == [2] * 4
+        assert all(len({point.is_private for point in points}) == 1 for points in found.values())
+        if named:
+            assert next(iter(found)) == "private learning_rate=0.05"
+
+
+def test_what_no_epsilon_changes_is_one_figure_and_not_the_best_of_some(tmp_path: Path) -> None:
+    rows = [
+        studies.done(
+            f"{epsilon} seed={seed}",
+            {"privacy.epsilon": epsilon},
+            seed,
+            studies.summary(0.6, epsilon=epsilon, baselines={"pooled": value, "majority": 0.5}),
+        )
+        for epsilon, value in ((1.0, 0.76), (8.0, 0.81))
+        for seed in (0, 1)
+    ]
+    shown = view(read_study(studies.write(tmp_path, rows)))
+    (data,) = all_data(shown)
+    pooled = references(shown, data)["pooled"]
+    assert {epsilon: each.estimate.mean for epsilon, each in pooled.items()} == {
+        1.0: pytest.approx(0.785),
+        8.0: pytest.approx(0.785),
+    }
+    assert {each.estimate.n for each in pooled.values()} == {2}

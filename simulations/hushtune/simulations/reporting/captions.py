@@ -109,7 +109,8 @@ def _points(view: View) -> str:
 def _front(view: View) -> str:
     return (
         "Each mark is the mean of one combination of settings. Large marks with a rim: no other "
-        "combination has both less epsilon (or fewer bytes) and a better mean. Intervals are in "
+        "combination has both less epsilon (or fewer bytes) and a better mean; what has no privacy "
+        "is in no front by epsilon. Intervals are in "
         "the first picture: a mark on the line need not be better than one just below it. "
         "Baselines are as in the first picture; the second panel has those alone that no epsilon "
         "changes, or that have one."
@@ -138,7 +139,8 @@ def _communication(view: View) -> str:
     return (
         "Means over the seeds and epsilons of a line. Bytes are those of the messages, counted at "
         "the server; seconds are of the machine that the study ran on, baselines included where "
-        "they were trained." + (f" Of {rest} more lines runs.csv has the figures." if rest else "")
+        "they were trained. The run that comes first prepares the rows and the model for those "
+        "that share them." + (f" Of {rest} more lines runs.csv has the figures." if rest else "")
     )
 
 

@@ -14,33 +14,46 @@ from hushtune.simulations.reporting.comparisons import Comparison, compare_pair,
 from hushtune.simulations.reporting.points import Point
 from hushtune.simulations.reporting.views import View, by_seed, epsilon_words, is_of_data, words
 
-_SEED = re.compile(r"[ ,]*\bseed[= ]\d+$")
 
-
-def without_seed(name: str) -> str:
+def without_seed(name: str, seed: int) -> str:
     """A run's name but for its seed, which is what its combination is called.
 
-    >>> without_seed("head, 4 blocks seed=3"), without_seed("seed=3")
-    ('head, 4 blocks', 'seed=3')
+    >>> without_seed("head, 4 blocks seed=3", 3), without_seed("head seed=3 rank=2", 3)
+    ('head, 4 blocks', 'head rank=2')
+    >>> without_seed("seed=3", 3), without_seed("head seed=30", 3)
+    ('seed=3', 'head seed=30')
     """
-    return _SEED.sub("", name) or name
+    found = list(re.finditer(rf"(?:^|[ ,]+)seed[= ]{seed}(?![^ ,])", name))
+    if not found:
+        return name
+    begin, end = found[-1].span()
+    return (name[:begin] + name[end:]).strip(" ,") or name
 
 
 def combinations_of(view: View) -> Mapping[str, Sequence[Point]]:
     """The runs of each combination of settings, over seeds, in the order of the study; by the name
     that its runs have but for their seed, or else by its settings."""
     groups: dict[str, list[Point]] = {}
-    names: dict[str, str] = {}
     for point in view.study.done:
-        key = repr(sorted(point.settings.items()))
-        groups.setdefault(names.setdefault(key, _name(view, point)), []).append(point)
-    return groups
+        groups.setdefault(repr(sorted(point.settings.items())), []).append(point)
+    told: dict[str, Sequence[Point]] = {}
+    for key, points in groups.items():
+        name = _name(view, points[0])
+        told[key if name in told else name] = points
+    return told
 
 
 def _name(view: View, point: Point) -> str:
-    if _SEED.search(point.name):
-        return without_seed(point.name)
-    return words(tuple((key, point.settings.get(key)) for key in view.study.keys)) or point.name
+    """With all settings that tell it from another run, a trust model's too."""
+    without = without_seed(point.name, point.seed)
+    if without != point.name:
+        return without
+    keys = [
+        key
+        for key in point.settings
+        if len({repr(one.settings.get(key)) for one in view.study.done}) > 1
+    ]
+    return words(tuple((key, point.settings.get(key)) for key in keys)) or point.name
 
 
 def check_named(view: View) -> None:

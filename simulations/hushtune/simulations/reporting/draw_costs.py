@@ -98,7 +98,7 @@ def draw_front(view: View) -> Figure:
     beside = drawn(view, comparable(view))
     draw_references(all_axes[0], beside, places)
     for name, of in beside.items():
-        if by_bytes and (name in WITHOUT_EPSILON or len(of) == 1):
+        if by_bytes and (name in WITHOUT_EPSILON or len(view.epsilons) == 1):
             level = next(iter(of.values())).estimate.mean
             all_axes[1].axhline(level, **reference_style(name))
     if by_bytes:
@@ -159,9 +159,9 @@ def draw_communication(view: View) -> Figure:
         for part in _PARTS
     }
     _stacked(all_axes[0], traffic, [names[label] for label in by_line])
-    all_axes[0].set_xlabel("megabytes in a run, all sites (less is better)")
+    all_axes[0].set_xlabel("megabytes in a run, all sites\n(less is better)")
     _stacked(all_axes[1], seconds, [names[label] for label in by_line])
-    all_axes[1].set_xlabel("seconds of a run on the clock (less is better)")
+    all_axes[1].set_xlabel("seconds of a run on the clock\n(less is better)")
     for axes in all_axes:
         axes.grid(visible=False)
         axes.invert_yaxis()

@@ -62,15 +62,13 @@ def _baselines(view: View) -> Mapping[str, Estimate]:
     data = all_data(view)
     if len(data) != 1:
         return {}
-    sign = 1 if view.study.higher_is_better else -1
     found: dict[str, Estimate] = {}
     for name, by_epsilon in references(view, data[0]).items():
         if name not in DRAWN or (name == "majority" and far_off(view)):
             continue
         label = label_of(view.study, name)
-        if name in WITHOUT_EPSILON or len(by_epsilon) == 1:
-            best = max(by_epsilon.values(), key=lambda each: sign * each.estimate.mean)
-            found[label] = best.estimate
+        if name in WITHOUT_EPSILON or len(view.epsilons) == 1:
+            found[label] = next(iter(by_epsilon.values())).estimate  # one, at every epsilon
             continue
         for epsilon, each in by_epsilon.items():
             told = "no privacy" if epsilon is None else f"ε {epsilon:g}"

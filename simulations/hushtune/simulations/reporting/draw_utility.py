@@ -105,14 +105,13 @@ def draw_references(axes: Axes, beside: References, places: Mapping[float | None
     It goes across the panel where an epsilon makes no difference to it, or there is one alone; what
     is on record for one of several epsilons is a dash there.
     """
-    private = [epsilon for epsilon in places if epsilon is not None]
     for name, found in beside.items():
         means = [each.estimate.mean for each in found.values()]
         spots = [places[epsilon] for epsilon in found]
-        if len(found) > 1:
-            axes.plot(spots, means, **reference_style(name))
-        elif name in WITHOUT_EPSILON or len(private) < 2:
+        if name in WITHOUT_EPSILON or len(places) == 1:
             axes.axhline(means[0], **reference_style(name))
+        elif len(found) > 1:
+            axes.plot(spots, means, **reference_style(name))
         else:
             reach = (max(places.values()) / min(places.values())) ** 0.06
             axes.plot([spots[0] / reach, spots[0] * reach], means * 2, **reference_style(name))

@@ -127,7 +127,8 @@ def _spent(point: Point) -> str:
 def _unfinished(study: Study) -> int:
     """How many runs have no row of results: not finished, or no more in the study."""
     begun = study.folder / "points"
-    count = sum(path.is_dir() for path in begun.iterdir()) if begun.is_dir() else 0
+    runs = begun.iterdir() if begun.is_dir() else ()
+    count = sum(path.is_dir() and not path.name.startswith(".") for path in runs)
     return max(0, count - len(study.points))
 
 

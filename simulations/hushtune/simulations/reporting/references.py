@@ -10,11 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from hushtune.common.names import METHODS, OF_TABLES, OURS
-from hushtune.simulations.reporting.intervals import Estimate
-from hushtune.simulations.reporting.views import Choice, Line, Panel, View, utility
+from hushtune.simulations.reporting.intervals import Estimate, estimate
+from hushtune.simulations.reporting.points import Point
+from hushtune.simulations.reporting.views import Choice, Line, Panel, View, by_seed, utility
 
 BASELINES = tuple(name for name in (*METHODS, *OF_TABLES) if name not in OURS)
-DRAWN = ("majority", "alone_private", "head_private", "pooled_private", "pooled")
+DRAWN = ("majority", "alone_private", "head_private", "head_best", "pooled_private", "pooled")
 """The baselines that pictures show beside the federated model, wherever runs have them."""
 
 WITHOUT_EPSILON = ("majority", "untrained", "pooled", "columns")
@@ -53,7 +54,7 @@ def _references(view: View, data: Choice) -> References:
     for name in BASELINES:
         best: dict[float | None, Reference] = {}
         for panel, line in lines_on(view, data):
-            curve = line.curve(lambda point, name=name: point.found["baselines"].get(name))
+            curve = _curve(line, name)
             label = "" if name in _UNTRAINED else full_label(view, panel, line)
             for epsilon, each in curve.items():
                 there = best.get(epsilon)
@@ -66,6 +67,22 @@ def _references(view: View, data: Choice) -> References:
     if None in found.get("pooled", {}):
         found.get("pooled_private", {}).pop(None, None)
     return {name: by_epsilon for name, by_epsilon in found.items() if by_epsilon}
+
+
+def _curve(line: Line, name: str) -> Mapping[float | None, Estimate]:
+    """A baseline's mean at each epsilon; of what no epsilon changes one mean, at each that has it.
+
+    Runs of several epsilons have trained it as often, with other batches: it is one figure of them
+    all, and not the best of some.
+    """
+
+    def value(point: Point) -> float | None:
+        return point.found["baselines"].get(name)
+
+    curve = line.curve(value)
+    if name not in WITHOUT_EPSILON or not curve:
+        return curve
+    return dict.fromkeys(curve, estimate(list(by_seed(line.points, value).values())))
 
 
 def lines_on(view: View, data: Choice) -> list[tuple[Panel, Line]]:

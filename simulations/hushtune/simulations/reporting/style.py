@@ -40,6 +40,7 @@ _REFERENCE_STYLES: Mapping[str, tuple[str, Any]] = {
     "majority": ("#999999", (0, (1, 2))),
     "alone_private": ("#777777", (0, (6, 2, 1, 2))),
     "head_private": ("#444444", (0, (5, 2))),
+    "head_best": ("#444444", (0, (10, 3))),
     "pooled_private": ("#000000", (0, (3, 1, 1, 1, 1, 1))),
     "pooled": ("#000000", "-"),
 }

@@ -35,7 +35,7 @@ from hushtune.simulations.reporting.views import (
 )
 
 Row = dict[str, Any]
-_AGAINST = ("alone_private", "head_private", "pooled_private")
+_AGAINST = ("alone_private", "head_private", "head_best", "pooled_private")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 

@@ -84,7 +84,7 @@ def points_of(study: Study, *, precision: str | None = None) -> tuple[list[Point
 
 def _check_against(study: Study, points: Iterable[Point]) -> None:
     """What all others are tested against is there."""
-    names = dict.fromkeys(without_seed(point.name) for point in points)
+    names = dict.fromkeys(without_seed(point.name, point.config.seed) for point in points)
     for name in study.against:
         if name not in names:
             raise ConfigError(
