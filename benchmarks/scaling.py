@@ -52,8 +52,21 @@ def main() -> None:
     options = parser.parse_args()
     if 0 < options.rounds < LEAST_ROUNDS:
         parser.error(f"--rounds {options.rounds}: 0, or at least {LEAST_ROUNDS}")
+    if min(options.sites, default=1) < 1:
+        parser.error(f"--sites {min(options.sites)}: 1 or more")
     path = options.out / "results.jsonl"
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    asked = [{key: point.get(key) for key in KEYS} for point in points(options)]
+    told = [{key: row.get(key) for key in KEYS} for row in done]
+    short = {
+        str(each) for each in [*told, *asked] if each["tokens"] == SHORT and not each["rounds"]
+    }
+    if len(short) < LEAST_FITTED:
+        parser.error(
+            f"{len(short)} runs on texts of {SHORT} tokens are too few for a fit, which takes "
+            f"{LEAST_FITTED}: name more --sites or --values (each of these is run on "
+            f"{FEW_SITES} and on {4 * FEW_SITES} sites)"
+        )
     for point in points(options):
         if not any(all(row.get(key) == point.get(key) for key in KEYS) for row in done):
             done.append({**point, **measured(point, options.out), "commit": source_commit()})

@@ -219,6 +219,9 @@ def test_the_command(settings: Settings, tmp_path: Path, hushtune: Command) -> N
     }
     assert "epsilon=8.0: accuracy" in done.err
     bad = study(settings, tmp_path, grid={"adapter.layers": [9]})
+    dry = hushtune("sweep", bad, "--dry-run")
+    assert dry.status == 2
+    assert "(in the point layers=9, which a sweep would fail)" in " ".join(dry.err.split())
     failed = hushtune("sweep", bad, "--out", tmp_path / "out", "--jobs", 1)
     assert failed.status == 1
     assert "1 of 1 points failed" in failed.out

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from hushtune.common.config import RunConfig
+from hushtune.common.errors import HushtuneError
 from hushtune.common.tasks.shared_states import share_states
 from hushtune.simulations.sweep.execute import SHARED_MEGABYTES
 from hushtune.simulations.sweep.points import Point
@@ -34,11 +36,13 @@ def foresee(points: Sequence[Point], *, told: Callable[[int, int], None]) -> lis
     try:
         for base, point in bases.items():
             told(len(openings), len(bases) + len(first))
-            openings[base] = opening(point.config)
+            with _told_of(point):
+                openings[base] = opening(point.config)
         # Those of equal rows beside each other: one table of rows is kept at a time.
         for work, point in sorted(first.items(), key=lambda item: item[1].shares):
             told(len(openings) + len(timed), len(bases) + len(first))
-            timed[work] = costs(point.config)
+            with _told_of(point):
+                timed[work] = costs(point.config)
     finally:
         share_states(0)
     seen: set[str] = set()
@@ -51,6 +55,16 @@ def foresee(points: Sequence[Point], *, told: Callable[[int, int], None]) -> lis
         seen |= {base, workspace}
         rows.append({**privacy_of(point), "minutes": seconds / 60})
     return rows
+
+
+@contextmanager
+def _told_of(point: Point) -> Generator[None]:
+    """Say of which point an error is: one that would fail in a sweep, where the others go on."""
+    try:
+        yield
+    except HushtuneError as error:
+        error.message = f"{error.message} (in the point {point.name}, which a sweep would fail)"
+        raise
 
 
 def privacy_of(point: Point) -> dict[str, Any]:
