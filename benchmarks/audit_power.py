@@ -12,12 +12,11 @@ what stands between its two markers there.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from markers import put_between
+from markers import put_between, table_of
 
 from hushtune.common.config_io import load_config
 from hushtune.common.planning import site_plans
@@ -70,7 +69,7 @@ def main() -> None:
         rows.append([case.title, *(f"{times / options.repeats:.0%}" for times in found)])
         print(*rows[-1], sep="  ", flush=True)
     told = f"Of {options.repeats} draws each. Source commit: {source_commit()}."
-    text = f"{as_markdown(rows)}\n\n{told}"
+    text = f"{table_of(rows)}\n\n{told}"
     print(text)
     if options.doc is not None:
         put_between(options.doc, BEGIN, END, text)
@@ -96,13 +95,6 @@ def is_found(case: Case, plan: PrivacyPlan, rounds: int, canaries: int, seed: in
     steps = plan.steps // rounds if case.last_alone else plan.steps
     claim = Claim(((plan.event(steps),),), plan.delta)
     return assess(Seen("gradient", "each step", scores, included, True), claim)[0].refutes
-
-
-def as_markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table of Markdown, its first row the head."""
-    head, *rest = rows
-    lines = [head, ["---"] * len(head), *rest]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 if __name__ == "__main__":

@@ -56,19 +56,18 @@ def main() -> None:
         parser.error(f"--sites {min(options.sites)}: 1 or more")
     path = options.out / "results.jsonl"
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    asked = [{key: point.get(key) for key in KEYS} for point in points(options)]
-    told = [{key: row.get(key) for key in KEYS} for row in done]
-    short = {
-        str(each) for each in [*told, *asked] if each["tokens"] == SHORT and not each["rounds"]
-    }
+    asked = {name_of(point): point for point in points(options)}
+    there = {name_of(row): row for row in done}
+    both = (asked | there).values()
+    short = [each for each in both if each["tokens"] == SHORT and not each.get("rounds")]
     if len(short) < LEAST_FITTED:
         parser.error(
             f"{len(short)} runs on texts of {SHORT} tokens are too few for a fit, which takes "
             f"{LEAST_FITTED}: name more --sites or --values (each of these is run on "
             f"{FEW_SITES} and on {4 * FEW_SITES} sites)"
         )
-    for point in points(options):
-        if not any(all(row.get(key) == point.get(key) for key in KEYS) for row in done):
+    for name, point in asked.items():
+        if name not in there:
             done.append({**point, **measured(point, options.out), "commit": source_commit()})
             print(json.dumps(done[-1]), flush=True)
             write_text(path, "".join(json.dumps(row) + "\n" for row in done))
@@ -76,6 +75,11 @@ def main() -> None:
     print(table)
     if options.page is not None:
         put_between(options.page, BEGIN, END, table)
+
+
+def name_of(point: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells a run from the others."""
+    return tuple(point.get(key) for key in KEYS)
 
 
 def points(options: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -16,12 +16,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from markers import put_between
+from markers import put_between, table_of
 from PIL import Image
 
 from hushtune.common.files import write_bytes
 from hushtune.common.pictures import fonts
 from hushtune.simulations.reporting.combinations import against_chosen, combinations_of
+from hushtune.simulations.reporting.comparisons import p_text
 from hushtune.simulations.reporting.draw_points import draw_points
 from hushtune.simulations.reporting.intervals import estimate
 from hushtune.simulations.reporting.points import Point, Study, read_study
@@ -82,7 +83,7 @@ def as_markdown(shown: View) -> str:
             lost = by_seed(points, _forgotten)
             row.append(_mean(lost) if lost else "")
         rows.append(row)
-    return "\n\n".join([_table(rows), _beside(shown), *_tests(shown), _whence(study)])
+    return "\n\n".join([table_of(rows), _beside(shown), *_tests(shown), _whence(study)])
 
 
 def _tests(shown: View) -> list[str]:
@@ -100,17 +101,11 @@ def _tests(shown: View) -> list[str]:
                 one.condition.removeprefix("epsilon "),
                 str(one.difference.n),
                 f"{one.difference.mean:+.3f}{low_high}",
-                _p(one.p_t),
-                _p(one.held_t),
+                p_text(one.p_t),
+                p_text(one.held_t),
             ]
         )
-    return [_table(rows)]
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return ""
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return [table_of(rows)]
 
 
 def _epsilon(points: Sequence[Point]) -> str:
@@ -151,7 +146,7 @@ def _beside(shown: View) -> str:
                 for epsilon in epsilons
             ]
             rows.append([label_of(shown.study, name), *cells])
-        parts.append(_table(rows))
+        parts.append(table_of(rows))
     return "\n\n".join([*parts, "In brackets: seeds."]) if parts else "No baselines."
 
 
@@ -163,12 +158,6 @@ def _whence(study: Study) -> str:
         f"{statistics.median(seconds):.0f} CPU seconds each, baselines included where they were "
         f"trained. Source commit of these runs: {', '.join(commits)}."
     )
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    head, *rest = rows
-    lines = [head, ["---"] * len(head), *rest]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 if __name__ == "__main__":

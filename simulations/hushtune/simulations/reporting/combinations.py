@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from hushtune.common.errors import BadValueError
 from hushtune.simulations.reporting.comparisons import Comparison, compare_pair, judged
 from hushtune.simulations.reporting.points import Point
-from hushtune.simulations.reporting.views import View, by_seed, epsilon_words, is_of_data, words
+from hushtune.simulations.reporting.views import View, by_seed, condition_of, of_data, words
 
 
 def without_seed(name: str, seed: int) -> str:
@@ -95,7 +95,4 @@ def against_chosen(view: View) -> list[Comparison]:
 
 def _condition(points: Sequence[Point]) -> str:
     """From what its runs learn and what they promise."""
-    of_data = ((key, value) for key, value in points[0].settings.items() if is_of_data(key))
-    return ", ".join(
-        part for part in (words(tuple(of_data)), epsilon_words(points[0].epsilon)) if part
-    )
+    return condition_of(words(of_data(tuple(points[0].settings.items()))), points[0].epsilon)

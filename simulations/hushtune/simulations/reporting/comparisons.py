@@ -91,6 +91,17 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return held
 
 
+def p_text(value: float | None) -> str:
+    """A p value in words.
+
+    >>> p_text(0.0004), p_text(0.0312), len(p_text(None))
+    ('< 0.001', '0.031', 1)
+    """
+    if value is None:
+        return "\N{EN DASH}"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def judged(found: Sequence[Comparison], *, higher_is_better: bool) -> list[Comparison]:
     """All comparisons of one family, corrected and with their verdicts in words."""
     held_t = holm([one.p_t for one in found])

@@ -11,7 +11,7 @@ from hushtune.common.names import SEEN_BY, metric_words
 from hushtune.common.pages import page_environment
 from hushtune.common.privacy.figures import upwards
 from hushtune.simulations.reporting.combinations import against_chosen
-from hushtune.simulations.reporting.comparisons import NOT_TOLD_APART, Comparison
+from hushtune.simulations.reporting.comparisons import NOT_TOLD_APART, Comparison, p_text
 from hushtune.simulations.reporting.intervals import Estimate
 from hushtune.simulations.reporting.points import RESULTS, STUDY_FILE, Point, Study
 from hushtune.simulations.reporting.tables import (
@@ -22,6 +22,7 @@ from hushtune.simulations.reporting.tables import (
 )
 from hushtune.simulations.reporting.views import (
     View,
+    condition_of,
     epsilon_words,
     spread,
     utility,
@@ -39,7 +40,7 @@ def render(shown: View, pictures: Sequence[Picture], not_drawn: Sequence[str]) -
     environment.filters |= {
         "figure": _figure,
         "estimate": _estimate,
-        "p": _p,
+        "p": p_text,
         "epsilon": epsilon_words,
     }
     told, groups = between_lines(shown), compared(shown)
@@ -56,6 +57,7 @@ def render(shown: View, pictures: Sequence[Picture], not_drawn: Sequence[str]) -
         epsilons=shown.epsilons,
         groups=groups,
         seeds=usual_seeds(groups),
+        has_brackets=any(row.note for group in groups for row in group.rows),
         between=told,
         against=against_baselines(shown),
         chosen=against_chosen(shown),
@@ -82,7 +84,7 @@ def _best(shown: View, told: Sequence[Comparison]) -> list[dict[str, Any]]:
             if not lines:
                 continue
             first = pick(lines, key=lambda line: line.curve(utility)[epsilon].mean)
-            condition = ", ".join(part for part in (panel.title, epsilon_words(epsilon)) if part)
+            condition = condition_of(panel.title, epsilon)
             beaten = {
                 other
                 for one in told
@@ -151,9 +153,3 @@ def _figure(value: float | None, places: int = 3) -> str:
 def _estimate(found: Estimate) -> str:
     half = "" if found.half is None else f" \N{PLUS-MINUS SIGN} {found.half:.3f}"
     return f"{found.mean:.3f}{half}"
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return "\N{EN DASH}"
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"

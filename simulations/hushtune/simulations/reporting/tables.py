@@ -26,7 +26,7 @@ from hushtune.simulations.reporting.views import (
     Panel,
     View,
     by_seed,
-    epsilon_words,
+    condition_of,
     label_of,
     spread,
     utility,
@@ -218,7 +218,7 @@ def between_lines(view: View) -> list[Comparison]:
         compare_pair(
             by_seed(one.by_epsilon[epsilon]),
             by_seed(other.by_epsilon[epsilon]),
-            condition=_condition(panel, epsilon),
+            condition=condition_of(panel.title, epsilon),
             names=(one.label, other.label),
         )
         for panel in view.panels
@@ -247,7 +247,7 @@ def _against(view: View, panel: Panel, line: Line, epsilon: float, name: str) ->
     return compare_pair(
         by_seed(points),
         by_seed(points, lambda point: point.found["baselines"].get(name)),
-        condition=_condition(panel, epsilon),
+        condition=condition_of(panel.title, epsilon),
         names=(line.label, label_of(view.study, name)),
     )
 
@@ -255,10 +255,6 @@ def _against(view: View, panel: Panel, line: Line, epsilon: float, name: str) ->
 def _family(view: View, found: Iterable[Comparison | None]) -> list[Comparison]:
     told = [one for one in found if one is not None]
     return judged(told, higher_is_better=view.study.higher_is_better)
-
-
-def _condition(panel: Panel, epsilon: float | None) -> str:
-    return ", ".join(part for part in (panel.title, epsilon_words(epsilon)) if part)
 
 
 def comparison_rows(family: str, found: Iterable[Comparison]) -> list[Row]:

@@ -121,8 +121,8 @@ def view(study: Study) -> View:
         panels=tuple(
             Panel(
                 title=words(choice),
-                lines=_lines(panels[choice], primary, _of_data(choice)),
-                data=_of_data(choice),
+                lines=_lines(panels[choice], primary, of_data(choice)),
+                data=of_data(choice),
                 apart=words(tuple(pair for pair in choice if not is_of_data(pair[0]))),
             )
             for choice in choices
@@ -131,7 +131,8 @@ def view(study: Study) -> View:
     )
 
 
-def _of_data(choice: Choice) -> Choice:
+def of_data(choice: Choice) -> Choice:
+    """What of it says from which data is learned."""
     return tuple(pair for pair in choice if is_of_data(pair[0]))
 
 
@@ -147,7 +148,7 @@ def _lines(points: Sequence[Point], primary: str | None, data: Choice) -> tuple[
                 epsilon: tuple(found[value][epsilon])
                 for epsilon in sorted(found[value], key=lambda e: (e is None, e or 0.0))
             },
-            data=data + _of_data(() if primary is None else ((primary, value),)),
+            data=data + of_data(() if primary is None else ((primary, value),)),
         )
         for value in sorted(found, key=order)
     )
@@ -200,6 +201,15 @@ def epsilon_words(epsilon: float | None) -> str:
     ('epsilon 3', 'no privacy')
     """
     return "no privacy" if epsilon is None else f"epsilon {epsilon:g}"
+
+
+def condition_of(title: str, epsilon: float | None) -> str:
+    """What runs have in common that are compared, and their epsilon.
+
+    >>> condition_of("rank 8", 3.0), condition_of("", None)
+    ('rank 8, epsilon 3', 'no privacy')
+    """
+    return ", ".join(part for part in (title, epsilon_words(epsilon)) if part)
 
 
 def is_of_data(key: str) -> bool:

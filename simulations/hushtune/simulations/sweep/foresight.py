@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hushtune.common.config import RunConfig
-from hushtune.common.errors import HushtuneError
 from hushtune.common.tasks.shared_states import share_states
 from hushtune.simulations.sweep.execute import SHARED_MEGABYTES
-from hushtune.simulations.sweep.points import Point
+from hushtune.simulations.sweep.points import Point, told_at
 from hushtune.simulations.sweep.timing import Costs, Opening, costs, opening, seconds_of
 
 _PRIVACY_ALONE = {"epsilon", "delta", "clip_norm", "colluding_sites", "min_survivors"}
@@ -36,12 +34,12 @@ def foresee(points: Sequence[Point], *, told: Callable[[int, int], None]) -> lis
     try:
         for base, point in bases.items():
             told(len(openings), len(bases) + len(first))
-            with _told_of(point):
+            with told_at(_would_fail(point)):
                 openings[base] = opening(point.config)
         # Those of equal rows beside each other: one table of rows is kept at a time.
         for work, point in sorted(first.items(), key=lambda item: item[1].shares):
             told(len(openings) + len(timed), len(bases) + len(first))
-            with _told_of(point):
+            with told_at(_would_fail(point)):
                 timed[work] = costs(point.config)
     finally:
         share_states(0)
@@ -57,14 +55,9 @@ def foresee(points: Sequence[Point], *, told: Callable[[int, int], None]) -> lis
     return rows
 
 
-@contextmanager
-def _told_of(point: Point) -> Generator[None]:
-    """Say of which point an error is: one that would fail in a sweep, where the others go on."""
-    try:
-        yield
-    except HushtuneError as error:
-        error.message = f"{error.message} (in the point {point.name}, which a sweep would fail)"
-        raise
+def _would_fail(point: Point) -> str:
+    """Where an error is: a sweep fails this point alone, and the others go on."""
+    return f"the point {point.name}, which a sweep would fail"
 
 
 def privacy_of(point: Point) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def _checked(study: Study, precision: str) -> list[tuple[RunConfig, Mapping[str,
     order = sorted(range(len(configs)), key=lambda at: (_rows(configs[at]), at))
     found: dict[int, tuple[RunConfig, Mapping[str, PrivacyPlan]]] = {}
     for at in order:
-        with _told(study.asked[at].place):
+        with told_at(study.asked[at].place):
             found[at] = checked(configs[at])
     return [found[at] for at in range(len(configs))]
 
@@ -150,7 +150,7 @@ def _rows(config: RunConfig) -> str:
 
 
 @contextmanager
-def _told(place: str) -> Generator[None]:
+def told_at(place: str) -> Generator[None]:
     """Say of which point an error is."""
     try:
         yield
