@@ -132,6 +132,18 @@ def test_no_mean_mixes_runs_with_and_without_privacy_wherever_their_names_have_t
             assert next(iter(found)) == "private learning_rate=0.05"
 
 
+def test_two_settings_with_one_name_stay_apart(tmp_path: Path) -> None:
+    rows = [
+        row(f"mine seed={seed}", {"adapter.rank": rank}, seed, 0.6 + rank / 10)
+        for rank in (1, 2)
+        for seed in (0, 1)
+    ]
+    for number, each in enumerate(rows):  # a name of its own each, but for its seed the same
+        each["name"] = " " * (number // 2) + each["name"]
+    found = combinations_of(view(read_study(studies.write(tmp_path, rows))))
+    assert [len(points) for points in found.values()] == [2, 2]
+
+
 def test_what_no_epsilon_changes_is_one_figure_and_not_the_best_of_some(tmp_path: Path) -> None:
     rows = [
         studies.done(
