@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hushtune.common.environment import QUIET
+from hushtune.common.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLED = (
@@ -44,13 +45,6 @@ def flower_environment(home: Path) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("FLWR_")}
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     return {**kept, **QUIET, "FLWR_HOME": str(home), "PATH": path, "OMP_NUM_THREADS": "1"}
-
-
-def free_port() -> int:
-    """A port that nothing listens on by now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until(there: Callable[[], bool], *, seconds: float, every: float = 0.3) -> None:

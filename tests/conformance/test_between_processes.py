@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from hushtune.client.site import ledger_path
+from hushtune.common.ports import free_port
 from hushtune.common.privacy.ledger import Ledger
 from hushtune.server import checkpoint as storage
 from hushtune.server.app import checkpoint_folder
@@ -18,7 +19,6 @@ from .flower_commands import (
     copied_checkout,
     end,
     flwr,
-    free_port,
     started,
     superlink,
     wait_for_run,

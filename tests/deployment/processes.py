@@ -20,6 +20,7 @@ from unittest import mock
 import tomli_w
 
 from hushtune.common.environment import QUIET
+from hushtune.common.ports import free_port
 
 from ..conftest import changed, made_up_rows, write_csv
 
@@ -72,13 +73,6 @@ def _here(*arguments: str) -> tuple[int, str]:
         except SystemExit as stop:
             ended = stop.code or 0
     return int(ended), said.getvalue()
-
-
-def free_port() -> int:
-    """A port that nothing listens on by now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until(

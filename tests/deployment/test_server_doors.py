@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 import uvicorn
 
+from hushtune.common.ports import free_port
 from hushtune.server.deployment import doors
 from hushtune.server.deployment.doors import DoorServer, allow_files, peer_of
-
-from .processes import free_port
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 

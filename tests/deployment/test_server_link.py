@@ -31,13 +31,14 @@ from cryptography.hazmat.primitives.serialization import (
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 
 from hushtune.common.deployment import SiteCard
+from hushtune.common.ports import free_port
 from hushtune.common.signing import public_text
 from hushtune.server.deployment.control import link_state
 from hushtune.server.deployment.enrol import enrol, revoke
 from hushtune.server.deployment.home import Home, init_home
 from hushtune.server.deployment.local_token import HEADER, read_token
 
-from .processes import COMMAND, environment, free_port, wait_until
+from .processes import COMMAND, environment, wait_until
 
 pytestmark = pytest.mark.slow
 

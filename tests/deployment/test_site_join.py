@@ -34,14 +34,9 @@ from hushtune.client.deployment.supervisor import EXECUTOR, NODE, Supervisor
 from hushtune.client.deployment.view import changes, picture, rows
 from hushtune.common.errors import BusyError, CertificateError, KeyFileError
 from hushtune.common.files import write_bytes
+from hushtune.common.ports import free_port
 
 from .institutions import coordinator_key, site_folder
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def until(there: Callable[[], object], *, seconds: float) -> None:

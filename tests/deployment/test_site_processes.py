@@ -19,13 +19,13 @@ from hushtune.client.deployment.history_file import read_history
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import dump_toml
 from hushtune.common.deployment import signed_run
+from hushtune.common.ports import free_port
 from hushtune.common.privacy.ledger import Ledger
 from hushtune.common.signing import load_signing_key, sign
 
 from ..conformance.flower_commands import (
     ROOT,
     flwr,
-    free_port,
     started,
     superlink,
     wait_for_run,

@@ -25,11 +25,11 @@ from typing import IO, Any
 import tomli_w
 from rich.console import Console
 
-from hushtune.client.deployment.join import free_port
 from hushtune.client.deployment.site_file import SiteFile
 from hushtune.client.deployment.status_file import State, read_status
 from hushtune.common.errors import DeploymentError, HushtuneError, OutputExistsError
 from hushtune.common.files import write_text
+from hushtune.common.ports import free_port
 from hushtune.server.deployment.status import read_rows
 from hushtune.simulations.exits import USER_ERROR, show_error
 

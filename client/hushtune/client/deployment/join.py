@@ -6,7 +6,6 @@ import fcntl
 import os
 import secrets
 import signal
-import socket
 import tomllib
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
@@ -22,6 +21,7 @@ from hushtune.client.deployment.supervisor import EXECUTOR, NODE, Supervisor
 from hushtune.client.deployment.view import shown
 from hushtune.common.errors import BusyError, CertificateError
 from hushtune.common.files import write_bytes, write_errors
+from hushtune.common.ports import free_port
 from hushtune.common.signing import load_signing_key, read_private
 
 LOCK, LOG = "join.lock", "log.jsonl"
@@ -123,13 +123,6 @@ def write_secret(path: Path) -> Path:
     """A new secret between node and executor, for this join alone; its owner's to read."""
     write_bytes(path, secrets.token_hex(32).encode("ascii"), private=True)
     return path
-
-
-def free_port() -> int:
-    """A loopback port that nothing listens on by now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def first_status(site: SiteFile) -> Status:
