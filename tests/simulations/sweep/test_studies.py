@@ -19,13 +19,13 @@ POINTS = {
     "forgetting-and-worst-site": 30,
     "number-of-sites": 60,
     "rules-by-epsilon": 75,
-    "rules-by-epsilon-newsgroups": 54,
+    "rules-by-epsilon-newsgroups": 90,
     "trust-models": 35,
     "trust-models-clients": 35,
     "where-lora-pays": 65,
     "where-lora-pays-images": 100,
     "where-lora-pays-images-again": 50,
-    "where-lora-pays-pairs": 66,
+    "where-lora-pays-pairs": 110,
     "where-lora-pays-topics": 30,
 }
 SEEDS = re.compile(r"^seed = \[(\d+)((?:, \d+)+)\]$", re.MULTILINE)
