@@ -183,6 +183,21 @@ def test_a_dry_run_s_bytes_add_up_and_its_dropped_rows_are_told() -> None:
     assert "bytes total 43,000" in text
 
 
+@pytest.mark.parametrize("many", [20, 21, 300])
+def test_of_many_sites_a_dry_run_shows_the_smallest_and_says_so(many: int) -> None:
+    def row(place: int) -> dict[str, Any]:
+        size = 1000 + 7 * (place * 11 % many)
+        return {"site": f"s{size}", "train": size, "validation": 1, "test": 2, "labels": {"a": 1}}
+
+    at = console()
+    show_partition(at, [row(place) for place in range(many)])
+    text = said(at)
+    shown = [size for size in range(1000, 1000 + 7 * many) if f"s{size} " in text]
+    assert shown == [1000 + 7 * rank for rank in range(20 if many == 20 else 10)]
+    told = f"The 10 with the fewest rows of {many} sites; --json tells of all."
+    assert (told in " ".join(text.split())) == (many > 20)
+
+
 def test_labels_called_as_columns_stand_beside_them() -> None:
     at = console()
     labels = {"site": 61, "train": 62, "rows": 63}

@@ -21,6 +21,7 @@ from hushtune.simulations.written import written_line
 _MOST_LABELS = 8
 _MOST_LETTERS = 200
 _MOST_SITES, _OF_MANY = 6, 4
+_MOST_PLANNED, _OF_MANY_PLANNED = 20, 10
 _WRITTEN = {
     **{"adapter/": "adapter", "privacy.md": "statement", "privacy.html": "as a page"},
     **{"privacy.json": "as data", "metrics.jsonl": "metrics", "summary.json": "summary"},
@@ -150,6 +151,18 @@ def _first(names: Iterable[str], rank: Callable[[str], float]) -> list[str]:
     return known if len(known) <= _MOST_SITES else sorted(known, key=rank)[:_OF_MANY]
 
 
+def _smallest(
+    table: Table, sites: Sequence[tuple[str, Mapping[str, Any]]], size: str
+) -> Sequence[tuple[str, Mapping[str, Any]]]:
+    """What a dry run's table shows of its sites: all, or the smallest of many, and says so."""
+    if len(sites) <= _MOST_PLANNED:
+        return sites
+    table.caption = (
+        f"The {_OF_MANY_PLANNED} with the fewest rows of {len(sites)} sites; --json tells of all."
+    )
+    return sorted(sites, key=lambda site: site[1][size])[:_OF_MANY_PLANNED]
+
+
 def _spent(rows: Mapping[str, Mapping[str, Any]], group: str | None) -> Table:
     """Size and spend of each site; of many those that spent most, which bound the others.
 
@@ -209,7 +222,7 @@ def show_estimate(console: Console, figures: Mapping[str, Any]) -> None:
         first = next(iter(sites.values()))
         rows = sum(site["public_size"] for site in sites.values())
         sites = {f"all {len(sites)} clients": {**first, "public_size": rows}}
-    for site, row in sites.items():
+    for site, row in _smallest(table, list(sites.items()), "public_size"):
         epsilon = "none" if _none(row) else upwards(row["epsilon"], places=2)
         table.add_row(
             _plain(site),
@@ -256,7 +269,10 @@ def _show_notes(console: Console, notes: Sequence[str]) -> None:
 
 
 def show_partition(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Who has what: each site's rows by use and by label; of many labels the sums only."""
+    """Who has what: rows of each site, or of the smallest of many, by use and by label.
+
+    Of many labels the sums only.
+    """
     table = Table(title=f"Who has what ({SEEN_BY})", title_justify="left")
     uses = ("train", "validation", "test")
     labels = list(rows[0]["labels"]) if len(rows[0]["labels"]) <= _MOST_LABELS else []
@@ -265,9 +281,9 @@ def show_partition(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     own = {"site", *uses}
     for name in (*uses, *(f"label {name}" if name in own else name for name in labels)):
         table.add_column(_plain(name), justify="right")
-    for row in rows:
+    for site, row in _smallest(table, [(row["site"], row) for row in rows], "train"):
         counts = [*(row[use] for use in uses), *(row["labels"][label] for label in labels)]
-        table.add_row(_plain(row["site"]), *map(str, counts))
+        table.add_row(_plain(site), *map(str, counts))
     console.print(table)
 
 

@@ -165,6 +165,8 @@ BOTH = {"grid": {"seed": [0, 1]}, "baselines": {"seed": 0}}
         ({"grid": {"privacy.epsilom": [1.0]}}, ["privacy.epsilom", "[grid]", "privacy.epsilon"]),
         ({"grid": {"privacy": {"epsilon": 1.0}}}, ["privacy.epsilon", "a list"]),
         ({"grid": {"seed": []}}, ["seed", "a list"]),
+        ({"grid": {"seed": []}}, ["seed", "[]", "a list of one value or more"]),
+        ({"grid": {"seed": 3}}, ["seed", "a list, such as seed = [3]"]),
         ({"set": {"seed": 1}, "grid": {"seed": [1]}}, ["seed", "[set]", "[grid]"]),
         ({"point": [{"seed": 1}], "grid": {"seed": [1]}}, ["seed", "[[point]]", "[grid]"]),
         ({"grids": {"seed": [1]}}, ["grids", "perhaps grid"]),
@@ -204,7 +206,7 @@ def test_a_bad_point_is_named(
 
 
 def test_unknown_files_and_keys_are_named(settings: Settings, tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError):
+    with pytest.raises(MissingFileError, match="no such study"):
         read_study(tmp_path / "none.toml")
     file = study(settings, tmp_path, point=[{"adaptr": {"rank": 1}}])
     with pytest.raises(UnknownKeyError, match=r"\[\[point\]\] 1"):

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from hushtune.common.config_base import FilePath, Name, Section, tuple_from_list
 from hushtune.common.config_io import Layer, merged, nested, parse_file
 from hushtune.common.config_problems import Origins, as_config_error, known_keys, nearest_key
-from hushtune.common.errors import ConfigError, UnknownKeyError
+from hushtune.common.errors import ConfigError, MissingFileError, UnknownKeyError
 
 MOST_POINTS = 10_000
 _KEYS = frozenset(known_keys())
@@ -96,6 +96,12 @@ def read_study(file: Path | str) -> Study:
     Raises MissingFileError, and ConfigErrors that name the key and the remedy.
     """
     file = Path(file)
+    if not file.exists():
+        raise MissingFileError(
+            "there is no such study",
+            file=file,
+            remedy="docs/laboratory.md shows one to begin with",
+        )
     tree = parse_file(file)
     try:
         table = StudyFile.model_validate(tree)
@@ -116,7 +122,9 @@ def read_study(file: Path | str) -> Study:
             raise ConfigError(
                 f"{key} has no list of values (in {file}, [grid])",
                 given=json.dumps(values, default=str),
-                expected=f"a list, such as {key} = [{json.dumps(values, default=str)}]",
+                expected="a list of one value or more"
+                if values == []
+                else f"a list, such as {key} = [{json.dumps(values, default=str)}]",
                 remedy="what does not vary belongs in [set]",
             )
     tables = [_point(table, number, file) for number, table in enumerate(table.point, 1)]
