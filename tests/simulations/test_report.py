@@ -230,7 +230,10 @@ def test_nothing_spent_is_drawn_all_the_same(tmp_path: Path) -> None:
 def test_runs_without_privacy_stand_apart_and_are_told_loudly(tmp_path: Path) -> None:
     rows = [
         studies.done(
-            f"{epsilon}", {"aggregation.rule": "ffa"}, 0, studies.summary(v, epsilon=epsilon)
+            f"{epsilon}",
+            {"aggregation.rule": "ffa", "privacy.epsilon": epsilon},
+            0,
+            studies.summary(v, epsilon=epsilon),
         )
         for epsilon, v in ((1.0, 0.6), (3.0, 0.7), (None, 0.8))
     ]

@@ -110,6 +110,7 @@ def test_a_continuous_range_of_what_changes_the_noise_is_refused(settings: Setti
         ({"privacy": {**PRIVATE, "insecure_seeded_noise": True}}, "privacy.insecure_seeded_noise"),
         ({"metrics": {"release": "noised"}}, "metrics.release"),
         ({"personal": {"method": "finetune", "steps": 1}}, "personal.method"),
+        ({"aggregation__rule": "fedsa"}, "aggregation.rule = fedsa"),
         ({"simulation__policies": "policies"}, "simulation.policies"),
         ({"data__validation_fraction": 0.0}, "data.validation_fraction"),
     ],
@@ -118,6 +119,15 @@ def test_what_has_no_known_cost_is_refused(settings: Settings, changes: Any, key
     with pytest.raises(ConfigError) as refused:
         check_search(search(quick(settings, **changes)))
     assert key in str(refused.value.given)
+
+
+def test_a_rule_that_keeps_a_part_at_each_site_is_no_choice(settings: Settings) -> None:
+    config = resolve(quick(settings))
+    rules = Parameter(key="aggregation.rule", choices=("ffa", "fedsa"))
+    with pytest.raises(ConfigError, match="stays at each site") as refused:
+        cost_of(config, (rules,), GEOMETRIC)
+    assert refused.value.given == "aggregation.rule = fedsa"
+    cost_of(config, (Parameter(key="aggregation.rule", choices=("ffa", "fedit")),), GEOMETRIC)
 
 
 def test_a_fixed_number_of_runs_is_refused(settings: Settings) -> None:

@@ -14,7 +14,8 @@ from hushtune.simulations.sweep.study_file import read_study
 
 from ...conftest import Command
 
-STUDIES = sorted((Path(__file__).parents[3] / "simulations" / "studies").glob("*.toml"))
+ROOT = Path(__file__).parents[3]
+STUDIES = sorted((ROOT / "simulations" / "studies").glob("*.toml"))
 POINTS = {
     "forgetting-and-worst-site": 30,
     "number-of-sites": 60,
@@ -35,6 +36,12 @@ def test_all_studies_are_known() -> None:
     assert {path.stem for path in STUDIES} == POINTS.keys()
     for path in STUDIES:
         assert len(read_study(path).asked) == POINTS[path.stem]
+
+
+def test_the_documentation_counts_them_right() -> None:
+    text = (ROOT / "docs" / "laboratory.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| `([\w-]+)` \| (\d+) \|", text, re.MULTILINE)
+    assert {name: int(count) for name, count in told} == POINTS
 
 
 @pytest.mark.slow

@@ -100,9 +100,14 @@ def test_a_sweep_that_was_left_goes_on(settings: Settings, tmp_path: Path) -> No
     place = out / "points" / first["point"]
     shutil.rmtree(place)
     (place / "empty").mkdir(parents=True)
+    statement = out / "points" / kept[0]["point"] / "privacy.json"
+    told = json.loads(statement.read_text(encoding="utf-8"))
+    statement.write_text(json.dumps({**told, "source_commit": "1" * 40}), encoding="utf-8")
     rows = list(sweep(file, out=out, jobs=1))
     assert [row["status"] for row in rows] == ["done", "done"]
     assert rows[1]["summary"] == kept[0]["summary"]
+    # Each row names the code that ran it, which may not be the code that found it finished.
+    assert [row["code_commit"] for row in rows] == [first["code_commit"], "1" * 40]
     assert not (place / "empty").exists()
 
 

@@ -17,9 +17,15 @@ import pytest
 from hushtune.client.site import ledger_path
 from hushtune.common.privacy.ledger import Ledger
 from hushtune.simulations.sweep import sweep, worker
+from hushtune.simulations.sweep.execute import Task
 from hushtune.simulations.sweep.points import Point
 from hushtune.simulations.sweep.running import Unheard
-from hushtune.simulations.sweep.workers import fitting, free_megabytes, next_point
+from hushtune.simulations.sweep.workers import (
+    fitting,
+    free_megabytes,
+    next_point,
+    run_in_processes,
+)
 
 from ...conftest import Settings
 from .test_study_file import study
@@ -33,6 +39,7 @@ class Shares:
     """As much of a point as is asked for to choose one."""
 
     shares: tuple[str, str]
+    key: str = ""
 
 
 def test_a_process_goes_on_with_what_shares_most() -> None:
@@ -133,6 +140,23 @@ class Killer(Unheard):
             children = psutil.Process().children()
             (process,) = [child for child in children if worker.__name__ in child.cmdline()]
             process.kill()
+
+
+def test_a_process_that_ends_in_the_middle_of_a_line_fails_its_point_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "worker"
+    program.write_text('#!/bin/sh\nread line\nprintf \'{"event": {"rou\'\nexit 7\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    points: list[Any] = [Shares(("a", name), name) for name in ("one", "two")]
+    tasks = [Task(key=name, name=name, toml="", folder="") for name in ("one", "two")]
+    told = list(run_in_processes(points, tasks, jobs=1, logs=tmp_path / "logs"))
+    assert [point.key for point, _, _ in told] == ["one", "two"]
+    for _, outcome, is_outcome in told:
+        assert is_outcome
+        assert outcome["status"] == "failed"
+        assert "exit status 7" in outcome["error"]["text"]
 
 
 @pytest.mark.slow

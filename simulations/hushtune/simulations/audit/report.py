@@ -11,7 +11,7 @@ from hushtune.common.config import RunConfig
 from hushtune.common.errors import ConfigError
 from hushtune.common.kinds import KINDS
 from hushtune.common.planning import charged_unit
-from hushtune.common.privacy.plan import Unit
+from hushtune.common.privacy.plan import Relation, Unit
 from hushtune.common.tasks.workspace import Workspace, open_workspace
 from hushtune.simulations.audit import membership
 from hushtune.simulations.audit.assess import assess
@@ -84,6 +84,8 @@ def audit(
         "observer": first.observer,
         "delta": run.privacy.delta,
         "unit": charged_unit(run),
+        "relation": Relation.ADD_OR_REMOVE_ONE.value,
+        "relation_of_run": run.privacy.relation,
         "trust": run.privacy.trust,
         "plant": None if plant is None else plant.value,
         "seed": seed,

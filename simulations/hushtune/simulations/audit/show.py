@@ -73,6 +73,12 @@ def sentences(report: Mapping[str, Any]) -> list[str]:
         f"rounds ({report['steps']} steps) at {report['sites']} sites, each in or out by a coin; "
         f"guessed by one who sees {seen}. The head alone was trained, on frozen features.",
     ]
+    if report["relation"] != report["relation_of_run"]:
+        lines.append(
+            f"The claim that is tested is about adding or removing one {report['unit']}, as "
+            "canaries are added; the run's own, about replacing one, follows from the same noise "
+            "and is larger."
+        )
     if report["plant"]:
         lines.append(f"PLANTED FAULT: {report['plant']}. This is not the product's own training.")
     bound, claim = _down(report["lower_bound"]), _claim(report)

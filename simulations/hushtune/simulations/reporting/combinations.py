@@ -35,7 +35,7 @@ def combinations_of(view: View) -> Mapping[str, Sequence[Point]]:
     that its runs have but for their seed, or else by its settings."""
     groups: dict[str, list[Point]] = {}
     for point in view.study.done:
-        groups.setdefault(repr(sorted(point.settings.items())), []).append(point)
+        groups.setdefault(point.combination, []).append(point)
     told: dict[str, Sequence[Point]] = {}
     for key, points in groups.items():
         name = _name(view, points[0])

@@ -36,6 +36,7 @@ class Point:
     ``settings``: what was varied, by dotted key, without the seed. ``summary``: of a run that is
     done. ``error``: code and text of one that failed. ``seconds`` on the clock and of the
     processors; ``bytes_up`` and ``bytes_down`` of the whole federation; None where not on record.
+    ``at_most``: what no run with these settings has spent more than, whatever its seed.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Point:
     cpu_seconds: float | None = None
     bytes_up: int | None = None
     bytes_down: int | None = None
+    at_most: float | None = None
 
     @property
     def found(self) -> Mapping[str, Any]:
@@ -57,26 +59,45 @@ class Point:
         return self.summary
 
     @property
+    def combination(self) -> str:
+        """Its settings, the same in all runs that differ by seed alone."""
+        return repr(sorted(self.settings.items()))
+
+    @property
     def is_private(self) -> bool:
-        """Whether anything was promised."""
+        """Whether noise was added."""
         return self.found["trust"] != Trust.OFF
 
     @property
+    def is_seeded(self) -> bool:
+        """Whether noise was added that the run's seed repeats, which promises nothing."""
+        return self.is_private and self.spent is None
+
+    @property
     def epsilon(self) -> float | None:
-        """What was asked for where that was varied, else the largest spent; None if private not."""
+        """What was asked for where that was varied, else the most that any seed spent, in two
+        places; None without privacy."""
         if not self.is_private:
             return None
-        asked, spent = self.settings.get(EPSILON), self.spent
-        if asked is not None:
-            return float(asked)
-        # Seeds differ in the last digits of what they spent.
-        return None if spent is None else float(upwards(spent, places=2))
+        asked = self.settings.get(EPSILON)
+        return self.at_most if asked is None else float(asked)
 
     @property
     def spent(self) -> float | None:
         """The largest epsilon of any site; None where nothing was promised."""
         told = [row["epsilon"] for row in self.found["sites"].values()]
         return None if not told or None in told else max(told)
+
+    @property
+    def own_models(self) -> float | None:
+        """The figure of merit where each site uses a model of its own; None where none does."""
+        value = self.found.get("personal")
+        return None if value is None else float(value)
+
+    @property
+    def worst_site(self) -> str:
+        """Where the one model of all sites fares worst, by the figure of merit."""
+        return worst_of(self.found)
 
     @property
     def num_bytes(self) -> int | None:
@@ -123,6 +144,17 @@ class Study:
         return str(self.done[0].found["task"])
 
 
+def site_values(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The figure of merit of the one model of all sites, on each site's own test rows."""
+    return {site: float(row["value"]) for site, row in summary["sites"].items()}
+
+
+def worst_of(summary: Mapping[str, Any]) -> str:
+    """The site where that is worst."""
+    values, sign = site_values(summary), 1.0 if summary["higher_is_better"] else -1.0
+    return min(values, key=lambda site: (sign * values[site], site))
+
+
 def read_study(folder: Path) -> Study:
     """The study in a folder.
 
@@ -153,11 +185,25 @@ def read_study(folder: Path) -> Study:
         )
     return Study(
         folder=folder,
-        points=tuple(points),
+        points=tuple(_with_spent(points)),
         keys=_varied(points),
         cut=cut,
         against=_against(folder),
     )
+
+
+def _with_spent(points: Sequence[Point]) -> Iterable[Point]:
+    """The points with what their settings spend at most. By seed it differs in the last digits, or
+    by more where it is drawn which sites take part: the condition is one all the same."""
+    spent: dict[str, float] = {}
+    for point in points:
+        if point.summary is not None and point.spent is not None:
+            spent[point.combination] = max(point.spent, spent.get(point.combination, 0.0))
+    for point in points:
+        most = spent.get(point.combination)
+        # A calibrated noise meets its epsilon to far fewer places than nine.
+        rounded = None if most is None else float(upwards(most - 1e-9, places=2))
+        yield replace(point, at_most=rounded)
 
 
 def _against(folder: Path) -> tuple[str, ...]:

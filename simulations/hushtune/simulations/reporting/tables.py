@@ -28,6 +28,7 @@ from hushtune.simulations.reporting.views import (
     by_seed,
     condition_of,
     label_of,
+    own_models,
     spread,
     utility,
     words,
@@ -79,15 +80,15 @@ def run_rows(study: Study) -> list[Row]:
 
 
 def _results(study: Study, point: Point) -> Row:
-    names = ("value", "epsilon_spent", "worst_site", "worst_site_value", "spread")
+    names = ("value", "epsilon_spent", "worst_site", "worst_site_value", "spread", "own_models")
     baselines = dict.fromkeys(f"baseline_{name}" for name in BASELINES)
     if point.summary is None:
         return {"metric": study.metric, **dict.fromkeys(names), **baselines}
-    told = (utility(point), point.spent, point.found["worst_site"]["site"], worst(point))
+    told = (utility(point), point.spent, point.worst_site, worst(point))
     found = point.found["baselines"]
     return {
         "metric": study.metric,
-        **dict(zip(names, (*told, spread(point)), strict=True)),
+        **dict(zip(names, (*told, spread(point), point.own_models), strict=True)),
         **{f"baseline_{name}": found.get(name) for name in BASELINES},
     }
 
@@ -101,6 +102,7 @@ def site_rows(study: Study) -> list[Row]:
             "site": site,
             "metric": study.metric,
             "value": row["value"],
+            "own_model": row.get("personal"),
             "alone_private": row.get("alone_private"),
             "epsilon_spent": row["epsilon"],
             "delta": row.get("delta"),
@@ -173,6 +175,13 @@ def _line_rows(view: View, data: Choice) -> Iterable[Compared]:
             is_baseline=False,
             cells=line.curve(utility),
         )
+        if own := line.curve(own_models):
+            yield Compared(
+                name=f"{full_label(view, panel, line)}, each site's own model",
+                note="",
+                is_baseline=False,
+                cells=own,
+            )
 
 
 def _baseline_rows(view: View, data: Choice) -> Iterable[Compared]:

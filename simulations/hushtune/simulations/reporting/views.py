@@ -12,7 +12,7 @@ from typing import Any
 
 from hushtune.common.names import methods
 from hushtune.simulations.reporting.intervals import Estimate, estimate
-from hushtune.simulations.reporting.points import EPSILON, Point, Study
+from hushtune.simulations.reporting.points import EPSILON, Point, Study, site_values
 
 RULE = "aggregation.rule"
 _PROMISE = ("privacy.unit", "privacy.delta", "privacy.relation")
@@ -29,13 +29,18 @@ def utility(point: Point) -> float:
 
 
 def worst(point: Point) -> float:
-    """That of the site with the worst."""
-    return float(point.found["worst_site"]["value"])
+    """That of the site with the worst, of the one model of all sites."""
+    return site_values(point.found)[point.worst_site]
+
+
+def own_models(point: Point) -> float | None:
+    """The main metric on all sites' test rows, where each site uses a model of its own."""
+    return point.own_models
 
 
 def spread(point: Point) -> float:
     """How far the best site is from the worst."""
-    values = [float(row["value"]) for row in point.found["sites"].values()]
+    values = site_values(point.found).values()
     return max(values) - min(values)
 
 

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from hushtune.common.config import RunConfig
 from hushtune.common.config_io import replace
 from hushtune.common.errors import ConfigError, PlanError
+from hushtune.common.lora_rules import FEDIT, RULES
 from hushtune.common.planning import site_plans
 from hushtune.common.privacy.accountant import epsilon
 from hushtune.common.privacy.plan import DpSgdEvent, Relation
@@ -67,6 +68,7 @@ def check_chargeable(config: RunConfig) -> None:
     if config.personal.method != "none":
         why = "each site's own model comes from every run, chosen or not"
         _refuse("personal.method", config.personal.method, why, '"none"')
+    _check_rule(config.aggregation.rule)
     if simulation.policies is not None:
         why = (
             "a site with a policy of its own charges every run that it takes part in, as their "
@@ -76,6 +78,12 @@ def check_chargeable(config: RunConfig) -> None:
     if simulation.attack != "none":
         why = "attacked runs are no runs to release"
         _refuse("simulation.attack", simulation.attack, why, '"none"')
+
+
+def _check_rule(rule: str) -> None:
+    if RULES[rule].kept:
+        why = "a part of what is compared stays at each site, and what would be released lacks it"
+        _refuse("aggregation.rule", rule, why, f"a rule that shares all, such as {FEDIT.name}")
 
 
 def _refuse(key: str, given: object, why: str, expected: str) -> NoReturn:
@@ -94,6 +102,10 @@ def cost_of(config: RunConfig, space: Sequence[Parameter], count: RandomCount) -
     values, and PlanError where one of the values has no plan.
     """
     check_chargeable(config)
+    for parameter in space:
+        if parameter.key == "aggregation.rule":
+            for rule in parameter.choices:
+                _check_rule(rule)
     plans = [site_plans(replace(config, chosen)) for chosen in _kinds(space)]
     found: dict[str, SiteCost] = {}
     kinds: dict[str, tuple[DpSgdEvent, ...]] = {}

@@ -17,19 +17,21 @@ from filelock import FileLock, Timeout
 
 from hushtune.common.config_io import CONFIG, loads_config
 from hushtune.common.errors import BusyError, CheckpointError, HushtuneError
-from hushtune.common.files import read_json_lines
+from hushtune.common.files import read_json, read_json_lines
+from hushtune.common.privacy.report_files import STATEMENT
 from hushtune.simulations.observer import Silent
 from hushtune.simulations.outputs import METRICS
 from hushtune.simulations.study import run
 
 Outcome = dict[str, Any]
-"""status, error, summary, seconds, cpu_seconds, bytes_up, bytes_down: of a row of results; and
-peak_megabytes of the process that ran it."""
+"""status, error, summary, code_commit, seconds, cpu_seconds, bytes_up, bytes_down: of a row of
+results; and peak_megabytes of the process that ran it."""
 Told = Callable[[Mapping[str, Any]], None]
 """Hears of each round of a run: round, rounds, metric, value."""
 
 SHARED_MEGABYTES = 1024
 """Frozen states that the runs of one process share."""
+_AGAIN = "run the point again: remove its folder"
 _PATIENCE = 120.0
 """Seconds that a point waits for a process of a sweep that was killed, which ends by itself."""
 
@@ -83,11 +85,13 @@ def execute(task: Task, told: Told) -> Outcome:
     """Run a point into its folder, or go on with it there; what goes wrong is told, not raised."""
     began, processor = time.perf_counter(), time.process_time()
     folder = Path(task.folder)
-    found: Outcome = dict.fromkeys(("summary", "error", "bytes_up", "bytes_down"))
+    found: Outcome = dict.fromkeys(("summary", "error", "code_commit", "bytes_up", "bytes_down"))
     try:
         with _alone(folder):
             summary = _run(task, folder, told)
             found |= {"status": "done", "summary": summary, **_traffic(folder)}
+            # Of a run that was found finished, the code that ran it.
+            found["code_commit"] = read_json(folder / STATEMENT, remedy=_AGAIN)["source_commit"]
     except HushtuneError as error:
         found |= {"status": "failed", "error": {"code": error.code, "text": str(error)}}
     except Exception as error:
@@ -136,7 +140,7 @@ def _alone(folder: Path) -> Generator[None]:
 
 def _traffic(folder: Path) -> dict[str, int]:
     """Bytes of all rounds, to and from the server."""
-    rows = read_json_lines(folder / METRICS, remedy="run the point again: remove its folder")
+    rows = read_json_lines(folder / METRICS, remedy=_AGAIN)
     try:
         return {key: sum(int(row[key]) for row in rows) for key in ("bytes_up", "bytes_down")}
     except (ValueError, KeyError) as error:

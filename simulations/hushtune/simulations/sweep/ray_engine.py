@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from hushtune.common.errors import RunError
 from hushtune.common.tasks.shared_states import share_states
 from hushtune.simulations.sweep.execute import SHARED_MEGABYTES, Outcome, Task, execute, task_from
 from hushtune.simulations.sweep.points import Point
-from hushtune.simulations.sweep.workers import Event
+from hushtune.simulations.sweep.workers import SPARE, Event
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -34,7 +34,8 @@ def run_on_ray(
     points: Sequence[Point], tasks: Sequence[Task], *, jobs: int | None, address: str | None
 ) -> Generator[Event]:
     """Run all points on the cluster at ``address``, or on one that is started here; yields each
-    outcome as it comes. ``jobs``: how many at once; None for one a core of the cluster."""
+    outcome as it comes. ``jobs``: how many at once; None for one a core of the cluster, as far as
+    the memory of its nodes goes round by what the first point took."""
     try:
         import ray
         from ray.exceptions import RayError
@@ -59,11 +60,14 @@ def run_on_ray(
     remote: Any = ray.remote(num_cpus=1, max_retries=0)(run_point)
     waiting = list(zip(points, tasks, strict=True))
     running: dict[Any, tuple[Point, Task]] = {}
+    peak = 0.0
     try:
         while waiting or running:
-            while waiting and len(running) < (jobs or len(points)):
+            allowed = jobs or (len(points) if peak else 1)
+            while waiting and len(running) < allowed:
                 point, task = waiting.pop(0)
-                running[remote.remote(task.as_json())] = (point, task)
+                needs = 0 if jobs else needed(peak, ray.nodes())
+                running[remote.options(memory=needs).remote(task.as_json())] = (point, task)
             ready, _ = ray.wait(list(running), num_returns=1)
             point, task = running.pop(ready[0])
             try:
@@ -78,12 +82,27 @@ def run_on_ray(
                 )
             if outcome["status"] == "done" and not Path(task.folder, "summary.json").is_file():
                 outcome = _failed(_not_shared(task))
+            if outcome["status"] == "done":
+                peak = max(peak, outcome["peak_megabytes"])
             yield point, outcome, True
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
         if ours:
             ray.shutdown()
+
+
+def needed(peak: float, nodes: Sequence[Mapping[str, Any]]) -> int:
+    """Bytes that Ray keeps for a point of ``peak`` megabytes; no more than its largest node has,
+    as it would wait for ever.
+
+    >>> needed(800, [{"Alive": True, "Resources": {"memory": 2.0**31}}]) >> 20
+    1000
+    >>> needed(1e9, [{"Alive": True, "Resources": {"memory": 2.0**31}}]) >> 20
+    2048
+    """
+    has = [node["Resources"].get("memory", 0.0) for node in nodes if node["Alive"]]
+    return int(min(max(has, default=0.0), peak * 2**20 / SPARE))
 
 
 def _not_shared(task: Task) -> RunError:

@@ -13,6 +13,7 @@ from hushtune.common.errors import CheckpointError, MissingFileError, RunError
 from hushtune.common.files import read_text, write_text
 from hushtune.common.json_text import json_text
 from hushtune.common.version import source_commit
+from hushtune.simulations.reporting.points import site_values, worst_of
 from hushtune.simulations.sweep.execute import Outcome
 from hushtune.simulations.sweep.points import Point
 
@@ -36,7 +37,7 @@ def row_of(point: Point, outcome: Outcome) -> Row:
         **_described(point),
         "status": outcome["status"],
         "error": outcome.get("error"),
-        "code_commit": source_commit(),
+        "code_commit": outcome.get("code_commit") or source_commit(),
         "seconds": outcome.get("seconds"),
         "cpu_seconds": outcome.get("cpu_seconds"),
         "bytes_up": outcome.get("bytes_up"),
@@ -101,11 +102,13 @@ def write_rows(folder: Path, rows: Iterable[Row]) -> None:
 def flat_row(row: Mapping[str, Any]) -> Row:
     """A row as columns: varied settings by their keys, then figures; lists as JSON.
 
-    ``epsilon`` is the largest of any site, None where nothing was promised.
+    ``epsilon`` is the largest of any site, None where nothing was promised. Figures are of the one
+    model of all sites, but for ``own_models``: there each site uses its own, if it has one.
     """
     summary: Mapping[str, Any] = row.get("summary") or {}
     told = [site["epsilon"] for site in summary.get("sites", {}).values()]
-    worst = summary.get("worst_site") or {}
+    values = site_values(summary) if summary else {}
+    worst = worst_of(summary) if summary else None
     names = ("point", "name", "status", "seed")
     return {
         **{key: row.get(key) for key in names},
@@ -113,9 +116,10 @@ def flat_row(row: Mapping[str, Any]) -> Row:
         "metric": summary.get("metric"),
         "value": summary.get("value"),
         "macro_f1": summary.get("macro_f1"),
-        "worst_site": worst.get("site"),
-        "worst_value": worst.get("value"),
-        "spread": summary.get("spread"),
+        "own_models": summary.get("personal"),
+        "worst_site": worst,
+        "worst_value": None if worst is None else values[worst],
+        "spread": max(values.values()) - min(values.values()) if values else None,
         "epsilon": max(told) if told and None not in told else None,
         "sites": len(told) or None,
         **{f"baselines.{key}": v for key, v in summary.get("baselines", {}).items()},

@@ -21,7 +21,7 @@ from hushtune.simulations.sweep.points import Point
 
 Event = tuple[Point, dict[str, Any] | Outcome, bool]
 """What was told of a point, and whether it is its outcome."""
-_SPARE = 0.8
+SPARE = 0.8
 """Of the memory that is free, what processes may take: others need some, and peaks differ."""
 _LAST = 400
 
@@ -95,7 +95,7 @@ def fitting(most: int, *, peak: float, room: float) -> int:
     >>> fitting(8, peak=1000, room=4000), fitting(2, peak=10, room=4000), fitting(2, peak=9, room=1)
     (3, 2, 1)
     """
-    return max(1, min(most, int(_SPARE * room / max(peak, 1.0))))
+    return max(1, min(most, int(SPARE * room / max(peak, 1.0))))
 
 
 def num_cores() -> int:
@@ -146,7 +146,8 @@ class _Worker:
     def _listen(self, heard: queue.SimpleQueue[tuple[_Worker, str | None]]) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            heard.put((self, line))
+            if line.endswith("\n"):  # else it ended in the middle of it
+                heard.put((self, line))
         heard.put((self, None))
 
     def begin(self, point: Point, task: Task) -> None:
