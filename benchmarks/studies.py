@@ -25,7 +25,8 @@ from hushtune.simulations.reporting.combinations import against_chosen, combinat
 from hushtune.simulations.reporting.comparisons import p_text
 from hushtune.simulations.reporting.draw_points import draw_points
 from hushtune.simulations.reporting.intervals import estimate
-from hushtune.simulations.reporting.points import Point, Study, read_study
+from hushtune.simulations.reporting.points import Point, Study
+from hushtune.simulations.reporting.reading import read_study
 from hushtune.simulations.reporting.references import all_data, references
 from hushtune.simulations.reporting.views import View, by_seed, epsilon_words, label_of, view, worst
 from hushtune.simulations.reporting.views import words as data_words

@@ -17,7 +17,7 @@ from hushtune.simulations.reporting.comparisons import NOT_TOLD_APART, compare_p
 from hushtune.simulations.reporting.draw_costs import fronts
 from hushtune.simulations.reporting.draw_utility import balanced, draw_map, draw_utility
 from hushtune.simulations.reporting.intervals import estimate, front
-from hushtune.simulations.reporting.points import read_study
+from hushtune.simulations.reporting.reading import read_study
 from hushtune.simulations.reporting.tables import between_lines, csv_text
 from hushtune.simulations.reporting.views import utility, view
 

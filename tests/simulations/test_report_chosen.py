@@ -13,7 +13,7 @@ import pytest
 from hushtune.simulations import report
 from hushtune.simulations.reporting.combinations import against_chosen, combinations_of
 from hushtune.simulations.reporting.comparisons import holm
-from hushtune.simulations.reporting.points import read_study
+from hushtune.simulations.reporting.reading import read_study
 from hushtune.simulations.reporting.references import all_data, references
 from hushtune.simulations.reporting.views import view
 

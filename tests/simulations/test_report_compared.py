@@ -16,7 +16,7 @@ from hushtune.simulations.reporting.combinations import combinations_of
 from hushtune.simulations.reporting.draw_costs import draw_communication, draw_front
 from hushtune.simulations.reporting.draw_points import draw_points
 from hushtune.simulations.reporting.draw_utility import draw_settings, draw_utility
-from hushtune.simulations.reporting.points import read_study
+from hushtune.simulations.reporting.reading import read_study
 from hushtune.simulations.reporting.references import far_off, references
 from hushtune.simulations.reporting.tables import compared, usual_seeds
 from hushtune.simulations.reporting.views import View, view

@@ -10,7 +10,7 @@ import pytest
 
 from hushtune.simulations import report
 from hushtune.simulations.reporting.combinations import against_chosen
-from hushtune.simulations.reporting.points import read_study
+from hushtune.simulations.reporting.reading import read_study
 from hushtune.simulations.reporting.tables import between_lines
 from hushtune.simulations.reporting.views import view
 from hushtune.simulations.sweep.results import flat_row

@@ -12,7 +12,8 @@ from pathlib import Path
 from hushtune.common.errors import ConfigError
 from hushtune.common.files import check_writable, write_bytes, write_text
 from hushtune.simulations.reporting.combinations import against_chosen, check_named
-from hushtune.simulations.reporting.points import Study, read_study
+from hushtune.simulations.reporting.points import Study
+from hushtune.simulations.reporting.reading import read_study
 from hushtune.simulations.reporting.tables import (
     against_baselines,
     baseline_means,
