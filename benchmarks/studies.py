@@ -92,7 +92,8 @@ def _tests(shown: View) -> list[str]:
     found = against_chosen(shown)
     if not found:
         return []
-    rows = [["first", "second", "epsilon", "seeds", "first less second", "p, paired t", "Holm"]]
+    head = ["first", "second", "epsilon", "seeds", "first less second"]
+    rows = [[*head, "p, paired t", "Holm", "p, ranks", "Holm of ranks"]]
     for one in found:
         low_high = "" if one.difference.half is None else f" ± {one.difference.half:.3f}"
         rows.append(
@@ -102,8 +103,7 @@ def _tests(shown: View) -> list[str]:
                 one.condition.removeprefix("epsilon "),
                 str(one.difference.n),
                 f"{one.difference.mean:+.3f}{low_high}",
-                p_text(one.p_t),
-                p_text(one.held_t),
+                *map(p_text, (one.p_t, one.held_t, one.p_ranks, one.held_ranks)),
             ]
         )
     return [table_of(rows)]
