@@ -325,7 +325,7 @@ def test_layers_stand_in_order(tmp_path: Path) -> None:
 def test_an_unknown_preset_lists_those_there_are() -> None:
     with pytest.raises(PresetError) as caught:
         load_config(None, preset="dmeo", presets=PRESETS)
-    assert (caught.value.expected, caught.value.remedy) == ("demo, small", "--preset demo")
+    assert (caught.value.expected, caught.value.remedy) == ("demo, small", "write demo")
     with pytest.raises(PresetError):
         load_config(None, preset="demo")
 

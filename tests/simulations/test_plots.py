@@ -128,7 +128,10 @@ def test_without_privacy_there_is_no_panel_for_it() -> None:
 
 def test_a_name_that_no_font_can_draw_is_numbered_and_no_one_is_warned(tmp_path: Path) -> None:
     names = ["münchen", "_u $x$", UNWRITABLE]
-    figure = drawn(names)
+    partly = drawn(names)
+    assert legend(panel(partly, "Privacy")) == [r" _u \$x\$", "münchen", "□ clinic"]
+    assert partly.get_supxlabel() == pictures.SQUARES
+    figure = drawn([*names[:2], UNWRITABLE[0]])
     assert legend(panel(figure, "Privacy")) == [r" _u \$x\$", "münchen", "#3"]
     assert figure.get_supxlabel() == pictures.NUMBERED
     assert drawn(names[:2]).get_supxlabel() == ""

@@ -88,7 +88,7 @@ def load_config(
     if preset is not None:
         found.append((f"{_PRESET}{preset}", _preset(preset, presets or {})))
     if path is not None:
-        found.append((str(path), _with_absolute_paths(parse_file(path), path.absolute().parent)))
+        found.append((str(path), read_tree(path)))
     for over in layers:
         found.append((over.place, _with_absolute_paths(dict(over.tree), over.folder)))
     given: Tree = {}  # one layer, so that two alternatives in it are an error, not a silent choice
@@ -105,6 +105,11 @@ def load_config(
         own = not places.get(_WARMUP, _PRESET).startswith(_PRESET)
     config = _validate(tree, Origins(places, list(dict.fromkeys(place for place, _ in found))))
     return config if own else config_warmup.following(config)
+
+
+def read_tree(path: Path) -> Tree:
+    """The settings that a TOML file gives, its relative paths from its folder; as it, unchecked."""
+    return _with_absolute_paths(parse_file(path), path.absolute().parent)
 
 
 def loads_config(text: str) -> RunConfig:
@@ -171,7 +176,7 @@ def _preset(name: str, presets: Mapping[str, Mapping[str, Any]]) -> Tree:
         "there is no such preset",
         given=name,
         expected=", ".join(sorted(presets)) or "no preset at all: none is defined here",
-        remedy=f"--preset {near[0]}" if near else None,
+        remedy=f"write {near[0]}" if near else None,
     )
 
 

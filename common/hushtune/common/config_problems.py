@@ -108,13 +108,16 @@ def _as_toml(value: object) -> str:
 def _allowed(path: Sequence[str], problem: Mapping[str, Any]) -> str:
     if problem["type"] in ("model_type", "mapping_type", "dict_type"):
         return f"a table [{'.'.join(path)}]"
+    if problem["type"] == "tuple_type" and isinstance(problem["input"], Mapping):
+        return f"a list of tables, each below [[{'.'.join(path)}]], with two brackets"
     return _WORDS.get(problem["type"]) or str(problem["msg"]).removeprefix(_EXPECTED)
 
 
 def _unknown_key(path: Sequence[str], origins: Origins) -> UnknownKeyError:
     given = ".".join(path)
     near = nearest_key(given, origins.model)
-    siblings = _names(origins.model, ".".join(path[:-1])) if path[1:] else {}
+    many = origins.model is RunConfig and not path[1:]  # its tables are what a command lists
+    siblings = {} if many else _names(origins.model, ".".join(path[:-1]))
     listed = f"a key that `{origins.listing}` lists"
     if siblings:
         listed = f"one of {', '.join(siblings.values())}"

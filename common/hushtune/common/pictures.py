@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from hushtune.common.files import write_bytes
 
 NUMBERED = "#: a name that no font here can draw, by its place among all names, sorted"
+SQUARES = "\N{WHITE SQUARE}: a letter that no font here can draw"
 
 _MOST_CHARACTERS = 32
 
@@ -40,10 +41,10 @@ def fonts() -> Generator[None]:
 def legible(names: Iterable[str], *, most: int = _MOST_CHARACTERS) -> dict[str, str]:
     """How to write each name in a picture that is drawn with ``fonts``.
 
-    A name with a character that no font has becomes its number, from 1, among all names in their
-    order, and the picture should then have ``explain``. Long names are cut in the middle, with that
-    number where two would become one, and dollar signs escaped, which matplotlib would read as
-    mathematics.
+    A name of which no font has a letter becomes its number, from 1, among all names in their order;
+    where fonts lack some letters alone, these become squares. The picture should then have
+    ``explain``. Long names are cut in the middle, with that number where two would become one, and
+    dollar signs escaped, which matplotlib would read as mathematics.
     """
     numbers = {name: number for number, name in enumerate(sorted(names), 1)}
     cut = {name: _literal(name, most) for name in numbers}
@@ -51,7 +52,7 @@ def legible(names: Iterable[str], *, most: int = _MOST_CHARACTERS) -> dict[str, 
     return {
         name: (
             f"#{number}"
-            if not _drawable(name)
+            if _is_lost(name)
             else cut[name]
             if often[cut[name]] == 1
             else f"{cut[name]} #{number}"
@@ -61,9 +62,18 @@ def legible(names: Iterable[str], *, most: int = _MOST_CHARACTERS) -> dict[str, 
 
 
 def explain(figure: Figure, names: Iterable[str]) -> None:
-    """Say below a picture what a number in place of a name is, where ``legible`` gave one."""
-    if not all(map(_drawable, names)):
-        figure.supxlabel(NUMBERED, fontsize=8, color="#666666")
+    """Say below a picture what a number in place of a name is, or a square in it, where ``legible``
+    gave one."""
+    names = list(names)
+    told = [NUMBERED] if any(map(_is_lost, names)) else []
+    told += [SQUARES] if any(squared(name) != name and not _is_lost(name) for name in names) else []
+    if told:
+        figure.supxlabel("; ".join(told), fontsize=8, color="#666666")
+
+
+def squared(text: str) -> str:
+    """A text with a square in place of each character that no font has."""
+    return "".join(letter if _has(letter) else "\N{WHITE SQUARE}" for letter in text)
 
 
 def save_picture(figure: Figure, path: Path, *, dpi: int) -> None:
@@ -74,7 +84,7 @@ def save_picture(figure: Figure, path: Path, *, dpi: int) -> None:
 
 
 def _literal(name: str, most: int) -> str:
-    name = " ".join(name.split())
+    name = " ".join(squared(name).split())
     if len(name) > most:
         half = most // 2  # both ends: names often differ in the last characters alone
         name = f"{name[:half]}…{name[1 - half :]}"
@@ -82,8 +92,13 @@ def _literal(name: str, most: int) -> str:
     return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
-def _drawable(name: str) -> bool:
-    return all(ord(character) in _characters() for character in name if not character.isspace())
+def _is_lost(name: str) -> bool:
+    """Whether nothing of a name would be left to read."""
+    return squared(name) != name and not any(_has(c) for c in name if c.isalnum())
+
+
+def _has(letter: str) -> bool:
+    return letter.isspace() or ord(letter) in _characters()
 
 
 @cache

@@ -19,8 +19,10 @@ def sweep(
         Path,
         typer.Argument(
             metavar="STUDY.toml",
-            help="preset or config, [set] of all points, [grid] with lists, [[point]] tables, "
-            "[baselines] with the settings of the points that are compared with any",
+            help="preset or config: what all points begin with; [set]: settings of all; [grid]: "
+            "lists of values; [[point]]: tables of settings, with a name; [baselines]: settings of "
+            "the points that are compared with any; against: names of points that the report tests "
+            "all others against",
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="the sweep's folder")] = None,
@@ -36,16 +38,16 @@ def sweep(
 ) -> None:
     """Run all points of a study that have not run yet. The same command goes on after a stop."""
     console = Console(stderr=as_json)
+    from hushtune.simulations.sweep.study_file import check_jobs, read_study
+
+    check_jobs(jobs)
+    found = read_study(study)  # before anything heavy is loaded
     if out is None and not dry_run:
         raise ConfigError(
             "a sweep needs a folder to write to",
             expected="--out DIR, or --dry-run to write nothing",
             remedy=f"--out runs/{study.stem}",
         )
-    from hushtune.simulations.sweep.study_file import check_jobs, read_study
-
-    check_jobs(jobs)
-    found = read_study(study)  # before anything heavy is loaded
     from hushtune.simulations.sweep.foresight import foresee, total_minutes
     from hushtune.simulations.sweep.points import points_of
     from hushtune.simulations.sweep.running import sweep as rows_of

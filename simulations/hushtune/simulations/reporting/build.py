@@ -60,12 +60,12 @@ class Picture:
         return f"data:image/svg+xml;base64,{base64.b64encode(self.svg).decode('ascii')}"
 
 
-def report(folder: Path | str, *, against: Sequence[str] = ()) -> Report:
+def report(folder: Path | str, *, against: str | Sequence[str] = ()) -> Report:
     """Draw and tabulate the study in a folder: ``report.html`` and the folder ``report`` in it.
 
     The folder holds ``results.jsonl``, as a sweep writes it, or a folder for each run with
-    ``summary.json`` and ``config.toml``. What is there is replaced. ``against``: combinations, by
-    name, that all others are tested against, in place of those that the study's file names.
+    ``summary.json`` and ``config.toml``. What is there is replaced. ``against``: a combination, by
+    name, or several, that all others are tested against, in place of what the study's file names.
 
     Raises ConfigError without matplotlib, MissingFileError without results, CheckpointError for
     damaged ones, BadValueError for runs with different figures of merit or a name that none of them
@@ -77,8 +77,9 @@ def report(folder: Path | str, *, against: Sequence[str] = ()) -> Report:
             "a report needs matplotlib", given=str(folder), remedy="pip install 'hushtune[plots]'"
         )
     study = read_study(folder)
+    against = (against,) if isinstance(against, str) else tuple(against)
     if against:
-        study = replace(study, against=tuple(against))
+        study = replace(study, against=against)
     place = folder / FOLDER
     check_writable(place)
     shown = view(study)

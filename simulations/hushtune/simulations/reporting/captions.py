@@ -55,6 +55,15 @@ def _seeds(view: View) -> str:
     return f"n = {told} {many}"
 
 
+def _with_intervals(view: View) -> str:
+    """Whether means have intervals: of one seed or two there is none."""
+    lines = [line for panel in view.panels for line in panel.lines]
+    found = {each.half is None for line in lines for each in line.curve(utility).values()}
+    if found == {True}:
+        return ", without intervals"
+    return " with 95 % intervals by Student's t" + (", of three or more" if True in found else "")
+
+
 def _left_out(view: View) -> str:
     """What a picture had no room for."""
     told: list[str] = []
@@ -77,15 +86,15 @@ def _beside(view: View) -> str:
 
 def _utility(view: View) -> str:
     return (
-        f"Means over seeds with 95 % intervals by Student's t ({_seeds(view)}; no interval of one "
-        f"or two). {_beside(view)}{_left_out(view)}"
+        f"Means over seeds{_with_intervals(view)} ({_seeds(view)}). "
+        f"{_beside(view)}{_left_out(view)}"
     )
 
 
 def _map(view: View) -> str:
     return (
-        f"Means over seeds and half widths of 95 % intervals ({_seeds(view)}). In a frame: the "
-        "best mean of each epsilon, which need not be told apart from the next."
+        f"Means over seeds{_with_intervals(view)} ({_seeds(view)}). In a frame: the best mean of "
+        "each epsilon, which need not be told apart from the next."
     )
 
 
@@ -93,14 +102,15 @@ def _settings(view: View) -> str:
     more = " Epsilons beyond the seventh are left out." if len(view.epsilons) > MOST_LINES else ""
     return (
         "Each mean is over those combinations of all other settings, and seeds, that every value "
-        f"of the setting has; intervals are over seeds. Values are set at equal distances.{more}"
+        "of the setting has; intervals are over three seeds or more. Values are set at equal "
+        f"distances.{more}"
     )
 
 
 def _points(view: View) -> str:
     rest = len(combinations_of(view)) - MOST_ROWS
     return (
-        f"Means over seeds with 95 % intervals by Student's t ({_seeds(view)}); a tick is one run. "
+        f"Means over seeds{_with_intervals(view)} ({_seeds(view)}); a tick is one run. "
         "Grey: baselines, as far as all runs learned from the same data."
         + (f" Of {rest} more combinations means.csv has the figures." if rest > 0 else "")
     )
@@ -109,8 +119,8 @@ def _points(view: View) -> str:
 def _front(view: View) -> str:
     return (
         "Each mark is the mean of one combination of settings. Large marks with a rim: no other "
-        "combination has both less epsilon (or fewer bytes) and a better mean; what has no privacy "
-        "is in no front by epsilon. Intervals are in "
+        "combination has both less epsilon, or at the same epsilon fewer bytes, and a better mean; "
+        "what has no privacy is in no front by epsilon. Intervals are in "
         "the first picture: a mark on the line need not be better than one just below it. "
         "Baselines are as in the first picture; the second panel has those alone that no epsilon "
         "changes, or that have one."
@@ -122,15 +132,16 @@ def _sites(view: View) -> str:
     whose = f" Of the runs with {view.panels[0].title}." if len(view.panels) > 1 else ""
     return (
         "The federated model on each site's own test rows, means over seeds. Dashed: the mean of "
-        f"each run's worst site, which need not be the same site, with its interval.{whose}"
+        f"each run's worst site, which need not be the same site{_with_intervals(view)} "
+        f"({_seeds(view)}).{whose}"
     )
 
 
 def _spread(view: View) -> str:
     whose = f" Of the runs with {view.panels[0].title}." if len(view.panels) > 1 else ""
     return (
-        f"Means over seeds with 95 % intervals ({_seeds(view)}) of the worst site's figure, and of "
-        f"the distance between the best and the worst site.{whose}"
+        f"Means over seeds{_with_intervals(view)} ({_seeds(view)}), of the worst site's figure and "
+        f"of the distance between the best and the worst site, which is never below 0.{whose}"
     )
 
 
@@ -139,8 +150,9 @@ def _communication(view: View) -> str:
     return (
         "Means over the seeds and epsilons of a line. Bytes are those of the messages, counted at "
         "the server; seconds are of the machine that the study ran on, baselines included where "
-        "they were trained. The run that comes first prepares the rows and the model for those "
-        "that share them." + (f" Of {rest} more lines runs.csv has the figures." if rest else "")
+        "they were trained, and their whole is what the table of all runs has. The run that comes "
+        "first prepares the rows and the model for those that share them."
+        + (f" Of {rest} more lines runs.csv has the figures." if rest else "")
     )
 
 

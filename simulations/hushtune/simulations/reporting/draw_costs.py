@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from hushtune.common.pictures import legible
+from hushtune.common.pictures import explain, legible
 from hushtune.simulations.plots import BLACK
 from hushtune.simulations.reporting.draw_utility import draw_references
 from hushtune.simulations.reporting.intervals import Estimate, front
@@ -17,6 +17,7 @@ from hushtune.simulations.reporting.points import Point
 from hushtune.simulations.reporting.references import WITHOUT_EPSILON, drawn
 from hushtune.simulations.reporting.style import (
     COLOURS,
+    SOFT,
     entries_of,
     epsilon_axis,
     grid,
@@ -31,7 +32,8 @@ from hushtune.simulations.reporting.views import Panel, View, epsilon_words, uti
 MOST_BARS = 16
 _MEGABYTE = 1e6
 _PARTS = ("training", "evaluation", "orchestration", "preparation", "baselines")
-_HATCHES = ("", "///", "...", "xx", "\\\\\\")
+_REST = "loading and saving"
+_HATCHES = ("", "///", "...", "xx", "\\\\\\", "oo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,18 +72,22 @@ def comparable(view: View) -> tuple[Panel, ...]:
     return tuple(panel for panel in view.panels if panel.data == view.panels[0].data)
 
 
-def fronts(view: View) -> tuple[list[Setting], list[Setting]]:
-    """What no other combination beats: in utility at its epsilon, and at its bytes.
+def fronts(view: View) -> tuple[list[Setting], list[list[Setting]]]:
+    """What no other combination beats: in utility at its epsilon; and at its bytes, of each epsilon
+    and of what has no privacy for itself.
 
     By the means alone, which are uncertain.
     """
     sign = -1.0 if view.study.higher_is_better else 1.0
     found = settings_of(view)
     private = [one for one in found if one.epsilon is not None]
-    sent = [one for one in found if one.megabytes is not None]
     by_epsilon = front([(one.epsilon or 0.0, sign * one.utility.mean) for one in private])
-    by_bytes = front([(one.megabytes or 0.0, sign * one.utility.mean) for one in sent])
-    return [private[place] for place in by_epsilon], [sent[place] for place in by_bytes]
+    by_bytes: list[list[Setting]] = []
+    for epsilon in view.epsilons:
+        sent = [one for one in found if one.epsilon == epsilon and one.megabytes is not None]
+        places = front([(one.megabytes or 0.0, sign * one.utility.mean) for one in sent])
+        by_bytes += [[sent[place] for place in places]] if sent else []
+    return [private[place] for place in by_epsilon], by_bytes
 
 
 def draw_front(view: View) -> Figure:
@@ -94,7 +100,7 @@ def draw_front(view: View) -> Figure:
     figure, all_axes = grid(panels, height=4.2)
     places = epsilon_axis(all_axes[0], view.epsilons)
     found = settings_of(view)
-    _scatter(all_axes[0], view, found, by_epsilon, lambda one: places[one.epsilon])
+    _scatter(all_axes[0], view, found, [by_epsilon], lambda one: places[one.epsilon])
     beside = drawn(view, comparable(view))
     draw_references(all_axes[0], beside, places)
     for name, of in beside.items():
@@ -106,24 +112,40 @@ def draw_front(view: View) -> Figure:
         _scatter(all_axes[1], view, sent, by_bytes, lambda one: one.megabytes or 0.0)
         all_axes[1].set_xlabel("megabytes sent in a run, both ways, all sites\n(less is better)")
         all_axes[1].set_xlim(0, 1.06 * max(one.megabytes or 0.0 for one in sent))
+        if len(by_bytes) > 1:
+            _name_ends(all_axes[1], by_bytes)
     all_axes[0].set_ylabel(metric_label(view.study, "all sites' test rows"))
     entries = entries_of(view, references=beside)
     entries["not beaten, by the means"] = _front_line()
-    legend(figure, entries)
+    legend(figure, entries, names=shown_lines(view))
     return figure
+
+
+def _name_ends(axes: Axes, by_bytes: Sequence[Sequence[Setting]]) -> None:
+    """Say at the end of each front whose it is."""
+    for part in by_bytes:
+        axes.annotate(
+            "no privacy" if part[-1].epsilon is None else f"ε {part[-1].epsilon:g}",
+            (part[-1].megabytes or 0.0, part[-1].utility.mean),
+            xytext=(-7, 7),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8,
+            color=SOFT,
+        )
 
 
 def _scatter(
     axes: Axes,
     view: View,
     found: Sequence[Setting],
-    unbeaten: Sequence[Setting],
+    fronts_: Sequence[Sequence[Setting]],
     cost: Callable[[Setting], float],
 ) -> None:
     for one in found:
         if one.line in shown_lines(view):
             style = line_style(view, one.line)
-            on_front = one in unbeaten
+            on_front = any(one in part for part in fronts_)
             axes.plot(
                 [cost(one)],
                 [one.utility.mean],
@@ -134,9 +156,10 @@ def _scatter(
                 zorder=4 if on_front else 3,
                 **style,
             )
-    path = [(cost(one), one.utility.mean) for one in unbeaten]
-    if path:
-        axes.step(*zip(*path, strict=True), where="post", color=BLACK, linewidth=1.6, zorder=2)
+    for part in fronts_:
+        path = [(cost(one), one.utility.mean) for one in part]
+        if path:
+            axes.step(*zip(*path, strict=True), where="post", color=BLACK, linewidth=1.6, zorder=2)
 
 
 def _front_line() -> Line2D:
@@ -158,6 +181,7 @@ def draw_communication(view: View) -> Figure:
         part: _means(by_line, lambda p, part=part: p.found.get("seconds", {}).get(part))
         for part in _PARTS
     }
+    seconds[_REST] = _means(by_line, _rest)
     _stacked(all_axes[0], traffic, [names[label] for label in by_line])
     all_axes[0].set_xlabel("megabytes in a run, all sites\n(less is better)")
     _stacked(all_axes[1], seconds, [names[label] for label in by_line])
@@ -165,7 +189,17 @@ def draw_communication(view: View) -> Figure:
     for axes in all_axes:
         axes.grid(visible=False)
         axes.invert_yaxis()
+    explain(figure, by_line)
     return figure
+
+
+def _rest(point: Point) -> float | None:
+    """What of a run's seconds is in none of the parts; nothing of one that was resumed or found,
+    whose last process took less."""
+    if point.seconds is None:
+        return None
+    known = point.found.get("seconds", {})
+    return max(0.0, point.seconds - sum(known.get(part) or 0.0 for part in _PARTS))
 
 
 def _stacked(

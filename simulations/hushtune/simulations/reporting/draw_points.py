@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 
-from hushtune.common.pictures import legible
+from hushtune.common.pictures import explain, legible
 from hushtune.simulations.plots import BLUE, GREY
 from hushtune.simulations.reporting.combinations import combinations_of
 from hushtune.simulations.reporting.intervals import Estimate, estimate
@@ -50,6 +50,7 @@ def draw_points(view: View) -> Figure:
         )
     labels = legible([name for name, _, _ in [*rows, *beside]], most=_LETTERS)
     axes.set_yticks(range(len(labels)), [labels[name] for name, _, _ in [*rows, *beside]])
+    explain(figure, labels)
     for label in axes.get_yticklabels()[len(rows) :]:
         label.set_color(SOFT)
     axes.invert_yaxis()

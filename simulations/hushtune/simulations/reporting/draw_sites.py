@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from hushtune.common.pictures import explain, legible
+from hushtune.common.pictures import legible
 from hushtune.simulations.plots import BLACK, GREY
 from hushtune.simulations.reporting.draw_utility import curve
 from hushtune.simulations.reporting.points import Point
@@ -58,9 +58,7 @@ def draw_sites(view: View) -> Figure:
     } or {f"each of {len(names)} sites": Line2D([], [], color=GREY, marker=".")}
     entries["worst site of each run"] = Line2D([], [], color=BLACK, marker="X", linestyle="--")
     all_axes[0].set_ylabel(metric_label(view.study, "the site's own test rows"))
-    legend(figure, entries, columns=4)
-    if few:
-        explain(figure, names)
+    legend(figure, entries, columns=4, names=names if few else ())
     return figure
 
 
@@ -79,7 +77,7 @@ def draw_spread(view: View) -> Figure:
     all_axes[1].set_ylabel("best site less worst site\n(lower is more even \N{DOWNWARDS ARROW})")
     titled(all_axes[0], "Worst site")
     titled(all_axes[1], "Spread")
-    legend(figure, entries_of(view))
+    legend(figure, entries_of(view), names=shown_lines(view))
     return figure
 
 

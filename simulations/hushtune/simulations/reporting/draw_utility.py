@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hushtune.common.pictures import legible
+from hushtune.common.pictures import explain, legible
 from hushtune.simulations.reporting.intervals import Estimate, estimate
 from hushtune.simulations.reporting.points import EPSILON, Point
 from hushtune.simulations.reporting.references import (
@@ -67,7 +67,8 @@ def draw_utility(view: View) -> Figure:
             )
         titled(axes, panel.title)
     all_axes[0].set_ylabel(metric_label(view.study, "all sites' test rows"))
-    legend(figure, entries_of(view, references=[name for name in DRAWN if name in told]))
+    entries = entries_of(view, references=[name for name in DRAWN if name in told])
+    legend(figure, entries, names=shown_lines(view))
     return figure
 
 
@@ -228,6 +229,7 @@ def draw_map(view: View) -> Figure:
     assert image is not None
     bar = figure.colorbar(image, ax=all_axes, pad=0.015, fraction=0.05)
     bar.set_label(metric_label(view.study, "mean over seeds"))
+    explain(figure, labels)
     return figure
 
 

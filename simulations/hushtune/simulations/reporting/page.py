@@ -13,7 +13,7 @@ from hushtune.common.privacy.figures import upwards
 from hushtune.simulations.reporting.combinations import against_chosen
 from hushtune.simulations.reporting.comparisons import NOT_TOLD_APART, Comparison, p_text
 from hushtune.simulations.reporting.intervals import Estimate
-from hushtune.simulations.reporting.points import RESULTS, STUDY_FILE, Point, Study
+from hushtune.simulations.reporting.points import BASE, RESULTS, STUDY_FILE, Point, Study
 from hushtune.simulations.reporting.tables import (
     against_baselines,
     between_lines,
@@ -66,10 +66,13 @@ def render(shown: View, pictures: Sequence[Picture], not_drawn: Sequence[str]) -
         keys=list(dict.fromkeys(key for point in study.points for key in point.settings)),
         rows=[_row(point) for point in study.points],
         personal=any(point.own_models is not None for point in study.done),
+        errors=_errors(study),
         commits=_commits(study),
         unfinished=_unfinished(study),
         version=version("hushtune"),
         files=_study_files(study),
+        base=BASE,
+        has_base=(study.folder / BASE).is_file(),
         command=f"hushtune report {shlex.quote(study.folder.resolve().name)}",
         results=RESULTS,
     )
@@ -129,6 +132,14 @@ def _spent(point: Point) -> str:
     return "none" if point.spent is None else upwards(point.spent, places=3)
 
 
+def _errors(study: Study) -> list[tuple[list[str], list[str]]]:
+    """Every error there was, by lines, with the runs that failed of it."""
+    found: dict[str, list[str]] = {}
+    for point in study.failed:
+        found.setdefault(" ".join(point.error or ()), []).append(point.name)
+    return [(error.splitlines(), names) for error, names in found.items()]
+
+
 def _unfinished(study: Study) -> int:
     """How many runs have no row of results: not finished, or no more in the study."""
     begun = study.folder / "points"
@@ -142,11 +153,14 @@ def _commits(study: Study) -> list[str]:
 
 
 def _study_files(study: Study) -> list[tuple[str, str]]:
-    """Name and text of the file that says what was varied, where the study has it."""
-    path = study.folder / STUDY_FILE
-    if not path.is_file():
-        return []
-    return [(STUDY_FILE, path.read_text(encoding="utf-8", errors="replace"))]
+    """Name and text of the file that says what was varied, and of the configuration that it began
+    with, where the study has them."""
+    paths = [study.folder / STUDY_FILE, study.folder / BASE]
+    return [
+        (path.name, path.read_text(encoding="utf-8", errors="replace"))
+        for path in paths
+        if path.is_file()
+    ]
 
 
 def _figure(value: float | None, places: int = 3) -> str:

@@ -11,6 +11,8 @@ from hushtune.common.privacy.plan import Trust
 
 RESULTS, SUMMARY, METRICS = "results.jsonl", "summary.json", "metrics.jsonl"
 STUDY_FILE = "study.toml"
+BASE = "base.toml"
+"""What a study with a configuration file of its own began with."""
 EPSILON = "privacy.epsilon"
 
 Settings = Mapping[str, Any]

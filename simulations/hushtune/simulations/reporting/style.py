@@ -20,7 +20,7 @@ from matplotlib.textpath import TextToPath
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from hushtune.common.names import metric_words
-from hushtune.common.pictures import legible
+from hushtune.common.pictures import explain, legible, squared
 from hushtune.simulations.plots import BLACK, BLUE, ORANGE
 from hushtune.simulations.reporting.points import Study
 from hushtune.simulations.reporting.views import (
@@ -158,11 +158,17 @@ def titled(axes: Axes, title: str) -> None:
 def _wrapped(title: str) -> str:
     import textwrap
 
-    return "\n".join(textwrap.wrap(title.replace("$", r"\$"), 44)[:3])
+    return "\n".join(textwrap.wrap(squared(title).replace("$", r"\$"), 44)[:3])
 
 
-def legend(figure: Figure, entries: Mapping[str, Any], *, columns: int = 3) -> None:
-    """One legend below all panels, in as many columns as are not wider than they are."""
+def legend(
+    figure: Figure, entries: Mapping[str, Any], *, columns: int = 3, names: Iterable[str] = ()
+) -> None:
+    """One legend below all panels, in as many columns as are not wider than they are.
+
+    ``names``: those in the picture that may need ``explain``.
+    """
+    explain(figure, names)
     if entries:
         # In points: the line, the gaps beside it, and the longest text.
         widest = 6 * _LETTERS + max(map(_text_width, entries))

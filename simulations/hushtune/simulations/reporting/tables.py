@@ -15,6 +15,7 @@ from hushtune.simulations.reporting.intervals import Estimate
 from hushtune.simulations.reporting.points import Point, Study
 from hushtune.simulations.reporting.references import (
     BASELINES,
+    WITHOUT_EPSILON,
     all_data,
     full_label,
     lines_on,
@@ -187,12 +188,16 @@ def _line_rows(view: View, data: Choice) -> Iterable[Compared]:
 def _baseline_rows(view: View, data: Choice) -> Iterable[Compared]:
     several = len(lines_on(view, data)) > 1
     for name, found in references(view, data).items():
+        one = next(iter(found.values())).estimate
         as_lines = list(dict.fromkeys(each.line for each in found.values() if each.line))
         yield Compared(
             name=label_of(view.study, name),
             note=f"as {'; '.join(as_lines)}" if several and as_lines else "",
             is_baseline=True,
-            cells={epsilon: each.estimate for epsilon, each in found.items()},
+            cells={
+                **dict.fromkeys(view.epsilons if name in WITHOUT_EPSILON else (), one),
+                **{epsilon: each.estimate for epsilon, each in found.items()},
+            },
         )
 
 

@@ -17,7 +17,7 @@ from hushtune.common.files import check_writable, read_json, write_text
 from hushtune.common.tasks.shared_states import share_states
 from hushtune.common.tuning import measured_precision
 from hushtune.server.deployment.lock import held
-from hushtune.simulations.reporting.points import STUDY_FILE
+from hushtune.simulations.reporting.points import BASE, STUDY_FILE
 from hushtune.simulations.sweep.execute import SHARED_MEGABYTES, Task, execute
 from hushtune.simulations.sweep.points import Point, points_of
 from hushtune.simulations.sweep.ray_engine import run_on_ray
@@ -36,7 +36,7 @@ from hushtune.simulations.sweep.workers import Event, run_in_processes
 
 MACHINE, POINTS = "machine.json", "points"
 _OWN = frozenset(
-    (RESULTS, TABLE, STUDY_FILE, MACHINE, POINTS, "logs", ".lock", "report", "report.html")
+    (RESULTS, TABLE, STUDY_FILE, BASE, MACHINE, POINTS, "logs", ".lock", "report", "report.html")
 )
 """What may be in a sweep's folder: its own, and what a report of it left there."""
 _PRECISION = "precision"
@@ -144,6 +144,8 @@ def _rows(
             observer.note(note)
         table = _Table(folder, points, observer)
         write_text(folder / STUDY_FILE, study.text)
+        if study.base is not None:
+            write_text(folder / BASE, study.base)
         kept = [row for row in table.kept if row["status"] == DONE or not retry]
         already = {row["point"] for row in kept}
         left = sorted((p for p in points if p.key not in already), key=_order(points))

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
 
+import tomli_w
 from pydantic import BeforeValidator, Field, ValidationError
 
 from hushtune.common.config_base import FilePath, Name, Section, tuple_from_list
-from hushtune.common.config_io import Layer, merged, nested, parse_file
+from hushtune.common.config_io import Layer, merged, nested, parse_file, read_tree
 from hushtune.common.config_problems import Origins, as_config_error, known_keys, nearest_key
 from hushtune.common.errors import ConfigError, MissingFileError, UnknownKeyError
 
@@ -67,13 +68,15 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A study that was read. ``fixed``: what all points share, over ``preset`` or ``config``;
-    ``keys``: the dotted keys that vary, in the order of the file."""
+    """A study that was read. ``fixed``: what all points share, over ``preset`` or ``config``, of
+    which ``base`` is the text, its paths absolute; ``keys``: the dotted keys that vary, in the
+    order of the file."""
 
     file: Path
     text: str
     preset: str | None
     config: Path | None
+    base: str | None
     fixed: Layer
     keys: tuple[str, ...]
     asked: tuple[Asked, ...]
@@ -123,7 +126,7 @@ def read_study(file: Path | str) -> Study:
                 f"{key} has no list of values (in {file}, [grid])",
                 given=json.dumps(values, default=str),
                 expected="a list of one value or more"
-                if values == []
+                if values == [] or isinstance(values, Mapping)
                 else f"a list, such as {key} = [{json.dumps(values, default=str)}]",
                 remedy="what does not vary belongs in [set]",
             )
@@ -142,6 +145,13 @@ def read_study(file: Path | str) -> Study:
     if table.baselines is not None:
         by_key = _by_key(table.baselines, f"{file}, [baselines]")
         compared = {key: v if isinstance(v, list) else [v] for key, v in by_key.items()}
+        if _BASELINES in by_key:
+            raise ConfigError(
+                f"[baselines] says which points are compared, by their other settings (in {file})",
+                given=_BASELINES,
+                expected="settings that some points have, such as seed = 0",
+                remedy=f"leave {_BASELINES} out of it",
+            )
         if _BASELINES in (*fixed, *keys):
             raise ConfigError(
                 f"{_BASELINES} and [baselines] say the same (in {file})",
@@ -149,6 +159,7 @@ def read_study(file: Path | str) -> Study:
                 expected="one of them",
                 remedy=f"leave {_BASELINES} out",
             )
+    begins = None if table.config is None else folder / table.config.expanduser()
     tree_of_all: Mapping[str, Any] = {}
     for key, value in fixed.items():
         tree_of_all = merged(tree_of_all, nested(key.split("."), value))
@@ -156,7 +167,8 @@ def read_study(file: Path | str) -> Study:
         file=file,
         text=file.read_text(encoding="utf-8"),
         preset=table.preset,
-        config=None if table.config is None else folder / table.config.expanduser(),
+        config=begins,
+        base=None if begins is None else tomli_w.dumps(read_tree(begins)),
         fixed=Layer(place=f"{file}, [set]", tree=tree_of_all, folder=folder),
         keys=keys,
         asked=tuple(_combined(tables, grid, file)),
@@ -190,8 +202,12 @@ def _point(table: Mapping[str, Any], number: int, file: Path) -> tuple[str | Non
     """The name of a [[point]], if it has one, and what it sets."""
     place = f"{file}, [[point]] {number}"
     label = table.get(_NAME)
-    if label is not None and (not isinstance(label, str) or not label.strip()):
-        raise ConfigError(f"a point's name is text (in {place})", given=label, expected="text")
+    if label is not None and not (isinstance(label, str) and label.strip() and label.isprintable()):
+        raise ConfigError(
+            f"a point's name is text in one line (in {place})",
+            given=ascii(label),
+            expected="letters and signs, without control characters",
+        )
     varied = _by_key({key: value for key, value in table.items() if key != _NAME}, place)
     return label, varied
 
