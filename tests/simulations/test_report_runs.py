@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 from hushtune.simulations import report
+from hushtune.simulations.reporting.captions import PICTURES
 from hushtune.simulations.reporting.combinations import against_chosen
+from hushtune.simulations.reporting.draw_costs import draw_communication, draw_front, fronts
+from hushtune.simulations.reporting.draw_points import draw_points
 from hushtune.simulations.reporting.reading import read_study
-from hushtune.simulations.reporting.tables import between_lines
+from hushtune.simulations.reporting.tables import between_lines, compared
 from hushtune.simulations.reporting.views import view
 from hushtune.simulations.sweep.results import flat_row
 
@@ -97,3 +100,99 @@ def test_figures_are_of_the_one_model_where_sites_have_their_own_too(tmp_path: P
     flat = flat_row({**rows[0], "point": "x"})
     assert (flat["worst_site"], flat["worst_value"], flat["own_models"]) == ("amazon", 0.7, 0.88)
     assert flat["spread"] == pytest.approx(0.02)
+
+
+def test_what_sends_less_is_no_better_at_another_epsilon(tmp_path: Path) -> None:
+    """By bytes there is a front of each epsilon, and one of what has no privacy."""
+    rows: list[Any] = []
+    for rule, megabytes in (("ffa", 1), ("fedit", 2)):
+        for epsilon, value in ((1.0, 0.6), (8.0, 0.7), (None, 0.8)):
+            found = studies.summary(value + 0.01 * (rule == "fedit"), epsilon=epsilon)
+            settings = {"aggregation.rule": rule, "privacy.epsilon": epsilon}
+            row = studies.done(f"{rule} {epsilon}", settings, 0, found)
+            rows.append({**row, "bytes_up": megabytes * 1_000_000, "bytes_down": 0})
+    shown = view(read_study(studies.write(tmp_path, rows)))
+    _, by_bytes = fronts(shown)
+    assert [[(one.epsilon, one.line) for one in part] for part in by_bytes] == [
+        [(epsilon, "rule ffa"), (epsilon, "rule fedit")] for epsilon in (1.0, 8.0, None)
+    ]
+    told = [text.get_text() for text in draw_front(shown).axes[1].texts]
+    assert told == ["ε 1", "ε 8", "no privacy"]
+
+
+def test_seconds_of_a_picture_are_those_of_the_table(tmp_path: Path) -> None:
+    """Parts that runs tell of: 14 s; the process took 21.5 s of the clock."""
+    rows = [
+        studies.done(f"{seed}", {"adapter.rank": 1}, seed, studies.summary(0.7)) for seed in (0, 1)
+    ]
+    shown = view(read_study(studies.write(tmp_path, rows)))
+    axes = draw_communication(shown).axes[1]
+    widths = {bars.get_label(): bars.patches[0].get_width() for bars in axes.containers}
+    assert widths["loading and saving"] == pytest.approx(7.5)
+    assert sum(widths.values()) == pytest.approx(21.5)
+    # Of a run that was found finished the last process took no time, and parts stay what they were.
+    found = [{**row, "seconds": 0.1} for row in rows]
+    axes = draw_communication(view(read_study(studies.write(tmp_path, found)))).axes[1]
+    assert "loading and saving" not in [bars.get_label() for bars in axes.containers]
+
+
+@pytest.mark.parametrize(("seeds", "told"), [(2, ", without intervals (n = 2"), (3, " with 95 %")])
+def test_captions_promise_no_interval_that_is_not_there(
+    tmp_path: Path, seeds: int, told: str
+) -> None:
+    folder = studies.rules_by_epsilon(tmp_path, seeds=seeds)
+    shown = view(read_study(folder))
+    for name in ("utility", "map", "points", "sites", "spread"):
+        (kind,) = (kind for kind in PICTURES if kind.name == name)
+        assert told in kind.caption(shown), name
+        rest = kind.caption(shown).replace(told, "")
+        assert seeds > 2 or "interval" not in rest, rest
+
+
+def test_what_no_epsilon_changes_stands_at_each(tmp_path: Path) -> None:
+    """Baselines were trained with the runs of one epsilon alone."""
+    rows = []
+    for epsilon in (1.0, 3.0):
+        found = studies.summary(0.7, epsilon=epsilon)
+        if epsilon == 1.0:
+            found["baselines"] = dict.fromkeys(found["baselines"])
+        rows.append(studies.done(f"{epsilon}", {"privacy.epsilon": epsilon}, 0, found))
+    (group,) = compared(view(read_study(studies.write(tmp_path, rows))))
+    cells = {row.name: {e: c.mean for e, c in row.cells.items()} for row in group.rows}
+    assert cells["pooled, no privacy"] == {1.0: 0.75, 3.0: 0.75}
+    assert cells["pooled, private"] == {3.0: 0.72}
+
+
+def test_equal_errors_are_told_once_line_by_line(tmp_path: Path) -> None:
+    rows = [studies.done("good", {"adapter.rank": 1}, 0, studies.summary(0.7))]
+    text = "no such module\ngiven: nonsense\ndo: name another"
+    rows += [studies.failed(name, {"adapter.rank": 2}, text) for name in ("bad", "worse")]
+    page = report(studies.write(tmp_path, rows)).page.read_text(encoding="utf-8")
+    assert "<dt><bdi>bad; worse</bdi></dt>" in page
+    assert page.count("given: nonsense") == 1
+    assert "<bdi>HT403 no such module</bdi><br><bdi>given: nonsense</bdi><br>" in page
+
+
+def test_one_name_may_be_tested_against_as_it_is(tmp_path: Path) -> None:
+    rows = [
+        studies.done(f"rank {rank} seed={seed}", {"adapter.rank": rank}, seed, studies.summary(0.7))
+        for rank in (1, 2)
+        for seed in (0, 1)
+    ]
+    folder = studies.write(tmp_path, rows)
+    report(folder, against="rank 1")
+    told = rows_of(folder / "report" / "comparisons.csv")
+    assert ("chosen", "rank 2", "rank 1") in [(r["family"], r["first"], r["second"]) for r in told]
+
+
+def test_letters_that_no_font_has_leave_a_name_readable(tmp_path: Path) -> None:
+    rows = [
+        studies.done(f"{name} seed=0", {"data.text": name}, 0, studies.summary(0.7))
+        for name in ("rank \U000f0000 4", "\U000f0001", "plain")
+    ]
+    figure = draw_points(view(read_study(studies.write(tmp_path, rows))))
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels[:3] == ["rank \N{WHITE SQUARE} 4", labels[1], "plain"]
+    assert labels[1].startswith("#")
+    assert "by its place among all names" in figure.get_supxlabel()
+    assert "a letter that no font here can draw" in figure.get_supxlabel()

@@ -126,18 +126,20 @@ def stored_config(run: Path) -> RunConfig | None:
         return None
 
 
-def replace(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+def replace(
+    config: RunConfig, changes: Mapping[str, Any], *, place: str = "the changed settings"
+) -> RunConfig:
     """The configuration with other values, checked anew: ``{"train.rounds": 3}``.
 
     Of alternatives (the data's sources; batch_size and sampling_probability) the new one counts,
-    and a warm-up that nobody asked for follows new rounds. Raises ConfigError.
+    and a warm-up that nobody asked for follows new rounds. Raises ConfigErrors that name ``place``.
     """
     tree, own = _plain(config), config_warmup.is_set(config.train)
     # Rounds first: what else is asked for is not to follow from them.
     for dotted, value in sorted(changes.items(), key=lambda change: change[0] != _ROUNDS):
         layer = nested(dotted.split("."), value)
         tree = merged(_without_replaced(tree, layer, keep_warmup=own), layer)
-    found = _validate(tree, Origins({}, ["the changed settings"]))
+    found = _validate(tree, Origins({}, [place]))
     return found if own or _WARMUP in changes else config_warmup.following(found)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
 import time
@@ -208,6 +209,9 @@ class MLflow:
 
     def begin(self, name: str, settings: Mapping[str, str]) -> None:
         """See Tracker."""
+        # Its own seven retries with ever longer pauses are minutes in which nothing is said.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         from mlflow.tracking import MlflowClient
 
         self._client = MlflowClient(tracking_uri=self._uri)

@@ -164,7 +164,6 @@ BOTH = {"grid": {"seed": [0, 1]}, "baselines": {"seed": 0}}
         ({"grid": {"seed": [0, 1]}, "baseline": {"seed": 0}}, ["baseline", "perhaps baselines"]),
         ({"grid": {"privacy.epsilom": [1.0]}}, ["privacy.epsilom", "[grid]", "privacy.epsilon"]),
         ({"grid": {"privacy": {"epsilon": 1.0}}}, ["privacy.epsilon", "a list"]),
-        ({"grid": {"seed": []}}, ["seed", "a list"]),
         ({"grid": {"seed": []}}, ["seed", "[]", "a list of one value or more"]),
         ({"grid": {"seed": 3}}, ["seed", "a list, such as seed = [3]"]),
         ({"set": {"seed": 1}, "grid": {"seed": [1]}}, ["seed", "[set]", "[grid]"]),
@@ -173,6 +172,14 @@ BOTH = {"grid": {"seed": [0, 1]}, "baselines": {"seed": 0}}
         ({"set": {"seed": 1}}, ["no [grid] and no [[point]]", "hushtune simulate"]),
         ({"preset": "demo", "grid": {"seed": [1]}}, ["preset", "both"]),
         ({"point": [{"name": 3, "seed": 1}]}, ["[[point]] 1", "text"]),
+        ({"point": [{"name": "a\x1b[31m", "seed": 1}]}, ["[[point]] 1", "\\x1b", "control"]),
+        ({"point": {"seed": 1}}, ["point", "[[point]], with two brackets"]),
+        (
+            {"grid": {"privacy": {"epsilon": {"x": [1]}}}},
+            ["privacy.epsilon", "a list of one value"],
+        ),
+        ({**BOTH, "baselines": {"simulation.baselines": False}}, ["leave", "seed = 0"]),
+        ({"grid": {"seed": [1]}, "zzz": 3}, ["zzz", "preset, config, set, grid, point, against"]),
         ({"grid": {"seed": [*range(200)], "adapter.rank": [*range(1, 100)]}}, ["19800", "10000"]),
     ],
 )

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from hushtune.common.config_io import load_config
 from hushtune.common.errors import (
     BusyError,
     CheckpointError,
@@ -75,6 +76,9 @@ def test_rows_come_as_runs_end_and_stay(settings: Settings, tmp_path: Path) -> N
         assert row["cpu_seconds"] > 0
         told = max(site["epsilon"] for site in row["summary"]["sites"].values())
         assert told == pytest.approx(epsilon, abs=0.01)
+    # What it began with lies beside it, and would begin it again from anywhere.
+    begun = load_config(out / "base.toml")
+    assert begun == load_config(tmp_path / "run.toml")
     before = tree(out)
     assert list(sweep(file, out=out, jobs=1)) == rows
     assert tree(out) == before

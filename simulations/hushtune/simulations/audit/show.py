@@ -36,7 +36,7 @@ def show_audit(console: Console, report: Mapping[str, Any]) -> None:
     )
     table = Table(title=title, title_justify="left")
     for column in ("canaries", "guessed from"):
-        table.add_column(column)
+        table.add_column(column, min_width=11)  # no word of theirs is cut on a narrow screen
     for column in ("number", *_METHODS.values(), "of its kind"):
         table.add_column(column, justify="right")
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -90,14 +91,14 @@ def read_space(path: Path, config: RunConfig) -> tuple[Parameter, ...]:
     for parameter in found:
         ends = parameter.choices or (parameter.low, parameter.high)
         for value in ends:
-            _check(config, parameter, value)
+            _check(config, parameter, value, path)
     return found
 
 
-def _check(config: RunConfig, parameter: Parameter, value: Any) -> None:
+def _check(config: RunConfig, parameter: Parameter, value: Any, path: Path) -> None:
     """Refuse a value that the setting can never have; what other settings forbid, runs find out."""
     try:
-        replace(config, {parameter.key: value})
+        replace(config, {parameter.key: value}, place=str(path))
     except UnknownKeyError:
         raise
     except ConfigError as error:
@@ -143,7 +144,7 @@ def _parameter(key: str, told: Mapping[str, Any]) -> Parameter:
 def _bad(key: str, given: object) -> ConfigError:
     return ConfigError(
         f"{key} has no range that can be searched",
-        given=given,
+        given=json.dumps(given, default=str),
         expected="{ low = 1, high = 4 }, log = true if low is above 0, or { choices = [2, 4] }",
         remedy=f"for instance {_EXAMPLE}",
     )

@@ -83,7 +83,10 @@ def read_rows(folder: Path) -> list[Row]:
     return rows
 
 
-_MEND = "remove the file and run the sweep again: what is in points/ is not run anew"
+_MEND = (
+    "remove the file and run the sweep again: what is in points/ is not run anew, and its times "
+    "are then those of finding it"
+)
 
 
 def write_rows(folder: Path, rows: Iterable[Row]) -> None:

@@ -128,7 +128,9 @@ def show_foresight(
         table.caption = f"and {len(rows) - _MOST_SHOWN} more"
     console.print(table)
     console.print(
-        f"{len(rows)} points, about {minutes:.0f} minutes with {jobs} at once. Each has the "
+        f"{len(rows)} point{'' if len(rows) == 1 else 's'}, "
+        f"{'less than a minute' if minutes < 1 else f'about {_time(60 * minutes)}'} with {jobs} at "
+        "once. Each has the "
         "epsilon of its own statement: whoever publishes all models, or chooses among them, spends "
         "the sum.",
         highlight=False,
