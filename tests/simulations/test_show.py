@@ -194,7 +194,7 @@ def test_of_many_sites_a_dry_run_shows_the_smallest_and_says_so(many: int) -> No
     text = said(at)
     shown = [size for size in range(1000, 1000 + 7 * many) if f"s{size} " in text]
     assert shown == [1000 + 7 * rank for rank in range(20 if many == 20 else 10)]
-    told = f"The 10 with the fewest rows of {many} sites; --json tells of all."
+    told = f"The 10 smallest of {many} sites; --json tells of all."
     assert (told in " ".join(text.split())) == (many > 20)
 
 

@@ -110,7 +110,6 @@ def test_a_continuous_range_of_what_changes_the_noise_is_refused(settings: Setti
         ({"privacy": {**PRIVATE, "insecure_seeded_noise": True}}, "privacy.insecure_seeded_noise"),
         ({"metrics": {"release": "noised"}}, "metrics.release"),
         ({"personal": {"method": "finetune", "steps": 1}}, "personal.method"),
-        ({"aggregation__rule": "fedsa"}, "aggregation.rule = fedsa"),
         ({"simulation__policies": "policies"}, "simulation.policies"),
         ({"data__validation_fraction": 0.0}, "data.validation_fraction"),
     ],
@@ -127,7 +126,13 @@ def test_a_rule_that_keeps_a_part_at_each_site_is_no_choice(settings: Settings) 
     with pytest.raises(ConfigError, match="stays at each site") as refused:
         cost_of(config, (rules,), GEOMETRIC)
     assert refused.value.given == "aggregation.rule = fedsa"
-    cost_of(config, (Parameter(key="aggregation.rule", choices=("ffa", "fedit")),), GEOMETRIC)
+    shared = Parameter(key="aggregation.rule", choices=("ffa", "fedit"))
+    cost_of(config, (shared,), GEOMETRIC)
+    # Of one that no run has nothing is asked.
+    kept = resolve(quick(settings, aggregation__rule="fedsa"))
+    cost_of(kept, (shared,), GEOMETRIC)
+    with pytest.raises(ConfigError, match="stays at each site"):
+        cost_of(kept, (), GEOMETRIC)
 
 
 def test_a_fixed_number_of_runs_is_refused(settings: Settings) -> None:

@@ -92,7 +92,7 @@ def _translate(problem: Mapping[str, Any], origins: Origins) -> ConfigError:
     return ConfigError(
         f"{dotted} has a value that cannot be used, in {origins.of(dotted)}",
         given=_as_toml(problem["input"]),
-        expected=_allowed(path, problem),
+        expected=_allowed(path, problem, origins.model),
         remedy=f"`{origins.listing}` prints every key with its meaning",
     )
 
@@ -105,11 +105,11 @@ def _as_toml(value: object) -> str:
         return str(value)
 
 
-def _allowed(path: Sequence[str], problem: Mapping[str, Any]) -> str:
+def _allowed(path: Sequence[str], problem: Mapping[str, Any], model: type[BaseModel]) -> str:
+    if path[-1:] == ["point"] and path[0] in model.model_fields:  # of a study
+        return "tables, each below [[point]], with two brackets"
     if problem["type"] in ("model_type", "mapping_type", "dict_type"):
         return f"a table [{'.'.join(path)}]"
-    if problem["type"] == "tuple_type" and isinstance(problem["input"], Mapping):
-        return f"a list of tables, each below [[{'.'.join(path)}]], with two brackets"
     return _WORDS.get(problem["type"]) or str(problem["msg"]).removeprefix(_EXPECTED)
 
 

@@ -65,7 +65,8 @@ def explain(figure: Figure, names: Iterable[str]) -> None:
     """Say below a picture what a number in place of a name is, or a square in it, where ``legible``
     gave one."""
     names = list(names)
-    told = [NUMBERED] if any(map(_is_lost, names)) else []
+    one = len({squared(name) for name in names}) < len({*names})
+    told = [NUMBERED] if one or any(map(_is_lost, names)) else []
     told += [SQUARES] if any(squared(name) != name and not _is_lost(name) for name in names) else []
     if told:
         figure.supxlabel("; ".join(told), fontsize=8, color="#666666")

@@ -157,9 +157,7 @@ def _smallest(
     """What a dry run's table shows of its sites: all, or the smallest of many, and says so."""
     if len(sites) <= _MOST_PLANNED:
         return sites
-    table.caption = (
-        f"The {_OF_MANY_PLANNED} with the fewest rows of {len(sites)} sites; --json tells of all."
-    )
+    table.caption = f"The {_OF_MANY_PLANNED} smallest of {len(sites)} sites; --json tells of all."
     return sorted(sites, key=lambda site: site[1][size])[:_OF_MANY_PLANNED]
 
 

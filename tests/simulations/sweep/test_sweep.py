@@ -33,7 +33,8 @@ from ...e2e.test_resume import tree
 from .test_study_file import study
 
 KEYS = {
-    *("point", "name", "settings", "seed", "status", "error", "config_hash", "code_commit"),
+    *("point", "name", "settings", "seed", "epsilon_asked", "status", "error"),
+    *("config_hash", "code_commit"),
     *("seconds", "cpu_seconds", "bytes_up", "bytes_down", "summary"),
 }
 
@@ -79,6 +80,7 @@ def test_rows_come_as_runs_end_and_stay(settings: Settings, tmp_path: Path) -> N
     # What it began with lies beside it, and would begin it again from anywhere.
     begun = load_config(out / "base.toml")
     assert begun == load_config(tmp_path / "run.toml")
+    assert [row["epsilon_asked"] for row in rows] == [4.0, 8.0]
     before = tree(out)
     assert list(sweep(file, out=out, jobs=1)) == rows
     assert tree(out) == before

@@ -55,12 +55,15 @@ def _seeds(view: View) -> str:
     return f"n = {told} {many}"
 
 
+_NONE = ", without intervals"
+
+
 def _with_intervals(view: View) -> str:
     """Whether means have intervals: of one seed or two there is none."""
     lines = [line for panel in view.panels for line in panel.lines]
     found = {each.half is None for line in lines for each in line.curve(utility).values()}
     if found == {True}:
-        return ", without intervals"
+        return _NONE
     return " with 95 % intervals by Student's t" + (", of three or more" if True in found else "")
 
 
@@ -92,9 +95,11 @@ def _utility(view: View) -> str:
 
 
 def _map(view: View) -> str:
+    told = _with_intervals(view)
+    half = "" if told == _NONE else "; \N{PLUS-MINUS SIGN}: half their width"
     return (
-        f"Means over seeds{_with_intervals(view)} ({_seeds(view)}). In a frame: the best mean of "
-        "each epsilon, which need not be told apart from the next."
+        f"Means over seeds{told} ({_seeds(view)}{half}). In a frame: the best mean of each "
+        "epsilon, which need not be told apart from the next."
     )
 
 
@@ -129,11 +134,11 @@ def _front(view: View) -> str:
 
 
 def _sites(view: View) -> str:
+    interval = "" if _with_intervals(view) == _NONE else ", with its interval"
     whose = f" Of the runs with {view.panels[0].title}." if len(view.panels) > 1 else ""
     return (
-        "The federated model on each site's own test rows, means over seeds. Dashed: the mean of "
-        f"each run's worst site, which need not be the same site{_with_intervals(view)} "
-        f"({_seeds(view)}).{whose}"
+        f"The federated model on each site's own test rows, means over seeds ({_seeds(view)}). "
+        f"Dashed: each run's worst site, which need not be the same one{interval}.{whose}"
     )
 
 
@@ -150,8 +155,9 @@ def _communication(view: View) -> str:
     return (
         "Means over the seeds and epsilons of a line. Bytes are those of the messages, counted at "
         "the server; seconds are of the machine that the study ran on, baselines included where "
-        "they were trained, and their whole is what the table of all runs has. The run that comes "
-        "first prepares the rows and the model for those that share them."
+        "they were trained, and their whole is what the table of all runs has, but of runs that "
+        "were resumed or found finished. The run that comes first prepares the rows and the model "
+        "for those that share them."
         + (f" Of {rest} more lines runs.csv has the figures." if rest else "")
     )
 

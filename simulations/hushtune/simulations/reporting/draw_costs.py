@@ -196,9 +196,9 @@ def draw_communication(view: View) -> Figure:
 def _rest(point: Point) -> float | None:
     """What of a run's seconds is in none of the parts; nothing of one that was resumed or found,
     whose last process took less."""
-    if point.seconds is None:
+    known = point.found.get("seconds")
+    if point.seconds is None or not known:
         return None
-    known = point.found.get("seconds", {})
     return max(0.0, point.seconds - sum(known.get(part) or 0.0 for part in _PARTS))
 
 

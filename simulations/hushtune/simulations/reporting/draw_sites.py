@@ -58,7 +58,12 @@ def draw_sites(view: View) -> Figure:
     } or {f"each of {len(names)} sites": Line2D([], [], color=GREY, marker=".")}
     entries["worst site of each run"] = Line2D([], [], color=BLACK, marker="X", linestyle="--")
     all_axes[0].set_ylabel(metric_label(view.study, "the site's own test rows"))
-    legend(figure, entries, columns=4, names=names if few else ())
+    legend(
+        figure,
+        entries,
+        columns=4,
+        names=[*(names if few else ()), *(line.label for line in lines), panel.title],
+    )
     return figure
 
 

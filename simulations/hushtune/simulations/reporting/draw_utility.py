@@ -68,7 +68,7 @@ def draw_utility(view: View) -> Figure:
         titled(axes, panel.title)
     all_axes[0].set_ylabel(metric_label(view.study, "all sites' test rows"))
     entries = entries_of(view, references=[name for name in DRAWN if name in told])
-    legend(figure, entries, names=shown_lines(view))
+    legend(figure, entries, names=[*shown_lines(view), *(panel.title for panel in panels)])
     return figure
 
 
@@ -229,7 +229,7 @@ def draw_map(view: View) -> Figure:
     assert image is not None
     bar = figure.colorbar(image, ax=all_axes, pad=0.015, fraction=0.05)
     bar.set_label(metric_label(view.study, "mean over seeds"))
-    explain(figure, labels)
+    explain(figure, [*labels, *(panel.title for panel in panels)])
     return figure
 
 

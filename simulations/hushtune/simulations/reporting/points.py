@@ -25,7 +25,8 @@ class Point:
     ``settings``: what was varied, by dotted key, without the seed. ``summary``: of a run that is
     done. ``error``: code and text of one that failed. ``seconds`` on the clock and of the
     processors; ``bytes_up`` and ``bytes_down`` of the whole federation; None where not on record.
-    ``at_most``: what no run with these settings has spent more than, whatever its seed.
+    ``asked``: the epsilon that its settings ask for; ``at_most``: what no run with these settings
+    has spent more than, whatever its seed.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Point:
     cpu_seconds: float | None = None
     bytes_up: int | None = None
     bytes_down: int | None = None
+    asked: float | None = None
     at_most: float | None = None
 
     @property
@@ -64,11 +66,12 @@ class Point:
 
     @property
     def epsilon(self) -> float | None:
-        """What was asked for where that was varied, else the most that any seed spent, in two
-        places; None without privacy."""
+        """What was asked for, or where that is not on record the most that any seed spent, in two
+        places; None without privacy. By seed it differs what is spent, in the last digits, or by
+        more where it is drawn which sites take part: the condition is one all the same."""
         if not self.is_private:
             return None
-        asked = self.settings.get(EPSILON)
+        asked = self.settings.get(EPSILON, self.asked)
         return self.at_most if asked is None else float(asked)
 
     @property

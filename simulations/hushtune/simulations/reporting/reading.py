@@ -71,16 +71,15 @@ def read_study(folder: Path) -> Study:
 
 
 def _with_spent(points: Sequence[Point]) -> Iterable[Point]:
-    """The points with what their settings spend at most. By seed it differs in the last digits, or
-    by more where it is drawn which sites take part: the condition is one all the same."""
+    """The points with what runs of their settings spent at most."""
     spent: dict[str, float] = {}
     for point in points:
         if point.summary is not None and point.spent is not None:
             spent[point.combination] = max(point.spent, spent.get(point.combination, 0.0))
     for point in points:
         most = spent.get(point.combination)
-        # A calibrated noise meets its epsilon to far fewer places than nine.
-        rounded = None if most is None else float(upwards(most - 1e-9, places=2))
+        # What is less than that above a figure in two places is rounding, and not spent.
+        rounded = None if most is None else float(upwards(max(0.0, most - 1e-9), places=2))
         yield replace(point, at_most=rounded)
 
 
@@ -125,6 +124,7 @@ def _point(line: str, number: int, folder: Path) -> Point:
             cpu_seconds=row.get("cpu_seconds"),
             bytes_up=row.get("bytes_up"),
             bytes_down=row.get("bytes_down"),
+            asked=row.get("epsilon_asked"),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
@@ -174,6 +174,7 @@ def _from_folders(folder: Path) -> list[Point]:
                 seed=int(settings["seed"]),
                 summary=summary,
                 config_hash=summary.get("config_hash"),
+                asked=float(settings[EPSILON]),
                 seconds=summary.get("seconds", {}).get("total"),
             ),
             run,

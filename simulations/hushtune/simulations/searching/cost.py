@@ -68,7 +68,6 @@ def check_chargeable(config: RunConfig) -> None:
     if config.personal.method != "none":
         why = "each site's own model comes from every run, chosen or not"
         _refuse("personal.method", config.personal.method, why, '"none"')
-    _check_rule(config.aggregation.rule)
     if simulation.policies is not None:
         why = (
             "a site with a policy of its own charges every run that it takes part in, as their "
@@ -78,12 +77,6 @@ def check_chargeable(config: RunConfig) -> None:
     if simulation.attack != "none":
         why = "attacked runs are no runs to release"
         _refuse("simulation.attack", simulation.attack, why, '"none"')
-
-
-def _check_rule(rule: str) -> None:
-    if RULES[rule].kept:
-        why = "a part of what is compared stays at each site, and what would be released lacks it"
-        _refuse("aggregation.rule", rule, why, f"a rule that shares all, such as {FEDIT.name}")
 
 
 def _refuse(key: str, given: object, why: str, expected: str) -> NoReturn:
@@ -102,10 +95,11 @@ def cost_of(config: RunConfig, space: Sequence[Parameter], count: RandomCount) -
     values, and PlanError where one of the values has no plan.
     """
     check_chargeable(config)
-    for parameter in space:
-        if parameter.key == "aggregation.rule":
-            for rule in parameter.choices:
-                _check_rule(rule)
+    searched = [parameter.choices for parameter in space if parameter.key == "aggregation.rule"]
+    for rule in searched[0] if searched else [config.aggregation.rule]:
+        if rule in RULES and RULES[rule].kept:
+            why = "a part of what is compared stays at each site, and what is released lacks it"
+            _refuse("aggregation.rule", rule, why, f"a rule that shares all, such as {FEDIT.name}")
     plans = [site_plans(replace(config, chosen)) for chosen in _kinds(space)]
     found: dict[str, SiteCost] = {}
     kinds: dict[str, tuple[DpSgdEvent, ...]] = {}

@@ -85,7 +85,7 @@ def execute(task: Task, told: Told) -> Outcome:
     """Run a point into its folder, or go on with it there; what goes wrong is told, not raised."""
     began, processor = time.perf_counter(), time.process_time()
     folder = Path(task.folder)
-    found: Outcome = dict.fromkeys(("summary", "error", "code_commit", "bytes_up", "bytes_down"))
+    found: Outcome = dict.fromkeys(("summary", "error", "bytes_up", "bytes_down"))
     try:
         with _alone(folder):
             summary = _run(task, folder, told)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 RESULTS, TABLE = "results.jsonl", "results.csv"
 DONE, FAILED = "done", "failed"
 Row = dict[str, Any]
-"""point, name, settings, seed, status, error, config_hash, code_commit, seconds, cpu_seconds,
-bytes_up, bytes_down, summary."""
+"""point, name, settings, seed, epsilon_asked, status, error, config_hash, code_commit, seconds,
+cpu_seconds, bytes_up, bytes_down, summary."""
 
 
 def row_of(point: Point, outcome: Outcome) -> Row:
@@ -37,7 +37,7 @@ def row_of(point: Point, outcome: Outcome) -> Row:
         **_described(point),
         "status": outcome["status"],
         "error": outcome.get("error"),
-        "code_commit": outcome.get("code_commit") or source_commit(),
+        "code_commit": outcome["code_commit"] if "code_commit" in outcome else source_commit(),
         "seconds": outcome.get("seconds"),
         "cpu_seconds": outcome.get("cpu_seconds"),
         "bytes_up": outcome.get("bytes_up"),
@@ -58,6 +58,7 @@ def _described(point: Point) -> Row:
         "name": point.name,
         "settings": dict(point.settings),
         "seed": point.config.seed,
+        "epsilon_asked": point.config.privacy.epsilon,
         "config_hash": point.config_hash,
     }
 
@@ -110,8 +111,8 @@ def flat_row(row: Mapping[str, Any]) -> Row:
     """
     summary: Mapping[str, Any] = row.get("summary") or {}
     told = [site["epsilon"] for site in summary.get("sites", {}).values()]
-    values = site_values(summary) if summary else {}
-    worst = worst_of(summary) if summary else None
+    known = summary.keys() >= {"sites", "higher_is_better"}
+    values, worst = (site_values(summary), worst_of(summary)) if known else ({}, None)
     names = ("point", "name", "status", "seed")
     return {
         **{key: row.get(key) for key in names},

@@ -144,7 +144,9 @@ def _rows(
             observer.note(note)
         table = _Table(folder, points, observer)
         write_text(folder / STUDY_FILE, study.text)
-        if study.base is not None:
+        if study.base is None:
+            (folder / BASE).unlink(missing_ok=True)  # of what the study was before
+        else:
             write_text(folder / BASE, study.base)
         kept = [row for row in table.kept if row["status"] == DONE or not retry]
         already = {row["point"] for row in kept}
