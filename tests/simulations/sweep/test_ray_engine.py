@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,72 @@ def test_without_ray_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RunError, match="needs Ray") as caught:
         list(run_on_ray([], [], jobs=None, address=None))
     assert "hushtune[ray]" in str(caught.value)
+
+
+class Nodes:
+    """As much of Ray as hands tasks to nodes: what was asked of memory, and how many at once."""
+
+    def __init__(self, megabytes: float) -> None:
+        self.memory: list[int] = []
+        self.at_once: list[int] = []
+        self._megabytes = megabytes
+
+    def module(self) -> types.ModuleType:
+        errors = types.ModuleType("ray.exceptions")
+        errors.RayError = OSError  # pyright: ignore[reportAttributeAccessIssue]
+        ray = types.ModuleType("ray")
+        told = {"Alive": True, "Resources": {"memory": self._megabytes * 2**20}}
+        for name, value in {
+            "exceptions": errors,
+            "is_initialized": lambda: True,
+            "remote": lambda **_: lambda task: self,
+            "nodes": lambda: [told],
+            "wait": self._wait,
+            "get": lambda text: text,
+        }.items():
+            setattr(ray, name, value)
+        return ray
+
+    def options(self, *, memory: int) -> Nodes:
+        self.memory.append(memory >> 20)
+        return self
+
+    def remote(self, text: str) -> str:
+        task = json.loads(text)
+        return json.dumps({"status": "done", "peak_megabytes": 800.0, "key": task["key"]})
+
+    def _wait(self, running: list[str], *, num_returns: int) -> tuple[list[str], list[str]]:
+        self.at_once.append(len(running))
+        return running[:num_returns], running[num_returns:]
+
+
+@pytest.mark.parametrize(
+    ("jobs", "has", "memory", "at_once"),
+    [
+        (None, 4000.0, [0, 1000, 1000, 1000], [1, 3, 2, 1]),
+        (None, 900.0, [0, 900, 900, 900], [1, 3, 2, 1]),  # else it would wait for ever
+        (2, 4000.0, [0, 0, 0, 0], [2, 2, 2, 1]),
+    ],
+)
+def test_the_first_point_tells_how_much_memory_the_others_need(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    jobs: int | None,
+    has: float,
+    memory: list[int],
+    at_once: list[int],
+) -> None:
+    nodes = Nodes(has)
+    module: Any = nodes.module()
+    monkeypatch.setitem(sys.modules, "ray", module)
+    monkeypatch.setitem(sys.modules, "ray.exceptions", module.exceptions)
+    (tmp_path / "summary.json").write_text("{}")
+    tasks = [Task(key=str(n), name=str(n), toml="", folder=str(tmp_path)) for n in range(4)]
+    points: list[Any] = [task.key for task in tasks]
+    told = list(run_on_ray(points, tasks, jobs=jobs, address=None))
+    assert [outcome["key"] for _, outcome, _ in told] == points
+    assert nodes.memory == memory
+    assert nodes.at_once == at_once
 
 
 @pytest.mark.nightly
