@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from hushtune.client import dp
 from hushtune.common.errors import ConfigError, UnsupportedModelError
@@ -24,7 +27,7 @@ from hushtune.simulations.audit.clients import directions
 from hushtune.simulations.audit.federation import audited
 from hushtune.simulations.audit.games import MODEL, SERVER, STEPS, gradient_games
 from hushtune.simulations.audit.report import audit
-from hushtune.simulations.audit.show import sentences
+from hushtune.simulations.audit.show import sentences, show_audit
 from hushtune.simulations.audit.wrap import Plant, planted
 
 from ..conftest import Command, Settings
@@ -242,6 +245,19 @@ def test_the_command_tells_and_writes(
     assert (out / "membership.png").read_bytes().startswith(b"\x89PNG")
     assert "Not refuted" in answer.err
     assert "proves no privacy" in answer.err
+
+
+def test_the_table_of_an_audit_fits_a_narrow_screen(settings: Settings) -> None:
+    report = audit(config(settings), canaries=60, shadows=0).report
+    text = io.StringIO()
+    show_audit(Console(file=text, width=80), report)
+    lines = text.getvalue().splitlines()
+    table = [line for line in lines if line.startswith(("┃", "│"))]
+    assert len(table) > 5
+    assert all(line.endswith(("┃", "│")) for line in table), text.getvalue()
+    steps = [row for row in report["rows"] if row["observer"] == STEPS]
+    most = max(row["in_family"] for row in steps if row["in_family"] is not None)
+    assert f" {math.floor(most * 100) / 100:.2f} " in "".join(table)
 
 
 def test_the_claim_that_is_tested_is_told_from_one_of_replacing(

@@ -9,18 +9,20 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import typer
 
 from hushtune.common import errors
 from hushtune.common.config import DataConfig, RunConfig
 from hushtune.common.config_io import dump_toml, load_config
 from hushtune.common.presets import PRESETS
 from hushtune.simulations import engine as engines
-from hushtune.simulations import run
+from hushtune.simulations import cli, run
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 HEAVY = {"torch", "transformers", "flwr", "opacus", "peft", "matplotlib", "ray", "sklearn"}
@@ -553,6 +555,21 @@ def test_every_error_has_a_code_of_its_own_and_a_page() -> None:
         )
         assert section is not None, kind
         assert len(section[1].strip()) > 30, kind
+
+
+def test_help_says_what_arguments_are() -> None:
+    """As it did before a library below put its own help, which is none, in the place of ours."""
+
+    def arguments(command: Any, path: str) -> Iterator[tuple[str, str | None]]:
+        for name, below in getattr(command, "commands", {}).items():
+            yield from arguments(below, f"{path} {name}")
+        for each in command.params:
+            if each.param_type_name == "argument":
+                yield f"{path} {each.name}", each.help
+
+    found = dict(arguments(typer.main.get_command(cli.app), "hushtune"))
+    assert len(found) > 12
+    assert [name for name, told in found.items() if not told] == []
 
 
 def test_an_error_says_where_to_read_more(hushtune: Any, tmp_path: Path) -> None:

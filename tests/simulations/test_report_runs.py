@@ -14,7 +14,7 @@ from hushtune.simulations.reporting.captions import PICTURES
 from hushtune.simulations.reporting.combinations import against_chosen
 from hushtune.simulations.reporting.draw_costs import draw_communication, draw_front, fronts
 from hushtune.simulations.reporting.draw_points import draw_points
-from hushtune.simulations.reporting.draw_sites import draw_sites
+from hushtune.simulations.reporting.draw_sites import draw_sites, draw_spread
 from hushtune.simulations.reporting.draw_utility import draw_map, draw_utility
 from hushtune.simulations.reporting.reading import read_study
 from hushtune.simulations.reporting.tables import between_lines, compared
@@ -105,6 +105,7 @@ def test_noise_from_a_seed_promises_nothing_and_the_page_says_so(tmp_path: Path)
     page = report(folder).page.read_text(encoding="utf-8")
     assert "<strong>NO PRIVACY</strong> in 2 of the 3 runs" in page
     assert "insecure_seeded_noise" in page
+    assert page.count("those epsilons are promised to nobody") == page.count("<figcaption>")
     assert [row["epsilon_spent"] for row in rows_of(folder / "report" / "runs.csv")][:2] == ["", ""]
 
 
@@ -238,15 +239,71 @@ def test_letters_that_no_font_has_leave_a_name_readable(tmp_path: Path) -> None:
             for found in [studies.summary(0.7)]
         ]
         shown = view(read_study(studies.write(tmp_path / "more", rows)))
-        for draw in (draw_utility, draw_map, draw_communication):
+        for draw in (draw_map, draw_communication):
             assert pictures.SQUARES in draw(shown).get_supxlabel(), (name, draw)
+        assert pictures.SQUARES in above_legend(draw_utility(shown)), name
         # The number of a name that is lost altogether is told too, wherever it stands alone.
-        assert (
-            told
-            in draw_sites(view(read_study(site_called(tmp_path / "site", name)))).get_supxlabel()
-        )
+        one = view(read_study(site_called(tmp_path / "site", name)))
+        assert told in above_legend(draw_sites(one))
+
+
+def above_legend(figure: Any) -> str:
+    (legend,) = figure.legends
+    return legend.get_title().get_text()
 
 
 def site_called(folder: Path, name: str) -> Path:
     found = studies.summary(0.7, sites=("plain", name))
     return studies.write(folder, [studies.done("run", {}, 0, found)])
+
+
+def test_single_sites_are_of_private_runs_where_there_are_any(tmp_path: Path) -> None:
+    """Runs without privacy, at a rate of their own, come first by it."""
+    rows = [
+        studies.done(f"{rate} {epsilon}", settings, 0, studies.summary(0.7, epsilon=epsilon))
+        for epsilon, rate in ((1.0, 0.01), (8.0, 0.01), (None, 0.003))
+        for settings in [
+            {
+                "privacy.epsilon": epsilon,
+                "train.learning_rate": rate,
+                "train.warmup_learning_rate": rate / 2,
+            }
+        ]
+    ]
+    shown = view(read_study(studies.write(tmp_path, rows)))
+    assert len(shown.panels) == 2
+    assert [point.epsilon for point in shown.main.points] == [1.0, 8.0]
+    for draw in (draw_sites, draw_spread):
+        drawn = [line.get_xdata() for axes in draw(shown).axes for line in axes.get_lines()]
+        assert any(len(places) == 2 for places in drawn), draw
+    (kind,) = (kind for kind in PICTURES if kind.name == "sites")
+    assert "Of the runs with warmup learning rate 0.005 alone" in kind.caption(shown)
+
+
+def test_what_differs_by_less_than_float32_is_equal(tmp_path: Path) -> None:
+    rows = [
+        studies.done(f"{rule} {seed}", {"aggregation.rule": rule}, seed, studies.summary(value))
+        for rule, value in (("ffa", 0.70833331), ("fedit", 0.70833334))
+        for seed in (0, 1, 2)
+    ]
+    shown = view(read_study(studies.write(tmp_path, rows)))
+    (test,) = between_lines(shown)
+    assert test.difference.mean == 0.0
+    frames = [p for p in draw_map(shown).axes[0].patches if p.get_linewidth() > 2]
+    assert len(frames) == 2  # both are the best
+    assert [one.line for one in fronts(shown)[0]] == ["rule fedit", "rule ffa"]
+
+
+def test_pooled_training_of_other_settings_is_drawn_where_it_belongs(tmp_path: Path) -> None:
+    """That of runs without privacy, beside these alone."""
+    rows = []
+    for epsilon, pooled in ((1.0, 0.8), (8.0, 0.8), (None, 0.75)):
+        found = studies.summary(0.7, epsilon=epsilon)
+        found["baselines"]["pooled"] = pooled
+        rate = {"train.learning_rate": 0.01 if epsilon else 0.003}
+        rows.append(studies.done(f"{epsilon}", {"privacy.epsilon": epsilon, **rate}, 0, found))
+    axes = draw_utility(view(read_study(studies.write(tmp_path, rows)))).axes[0]
+    levels = {tuple(line.get_ydata()): line.get_xdata() for line in axes.get_lines()}
+    private, none = levels[0.8, 0.8], levels[0.75, 0.75]
+    assert private[0] < 1.0
+    assert 8.0 < private[1] == none[0] < none[1]

@@ -229,7 +229,9 @@ def parse_file(path: Path) -> Tree:
             remedy="`hushtune config new > run.toml` writes one to begin with",
         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the configuration {path} cannot be read", given=str(error)) from error
+        raise ConfigError(
+            f"the file {path} cannot be read", given=str(error), expected="a file in TOML"
+        ) from error
     return _parse(text, str(path))
 
 

@@ -62,14 +62,19 @@ def legible(names: Iterable[str], *, most: int = _MOST_CHARACTERS) -> dict[str, 
 
 
 def explain(figure: Figure, names: Iterable[str]) -> None:
-    """Say below a picture what a number in place of a name is, or a square in it, where ``legible``
-    gave one."""
+    """Say the ``explanation`` below a picture, if it needs one."""
+    told = explanation(names)
+    if told:
+        figure.supxlabel(told, fontsize=8, color="#666666")
+
+
+def explanation(names: Iterable[str]) -> str:
+    """What a number in place of a name is, or a square in it, where ``legible`` gives one."""
     names = list(names)
     one = len({squared(name) for name in names}) < len({*names})
     told = [NUMBERED] if one or any(map(_is_lost, names)) else []
     told += [SQUARES] if any(squared(name) != name and not _is_lost(name) for name in names) else []
-    if told:
-        figure.supxlabel("; ".join(told), fontsize=8, color="#666666")
+    return "; ".join(told)
 
 
 def squared(text: str) -> str:

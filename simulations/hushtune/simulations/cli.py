@@ -33,6 +33,7 @@ from hushtune.simulations.cli_options import (
     ConfigFile,
     Overrides,
     Preset,
+    keep_help_of_arguments,
     print_json,
     settings_of,
 )
@@ -55,6 +56,7 @@ from hushtune.simulations.exits import (
 )
 from hushtune.simulations.planner_command import plan
 
+keep_help_of_arguments()
 app = typer.Typer(
     name="hushtune",
     no_args_is_help=True,

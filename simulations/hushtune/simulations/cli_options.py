@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperArgument
 
 from hushtune.common.errors import ConfigError
 from hushtune.common.json_text import json_text
@@ -26,6 +27,18 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="change one setting")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="the last line printed is JSON")]
+
+
+def keep_help_of_arguments() -> None:
+    """Let --help say what arguments are: typer 0.20, which flwr 1.41 needs, keeps that where click
+    8.5 then puts its own, which is none."""
+    made = TyperArgument.__init__
+
+    def init(self: TyperArgument, **how: Any) -> None:
+        made(self, **how)
+        self.help = how.get("help")
+
+    TyperArgument.__init__ = init
 
 
 def settings_of(preset: str | None, config: Path | None, overrides: list[str] | None) -> Any:

@@ -19,10 +19,10 @@ def sweep(
         Path,
         typer.Argument(
             metavar="STUDY.toml",
-            help="preset or config: what all points begin with; [set]: settings of all; [grid]: "
-            "lists of values; [[point]]: tables of settings, with a name; [baselines]: settings of "
-            "the points that are compared with any; against: names of points that the report tests "
-            "all others against",
+            help="preset or config: what all points begin with; \\[set]: settings of all; "
+            "\\[grid]: lists of values; [\\[point]]: tables of settings, with a name; "
+            "\\[baselines]: settings of the points that are compared with any; against: names of "
+            "points that the report tests all others against",
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="the sweep's folder")] = None,

@@ -212,6 +212,15 @@ def test_a_bad_point_is_named(
         assert word in str(caught.value)
 
 
+def test_a_study_that_was_run_says_what_it_began_with(settings: Settings, tmp_path: Path) -> None:
+    file = study(settings, tmp_path, grid={"seed": [0, 1]})
+    (tmp_path / "run.toml").rename(tmp_path / "base.toml")
+    with pytest.raises(MissingFileError) as caught:
+        read_study(file)
+    assert caught.value.remedy is not None
+    assert 'write config = "base.toml"' in caught.value.remedy
+
+
 def test_unknown_files_and_keys_are_named(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="no such study"):
         read_study(tmp_path / "none.toml")

@@ -36,9 +36,10 @@ def show_audit(console: Console, report: Mapping[str, Any]) -> None:
     )
     table = Table(title=title, title_justify="left")
     for column in ("canaries", "guessed from"):
-        table.add_column(column, min_width=11)  # no word of theirs is cut on a narrow screen
+        table.add_column(column, min_width=11)
+    # Of seven letters, or one of eight, at most: so all of it goes into 80.
     for column in ("number", *_METHODS.values(), "of its kind"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", min_width=6, max_width=8 if "," in column else 7)
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in report["rows"]:
         groups.setdefault((row["canary"], row["observer"]), []).append(row)

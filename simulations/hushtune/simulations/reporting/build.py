@@ -106,7 +106,7 @@ def _draw(shown: View, place: Path) -> tuple[list[Picture], tuple[Path, ...]]:
     from matplotlib.figure import Figure
 
     from hushtune.common.pictures import fonts
-    from hushtune.simulations.reporting.captions import PICTURES
+    from hushtune.simulations.reporting.captions import PICTURES, caption_of
 
     found: list[Picture] = []
     files: list[Path] = []
@@ -123,7 +123,7 @@ def _draw(shown: View, place: Path) -> tuple[list[Picture], tuple[Path, ...]]:
                 write_bytes(place / name, data)
                 files.append(place / name)
             found.append(
-                Picture(name=kind.name, title=kind.title, caption=kind.caption(shown), svg=svg)
+                Picture(name=kind.name, title=kind.title, caption=caption_of(kind, shown), svg=svg)
             )
     return found, tuple(files)
 

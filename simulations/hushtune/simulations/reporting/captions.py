@@ -133,9 +133,16 @@ def _front(view: View) -> str:
     )
 
 
+def _whose(view: View) -> str:
+    """Which runs a picture with room for one panel shows."""
+    if len(view.panels) == 1:
+        return ""
+    return f" Of the runs with {view.main.title} alone; sites.csv and means.csv have all."
+
+
 def _sites(view: View) -> str:
     interval = "" if _with_intervals(view) == _NONE else ", with its interval"
-    whose = f" Of the runs with {view.panels[0].title}." if len(view.panels) > 1 else ""
+    whose = _whose(view)
     return (
         f"The federated model on each site's own test rows, means over seeds ({_seeds(view)}). "
         f"Dashed: each run's worst site, which need not be the same one{interval}.{whose}"
@@ -143,7 +150,7 @@ def _sites(view: View) -> str:
 
 
 def _spread(view: View) -> str:
-    whose = f" Of the runs with {view.panels[0].title}." if len(view.panels) > 1 else ""
+    whose = _whose(view)
     return (
         f"Means over seeds{_with_intervals(view)} ({_seeds(view)}), of the worst site's figure and "
         f"of the distance between the best and the worst site, which is never below 0.{whose}"
@@ -160,6 +167,14 @@ def _communication(view: View) -> str:
         "for those that share them."
         + (f" Of {rest} more lines runs.csv has the figures." if rest else "")
     )
+
+
+def caption_of(kind: Kind, view: View) -> str:
+    """What is written below a picture; of noise from a seed it says that it promises nothing."""
+    told = kind.caption(view)
+    if any(point.is_seeded for point in view.study.done):
+        told += " NO PRIVACY where noise came from a seed: those epsilons are promised to nobody."
+    return told
 
 
 PICTURES: tuple[Kind, ...] = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -171,8 +172,9 @@ def _front_line() -> Line2D:
 def draw_communication(view: View) -> Figure:
     """Bytes up and down of a run, and where its seconds went, by line and panel."""
     by_line = dict(list(_points_by_line(view).items())[:MOST_BARS])
-    names = legible(by_line)
-    figure, all_axes = grid(2, height=max(2.4, 0.9 + 0.5 * len(by_line)), share=False)
+    names = {name: fill(text, 30) for name, text in legible(by_line, most=56).items()}
+    tall = 0.9 + 0.5 * len(by_line) + 0.15 * sum(text.count("\n") for text in names.values())
+    figure, all_axes = grid(2, width=5.0, height=max(2.4, tall), share=False)
     traffic = {
         "to the server": _means(by_line, lambda p: _scaled(p.bytes_up)),
         "to the sites": _means(by_line, lambda p: _scaled(p.bytes_down)),
@@ -185,7 +187,7 @@ def draw_communication(view: View) -> Figure:
     _stacked(all_axes[0], traffic, [names[label] for label in by_line])
     all_axes[0].set_xlabel("megabytes in a run, all sites\n(less is better)")
     _stacked(all_axes[1], seconds, [names[label] for label in by_line])
-    all_axes[1].set_xlabel("seconds of a run on the clock\n(less is better)")
+    all_axes[1].set_xlabel("seconds on the clock\n(less is better)")
     for axes in all_axes:
         axes.grid(visible=False)
         axes.invert_yaxis()

@@ -26,11 +26,11 @@ from hushtune.simulations.reporting.views import MOST_LINES, MOST_PANELS, View, 
 
 
 def draw_sites(view: View) -> Figure:
-    """Every site's own figure against epsilon, a panel for each line of the first panel.
+    """Every site's own figure against epsilon, a panel for each line of the main panel.
 
     Of more sites than there are colours all are grey; the worst of each run is dashed.
     """
-    panel = view.panels[0]
+    panel = view.main
     lines = [line for line in panel.lines if line.label in shown_lines(view)][:MOST_PANELS]
     names = legible({site for line in lines for point in line.points for site in _sites(point)})
     few = len(names) < MOST_LINES
@@ -69,7 +69,7 @@ def draw_sites(view: View) -> Figure:
 
 def draw_spread(view: View) -> Figure:
     """The worst site, and the distance from the best to the worst, of each line."""
-    panel = view.panels[0]
+    panel = view.main
     figure, all_axes = grid(2, share=False)
     lines = [line for line in panel.lines if line.label in shown_lines(view)]
     for axes, value in zip(all_axes, (worst, spread), strict=True):
@@ -82,7 +82,8 @@ def draw_spread(view: View) -> Figure:
     all_axes[1].set_ylabel("best site less worst site\n(lower is more even \N{DOWNWARDS ARROW})")
     titled(all_axes[0], "Worst site")
     titled(all_axes[1], "Spread")
-    legend(figure, entries_of(view), names=shown_lines(view))
+    entries = entries_of(view, only=[line.label for line in lines])
+    legend(figure, entries, names=shown_lines(view))
     return figure
 
 

@@ -109,7 +109,14 @@ def draw_references(axes: Axes, beside: References, places: Mapping[float | None
     for name, found in beside.items():
         means = [each.estimate.mean for each in found.values()]
         spots = [places[epsilon] for epsilon in found]
-        if name in WITHOUT_EPSILON or len(places) == 1:
+        if None in found and len(found) > 1 and name in WITHOUT_EPSILON:
+            # Of runs without privacy, which learned by other settings, it is another figure.
+            last = max(place for epsilon, place in places.items() if epsilon is not None)
+            border = math.sqrt(last * places[None])
+            low, high = axes.get_xlim()
+            axes.plot([low, border], means[:1] * 2, **reference_style(name))
+            axes.plot([border, high], means[-1:] * 2, **reference_style(name))
+        elif name in WITHOUT_EPSILON or len(places) == 1:
             axes.axhline(means[0], **reference_style(name))
         elif len(found) > 1:
             axes.plot(spots, means, **reference_style(name))
@@ -259,7 +266,7 @@ def _cells(
                 fontsize=9,
                 color="#000000" if share > 0.55 else "#ffffff",
             )
-            if cell.mean == best and len(told) > 1:
+            if best is not None and math.isclose(cell.mean, best) and len(told) > 1:
                 frame = Rectangle(
                     (column - 0.47, place - 0.46), 0.94, 0.92, fill=False, edgecolor="#D55E00"
                 )

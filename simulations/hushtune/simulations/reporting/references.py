@@ -111,7 +111,7 @@ def drawn(view: View, panels: Iterable[Panel]) -> References:
     """The references beside the lines of some panels; none where these learned from other data.
 
     Runs without privacy are told apart by their place alone, and what they are compared with is
-    drawn where there is nothing else.
+    drawn where there is nothing else, but for what no epsilon changes.
     """
     data = data_of(panels)
     if data is None:
@@ -122,7 +122,13 @@ def drawn(view: View, panels: Iterable[Panel]) -> References:
     return {
         name: kept
         for name in names
-        if (kept := {e: r for e, r in found.get(name, {}).items() if e is not None or not private})
+        if (
+            kept := {
+                e: r
+                for e, r in found.get(name, {}).items()
+                if e is not None or not private or name in WITHOUT_EPSILON
+            }
+        )
     }
 
 

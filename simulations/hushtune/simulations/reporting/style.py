@@ -20,7 +20,7 @@ from matplotlib.textpath import TextToPath
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from hushtune.common.names import metric_words
-from hushtune.common.pictures import explain, legible, squared
+from hushtune.common.pictures import explanation, legible, squared
 from hushtune.simulations.plots import BLACK, BLUE, ORANGE
 from hushtune.simulations.reporting.points import Study
 from hushtune.simulations.reporting.views import (
@@ -166,9 +166,9 @@ def legend(
 ) -> None:
     """One legend below all panels, in as many columns as are not wider than they are.
 
-    ``names``: those in the picture that may need ``explain``.
+    ``names``: those in the picture that may need an ``explanation``, which stands above it.
     """
-    explain(figure, names)
+    told = explanation(names)
     if entries:
         # In points: the line, the gaps beside it, and the longest text.
         widest = 6 * _LETTERS + max(map(_text_width, entries))
@@ -182,6 +182,8 @@ def legend(
             fontsize=_LETTERS,
             handlelength=3.2,
             columnspacing=2.0,
+            title=told or None,
+            title_fontsize=8,
         )
 
 
@@ -193,13 +195,17 @@ def _text_width(text: str) -> float:
 
 
 def entries_of(
-    view: View, *, references: Iterable[str] = (), lines: bool = True
+    view: View,
+    *,
+    references: Iterable[str] = (),
+    lines: bool = True,
+    only: Sequence[str] | None = None,
 ) -> dict[str, Line2D]:
-    """What a legend of lines and references holds, by its text."""
+    """What a legend of lines, all or some, and of references holds, by its text."""
     names = legible(shown_lines(view))
     found: dict[str, Line2D] = {}
     if lines:
-        for label in shown_lines(view):
+        for label in shown_lines(view) if only is None else only:
             style = line_style(view, label)
             found[names[label]] = Line2D([], [], linewidth=2, markersize=6, **style)
     for name in references:

@@ -25,23 +25,32 @@ Choice = tuple[tuple[str, object], ...]
 
 def utility(point: Point) -> float:
     """The main metric on all sites' test rows."""
-    return float(point.found["value"])
+    return written(point.found["value"])
+
+
+def written(value: float) -> float:
+    """A figure of merit to six digits: models compute in float32, and what differs beyond is equal.
+
+    >>> written(0.70833331) == written(0.70833334)
+    True
+    """
+    return float(f"{float(value):.6g}")
 
 
 def worst(point: Point) -> float:
     """That of the site with the worst, of the one model of all sites."""
-    return site_values(point.found)[point.worst_site]
+    return written(site_values(point.found)[point.worst_site])
 
 
 def own_models(point: Point) -> float | None:
     """The main metric on all sites' test rows, where each site uses a model of its own."""
-    return point.own_models
+    return None if point.own_models is None else written(point.own_models)
 
 
 def spread(point: Point) -> float:
     """How far the best site is from the worst."""
     values = site_values(point.found).values()
-    return max(values) - min(values)
+    return written(max(values)) - written(min(values))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +109,18 @@ class View:
     panels: tuple[Panel, ...]
     epsilons: tuple[float | None, ...]
     kept: dict[Choice, Any] = field(default_factory=dict[Choice, Any], compare=False, repr=False)
+
+    @property
+    def main(self) -> Panel:
+        """The panel that stands for all where a picture has room for one: of those with private
+        runs the one with most."""
+        return max(
+            self.panels,
+            key=lambda panel: (
+                any(point.is_private for point in panel.points),
+                len(panel.points),
+            ),
+        )
 
     @property
     def lines(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from hushtune.common.config_base import FilePath, Name, Section, tuple_from_list
 from hushtune.common.config_io import Layer, merged, nested, parse_file, read_tree
 from hushtune.common.config_problems import Origins, as_config_error, known_keys, nearest_key
 from hushtune.common.errors import ConfigError, MissingFileError, UnknownKeyError
+from hushtune.simulations.reporting.points import BASE
 
 MOST_POINTS = 10_000
 _KEYS = frozenset(known_keys())
@@ -160,6 +161,12 @@ def read_study(file: Path | str) -> Study:
                 remedy=f"leave {_BASELINES} out",
             )
     begins = None if table.config is None else folder / table.config.expanduser()
+    if begins is not None and not begins.exists() and (folder / BASE).is_file():
+        raise MissingFileError(
+            "the configuration that the study begins with does not exist",
+            file=begins,
+            remedy=f'write config = "{BASE}": a sweep left it there as {BASE}',
+        )
     tree_of_all: Mapping[str, Any] = {}
     for key, value in fixed.items():
         tree_of_all = merged(tree_of_all, nested(key.split("."), value))
