@@ -21,8 +21,8 @@ from hushtune.common import errors
 from hushtune.common.config import DataConfig, RunConfig
 from hushtune.common.config_io import dump_toml, load_config
 from hushtune.common.presets import PRESETS
-from hushtune.simulations import engine as engines
 from hushtune.simulations import cli, run
+from hushtune.simulations import engine as engines
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 HEAVY = {"torch", "transformers", "flwr", "opacus", "peft", "matplotlib", "ray", "sklearn"}
