@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy.stats import wilcoxon
 
 from hushtune.common import pictures
 from hushtune.simulations import report
 from hushtune.simulations.reporting.captions import PICTURES
 from hushtune.simulations.reporting.combinations import against_chosen
+from hushtune.simulations.reporting.comparisons import compare_pair
 from hushtune.simulations.reporting.draw_costs import draw_communication, draw_front, fronts
 from hushtune.simulations.reporting.draw_points import draw_points
 from hushtune.simulations.reporting.draw_sites import draw_sites, draw_spread
@@ -70,8 +72,8 @@ def test_a_seed_that_failed_leaves_the_others_comparable(tmp_path: Path) -> None
         for found in [studies.summary(0.7 + 0.01 * seed, epsilon=epsilon)]
     ]
     rows[-1] = studies.failed("fedit 2", {"aggregation.rule": "fedit"}, "no")
-    for row in rows:
-        row["epsilon_asked"] = 3.0
+    for row in rows:  # in settings it may say "as preset"
+        row["epsilon_asked"], row["settings"]["privacy.epsilon"] = 3.0, None
     shown = view(read_study(studies.write(tmp_path, rows)))
     assert shown.epsilons == (3.0,)
     assert [(one.condition, one.difference.n) for one in between_lines(shown)] == [("epsilon 3", 2)]
@@ -294,6 +296,72 @@ def test_what_differs_by_less_than_float32_is_equal(tmp_path: Path) -> None:
     assert [one.line for one in fronts(shown)[0]] == ["rule fedit", "rule ffa"]
 
 
+def test_equal_differences_are_equal_to_the_last_bit(tmp_path: Path) -> None:
+    """Fractions of 120 rows: always one row more, which no test can hold against its spread."""
+    rows = [
+        studies.done(
+            f"{rule} {seed}", {"aggregation.rule": rule}, seed, studies.summary(right / 120)
+        )
+        for seed, right in enumerate((76, 83, 90))
+        for rule, right in (("fedit", right + 1), ("ffa", right))
+    ]
+    (test,) = between_lines(view(read_study(studies.write(tmp_path, rows))))
+    assert test.verdict == "the same difference at every seed: not tested"
+    steps = (1, -1, 2, 1, -1, 2)
+    one = {seed: (80 + 3 * seed + step) / 120 for seed, step in enumerate(steps)}
+    other = {seed: (80 + 3 * seed) / 120 for seed in range(6)}
+    found = compare_pair(one, other, condition="", names=("a", "b"))
+    assert found is not None
+    assert found.p_ranks == pytest.approx(wilcoxon(steps).pvalue)
+
+
+def test_means_that_are_equal_are_both_best(tmp_path: Path) -> None:
+    rows = [
+        studies.done(
+            f"{rule} {seed}", {"aggregation.rule": rule}, seed, studies.summary(right / 120)
+        )
+        for rule, of in (("ffa", (80, 80, 80)), ("fedit", (70, 80, 90)))
+        for seed, right in enumerate(of)
+    ]
+    shown = view(read_study(studies.write(tmp_path, rows)))
+    assert len([p for p in draw_map(shown).axes[0].patches if p.get_linewidth() > 2]) == 2
+    assert len(fronts(shown)[0]) == 2
+
+
+def test_single_sites_are_of_lines_that_pictures_have_room_for(tmp_path: Path) -> None:
+    settings = [
+        *((None, 0.001 * rate, 5) for rate in range(1, 8)),
+        *((3.0, rate, 24) for rate in (0.02, 0.03)),
+    ]
+    rows = [
+        studies.done(
+            f"{number}",
+            {"train.learning_rate": rate, "train.rounds": rounds, "privacy.epsilon": epsilon},
+            0,
+            studies.summary(0.7, epsilon=epsilon),
+        )
+        for number, (epsilon, rate, rounds) in enumerate(settings)
+    ]
+    shown = view(read_study(studies.write(tmp_path, rows)))
+    for draw in (draw_sites, draw_spread):
+        assert any(axes.get_lines() for axes in draw(shown).axes)
+
+
+def test_pooled_training_that_runs_without_privacy_alone_have_stands_at_none(
+    tmp_path: Path,
+) -> None:
+    rows = []
+    for epsilon in (1.0, 8.0, None):
+        found = studies.summary(0.7, epsilon=epsilon)
+        if epsilon is not None:
+            found["baselines"] |= {"pooled": None, "pooled_private": None}
+        rate = {"train.learning_rate": 0.01 if epsilon else 0.003}
+        rows.append(studies.done(f"{epsilon}", {"privacy.epsilon": epsilon, **rate}, 0, found))
+    axes = draw_utility(view(read_study(studies.write(tmp_path, rows)))).axes[0]
+    (line,) = (line for line in axes.get_lines() if set(line.get_ydata()) == {0.75})
+    assert min(line.get_xdata()) > 8.0
+
+
 def test_pooled_training_of_other_settings_is_drawn_where_it_belongs(tmp_path: Path) -> None:
     """That of runs without privacy, beside these alone."""
     rows = []
@@ -302,7 +370,10 @@ def test_pooled_training_of_other_settings_is_drawn_where_it_belongs(tmp_path: P
         found["baselines"]["pooled"] = pooled
         rate = {"train.learning_rate": 0.01 if epsilon else 0.003}
         rows.append(studies.done(f"{epsilon}", {"privacy.epsilon": epsilon, **rate}, 0, found))
-    axes = draw_utility(view(read_study(studies.write(tmp_path, rows)))).axes[0]
+    shown = view(read_study(studies.write(tmp_path, rows)))
+    names = [label.get_text() for label in draw_points(shown).axes[0].get_yticklabels()]
+    assert {"pooled, no privacy", "pooled, no privacy, beside runs without"} <= {*names}
+    axes = draw_utility(shown).axes[0]
     levels = {tuple(line.get_ydata()): line.get_xdata() for line in axes.get_lines()}
     private, none = levels[0.8, 0.8], levels[0.75, 0.75]
     assert private[0] < 1.0

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hushtune.simulations.reporting.intervals import Estimate, estimate
+from hushtune.simulations.reporting.intervals import Estimate, differences, estimate
 
 LEVEL = 0.05
 NOT_TOLD_APART = "not told apart"
@@ -44,35 +44,35 @@ def compare_pair(
     seeds = sorted(first.keys() & second.keys())
     if not seeds:
         return None
-    differences = [first[seed] - second[seed] for seed in seeds]
-    p_t, p_ranks = _p_values(differences)
+    found = differences([(first[seed], second[seed]) for seed in seeds])
+    p_t, p_ranks = _p_values(found)
     return Comparison(
         condition=condition,
         first=names[0],
         second=names[1],
-        difference=estimate(differences),
+        difference=estimate(found),
         p_t=p_t,
         p_ranks=p_ranks,
     )
 
 
-def _p_values(differences: Sequence[float]) -> tuple[float | None, float | None]:
+def _p_values(found: Sequence[float]) -> tuple[float | None, float | None]:
     """Of the paired t test and the signed-rank test; None where one cannot be made.
 
     Differences that are all the same have no spread to hold their mean against.
     """
     from scipy.stats import ttest_1samp, wilcoxon
 
-    if len(differences) < 2:
+    if len(found) < 2:
         return None, None
-    if not any(differences):
+    if not any(found):
         return 1.0, 1.0
     p_t = None
-    if max(differences) - min(differences) > 1e-12:
-        p_t = float(ttest_1samp(differences, 0.0).pvalue)  # pyright: ignore[reportAttributeAccessIssue]
+    if len({*found}) > 1:
+        p_t = float(ttest_1samp(found, 0.0).pvalue)  # pyright: ignore[reportAttributeAccessIssue]
     with warnings.catch_warnings():  # of ties, for which the normal approximation is taken
         warnings.simplefilter("ignore")
-        p_ranks = float(wilcoxon(differences).pvalue)  # pyright: ignore[reportAttributeAccessIssue]
+        p_ranks = float(wilcoxon(found).pvalue)  # pyright: ignore[reportAttributeAccessIssue]
     return p_t, min(1.0, p_ranks)
 
 

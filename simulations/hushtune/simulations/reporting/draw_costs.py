@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from hushtune.common.pictures import explain, legible
 from hushtune.simulations.plots import BLACK
 from hushtune.simulations.reporting.draw_utility import draw_references
-from hushtune.simulations.reporting.intervals import Estimate, front
+from hushtune.simulations.reporting.intervals import Estimate, front, written
 from hushtune.simulations.reporting.points import Point
 from hushtune.simulations.reporting.references import WITHOUT_EPSILON, drawn
 from hushtune.simulations.reporting.style import (
@@ -82,11 +82,11 @@ def fronts(view: View) -> tuple[list[Setting], list[list[Setting]]]:
     sign = -1.0 if view.study.higher_is_better else 1.0
     found = settings_of(view)
     private = [one for one in found if one.epsilon is not None]
-    by_epsilon = front([(one.epsilon or 0.0, sign * one.utility.mean) for one in private])
+    by_epsilon = front([(one.epsilon or 0.0, sign * written(one.utility.mean)) for one in private])
     by_bytes: list[list[Setting]] = []
     for epsilon in view.epsilons:
         sent = [one for one in found if one.epsilon == epsilon and one.megabytes is not None]
-        places = front([(one.megabytes or 0.0, sign * one.utility.mean) for one in sent])
+        places = front([(one.megabytes or 0.0, sign * written(one.utility.mean)) for one in sent])
         by_bytes += [[sent[place] for place in places]] if sent else []
     return [private[place] for place in by_epsilon], by_bytes
 
@@ -106,8 +106,8 @@ def draw_front(view: View) -> Figure:
     draw_references(all_axes[0], beside, places)
     for name, of in beside.items():
         if by_bytes and (name in WITHOUT_EPSILON or len(view.epsilons) == 1):
-            level = next(iter(of.values())).estimate.mean
-            all_axes[1].axhline(level, **reference_style(name))
+            for level in {each.estimate.mean for each in of.values()}:
+                all_axes[1].axhline(level, **reference_style(name))
     if by_bytes:
         sent = [one for one in found if one.megabytes is not None]
         _scatter(all_axes[1], view, sent, by_bytes, lambda one: one.megabytes or 0.0)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hushtune.common.pictures import explain, legible
-from hushtune.simulations.reporting.intervals import Estimate, estimate
+from hushtune.simulations.reporting.intervals import Estimate, estimate, written
 from hushtune.simulations.reporting.points import EPSILON, Point
 from hushtune.simulations.reporting.references import (
     DRAWN,
@@ -109,12 +109,13 @@ def draw_references(axes: Axes, beside: References, places: Mapping[float | None
     for name, found in beside.items():
         means = [each.estimate.mean for each in found.values()]
         spots = [places[epsilon] for epsilon in found]
-        if None in found and len(found) > 1 and name in WITHOUT_EPSILON:
+        if None in found and len(places) > 1 and name in WITHOUT_EPSILON:
             # Of runs without privacy, which learned by other settings, it is another figure.
             last = max(place for epsilon, place in places.items() if epsilon is not None)
             border = math.sqrt(last * places[None])
             low, high = axes.get_xlim()
-            axes.plot([low, border], means[:1] * 2, **reference_style(name))
+            if len(found) > 1:
+                axes.plot([low, border], means[:1] * 2, **reference_style(name))
             axes.plot([border, high], means[-1:] * 2, **reference_style(name))
         elif name in WITHOUT_EPSILON or len(places) == 1:
             axes.axhline(means[0], **reference_style(name))
@@ -266,7 +267,7 @@ def _cells(
                 fontsize=9,
                 color="#000000" if share > 0.55 else "#ffffff",
             )
-            if best is not None and math.isclose(cell.mean, best) and len(told) > 1:
+            if best is not None and written(cell.mean) == written(best) and len(told) > 1:
                 frame = Rectangle(
                     (column - 0.47, place - 0.46), 0.94, 0.92, fill=False, edgecolor="#D55E00"
                 )

@@ -29,6 +29,30 @@ class Estimate:
         return None if self.half is None else self.mean + self.half
 
 
+def written(value: float) -> float:
+    """A figure of merit to six digits: models compute in float32, and what differs beyond is equal.
+
+    >>> written(0.70833331) == written(0.70833334)
+    True
+    """
+    return float(f"{value:.6g}")
+
+
+def differences(pairs: Sequence[tuple[float, float]]) -> list[float]:
+    """First less second of each pair, rounded to where float32 has the larger of them.
+
+    So differences that are equal are so to the last bit, and ties of ranks are ties.
+
+    >>> differences([(77 / 120, 76 / 120), (84 / 120, 83 / 120), (0.70833331, 0.70833334)])
+    [0.008333, 0.008333, 0.0]
+    """
+    largest = max(abs(value) for pair in pairs for value in pair)
+    if not 0.0 < largest < math.inf:
+        return [first - second for first, second in pairs]
+    places = 6 - math.ceil(math.log10(largest))
+    return [round(first - second, places) for first, second in pairs]
+
+
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean and 95 % interval by Student's t, which takes the values for a normal sample.
 

@@ -71,7 +71,8 @@ class Point:
         more where it is drawn which sites take part: the condition is one all the same."""
         if not self.is_private:
             return None
-        asked = self.settings.get(EPSILON, self.asked)
+        varied = self.settings.get(EPSILON)
+        asked = self.asked if varied is None else varied
         return self.at_most if asked is None else float(asked)
 
     @property

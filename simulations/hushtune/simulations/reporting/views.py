@@ -25,32 +25,23 @@ Choice = tuple[tuple[str, object], ...]
 
 def utility(point: Point) -> float:
     """The main metric on all sites' test rows."""
-    return written(point.found["value"])
-
-
-def written(value: float) -> float:
-    """A figure of merit to six digits: models compute in float32, and what differs beyond is equal.
-
-    >>> written(0.70833331) == written(0.70833334)
-    True
-    """
-    return float(f"{float(value):.6g}")
+    return float(point.found["value"])
 
 
 def worst(point: Point) -> float:
     """That of the site with the worst, of the one model of all sites."""
-    return written(site_values(point.found)[point.worst_site])
+    return site_values(point.found)[point.worst_site]
 
 
 def own_models(point: Point) -> float | None:
     """The main metric on all sites' test rows, where each site uses a model of its own."""
-    return None if point.own_models is None else written(point.own_models)
+    return point.own_models
 
 
 def spread(point: Point) -> float:
     """How far the best site is from the worst."""
     values = site_values(point.found).values()
-    return written(max(values)) - written(min(values))
+    return max(values) - min(values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +104,9 @@ class View:
     @property
     def main(self) -> Panel:
         """The panel that stands for all where a picture has room for one: of those with private
-        runs the one with most."""
+        runs the one with most, and with a line that pictures have room for."""
         return max(
-            self.panels,
+            (p for p in self.panels if any(ln.label in self.lines[:MOST_LINES] for ln in p.lines)),
             key=lambda panel: (
                 any(point.is_private for point in panel.points),
                 len(panel.points),

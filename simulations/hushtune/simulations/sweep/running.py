@@ -137,6 +137,7 @@ def _rows(
         remedy="wait until it has ended, end it, or name another --out",
     )
     with held(folder / ".lock", busy=busy):
+        was_there = (folder / MACHINE).is_file()
         precision = _precision(folder)
         points, notes = points_of(study, precision=precision)
         write_text(folder / MACHINE, json.dumps({_PRECISION: precision}) + "\n")
@@ -144,10 +145,10 @@ def _rows(
             observer.note(note)
         table = _Table(folder, points, observer)
         write_text(folder / STUDY_FILE, study.text)
-        if study.base is None:
-            (folder / BASE).unlink(missing_ok=True)  # of what the study was before
-        else:
+        if study.base is not None:
             write_text(folder / BASE, study.base)
+        elif was_there:
+            (folder / BASE).unlink(missing_ok=True)  # of what the study was before
         kept = [row for row in table.kept if row["status"] == DONE or not retry]
         already = {row["point"] for row in kept}
         left = sorted((p for p in points if p.key not in already), key=_order(points))
