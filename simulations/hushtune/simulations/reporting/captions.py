@@ -21,6 +21,7 @@ from hushtune.simulations.reporting.draw_utility import (
     draw_utility,
     settings_drawn,
 )
+from hushtune.simulations.reporting.intervals import Estimate
 from hushtune.simulations.reporting.references import data_of, far_off
 from hushtune.simulations.reporting.views import (
     MOST_LINES,
@@ -47,9 +48,13 @@ def _always(_: View) -> bool:
     return True
 
 
-def _seeds(view: View) -> str:
+def _means(view: View) -> list[Estimate]:
     lines = [line for panel in view.panels for line in panel.lines]
-    counts = sorted({found.n for line in lines for found in line.curve(utility).values()})
+    return [found for line in lines for found in line.curve(utility).values()]
+
+
+def _seeds(view: View) -> str:
+    counts = sorted({found.n for found in _means(view)})
     told = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     many = "seed" if counts[-1] == 1 else "seeds"
     return f"n = {told} {many}"
@@ -60,8 +65,7 @@ _NONE = ", without intervals"
 
 def _with_intervals(view: View) -> str:
     """Whether means have intervals: of one seed or two there is none."""
-    lines = [line for panel in view.panels for line in panel.lines]
-    found = {each.half is None for line in lines for each in line.curve(utility).values()}
+    found = {each.half is None for each in _means(view)}
     if found == {True}:
         return _NONE
     return " with 95 % intervals by Student's t" + (", of three or more" if True in found else "")

@@ -140,13 +140,13 @@ def _scatter(
     axes: Axes,
     view: View,
     found: Sequence[Setting],
-    fronts_: Sequence[Sequence[Setting]],
+    unbeaten: Sequence[Sequence[Setting]],
     cost: Callable[[Setting], float],
 ) -> None:
     for one in found:
         if one.line in shown_lines(view):
             style = line_style(view, one.line)
-            on_front = any(one in part for part in fronts_)
+            on_front = any(one in part for part in unbeaten)
             axes.plot(
                 [cost(one)],
                 [one.utility.mean],
@@ -157,7 +157,7 @@ def _scatter(
                 zorder=4 if on_front else 3,
                 **style,
             )
-    for part in fronts_:
+    for part in unbeaten:
         path = [(cost(one), one.utility.mean) for one in part]
         if path:
             axes.step(*zip(*path, strict=True), where="post", color=BLACK, linewidth=1.6, zorder=2)

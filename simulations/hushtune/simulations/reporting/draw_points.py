@@ -69,10 +69,10 @@ def _baselines(view: View) -> Mapping[str, Estimate]:
             continue
         label = label_of(view.study, name)
         if name in WITHOUT_EPSILON or len(view.epsilons) == 1:
-            one, *_, last = [*by_epsilon.values()] * 2  # one, at every epsilon
-            found[label] = one.estimate
-            if None in by_epsilon and last.estimate.mean != one.estimate.mean:
-                found[f"{label}, beside runs without"] = last.estimate
+            one = next(iter(by_epsilon.values())).estimate
+            found[label] = one  # at every epsilon
+            if None in by_epsilon and by_epsilon[None].estimate.mean != one.mean:
+                found[f"{label}, beside runs without"] = by_epsilon[None].estimate
             continue
         for epsilon, each in by_epsilon.items():
             told = "no privacy" if epsilon is None else f"ε {epsilon:g}"

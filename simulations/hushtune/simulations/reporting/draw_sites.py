@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 from hushtune.common.pictures import legible
 from hushtune.simulations.plots import BLACK, GREY
 from hushtune.simulations.reporting.draw_utility import curve
-from hushtune.simulations.reporting.points import Point
+from hushtune.simulations.reporting.points import site_values
 from hushtune.simulations.reporting.style import (
     COLOURS,
     MARKERS,
@@ -32,13 +32,15 @@ def draw_sites(view: View) -> Figure:
     """
     panel = view.main
     lines = [line for line in panel.lines if line.label in shown_lines(view)][:MOST_PANELS]
-    names = legible({site for line in lines for point in line.points for site in _sites(point)})
+    names = legible(
+        {site for line in lines for point in line.points for site in site_values(point.found)}
+    )
     few = len(names) < MOST_LINES
     figure, all_axes = grid(len(lines))
     for axes, line in zip(all_axes, lines, strict=True):
         places = epsilon_axis(axes, view.epsilons)
         for number, site in enumerate(sorted(names)):
-            found = line.curve(lambda point, site=site: _sites(point).get(site))
+            found = line.curve(lambda point, site=site: site_values(point.found).get(site))
             told = [epsilon for epsilon in found if epsilon is not None]
             for part in (told, [None] if None in found else []):
                 axes.plot(
@@ -82,10 +84,6 @@ def draw_spread(view: View) -> Figure:
     all_axes[1].set_ylabel("best site less worst site\n(lower is more even \N{DOWNWARDS ARROW})")
     titled(all_axes[0], "Worst site")
     titled(all_axes[1], "Spread")
-    entries = entries_of(view, only=[line.label for line in lines])
+    entries = entries_of(view, lines=[line.label for line in lines])
     legend(figure, entries, names=shown_lines(view))
     return figure
-
-
-def _sites(point: Point) -> dict[str, float]:
-    return {name: float(row["value"]) for name, row in point.found["sites"].items()}

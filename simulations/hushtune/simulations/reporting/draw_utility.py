@@ -166,7 +166,7 @@ def draw_settings(view: View) -> Figure:
     all_axes[0].set_ylabel(metric_label(view.study, "all sites' test rows"))
     handles, labels = all_axes[0].get_legend_handles_labels()
     entries = dict(zip(labels, handles, strict=True))
-    legend(figure, entries | entries_of(view, references=beside, lines=False))
+    legend(figure, entries | entries_of(view, references=beside, lines=()))
     return figure
 
 

@@ -24,6 +24,7 @@ from hushtune.simulations.reporting.views import (
     View,
     condition_of,
     epsilon_words,
+    own_models,
     spread,
     utility,
     worst,
@@ -44,6 +45,7 @@ def render(shown: View, pictures: Sequence[Picture], not_drawn: Sequence[str]) -
         "epsilon": epsilon_words,
     }
     told, groups = between_lines(shown), compared(shown)
+    files = _study_files(study)
     return environment.get_template("page.html.j2").render(
         study=study,
         name=study.folder.resolve().name,
@@ -65,14 +67,14 @@ def render(shown: View, pictures: Sequence[Picture], not_drawn: Sequence[str]) -
         not_told_apart=NOT_TOLD_APART,
         keys=list(dict.fromkeys(key for point in study.points for key in point.settings)),
         rows=[_row(point) for point in study.points],
-        personal=any(point.own_models is not None for point in study.done),
+        personal=any(own_models(point) is not None for point in study.done),
         errors=_errors(study),
         commits=_commits(study),
         unfinished=_unfinished(study),
         version=version("hushtune"),
-        files=_study_files(study),
+        files=files,
         base=BASE,
-        has_base=(study.folder / BASE).is_file(),
+        has_base=any(name == BASE for name, _ in files),
         command=f"hushtune report {shlex.quote(study.folder.resolve().name)}",
         results=RESULTS,
     )
@@ -121,7 +123,7 @@ def _row(point: Point) -> dict[str, Any]:
         "worst": worst(point) if done else None,
         "site": point.worst_site if done else "",
         "spread": spread(point) if done else None,
-        "own": point.own_models if done else None,
+        "own": own_models(point) if done else None,
         "spent": _spent(point) if done else "",
         "megabytes": None if point.num_bytes is None else point.num_bytes / 1e6,
     }

@@ -82,12 +82,6 @@ class Point:
         return None if not told or None in told else max(told)
 
     @property
-    def own_models(self) -> float | None:
-        """The figure of merit where each site uses a model of its own; None where none does."""
-        value = self.found.get("personal")
-        return None if value is None else float(value)
-
-    @property
     def worst_site(self) -> str:
         """Where the one model of all sites fares worst, by the figure of merit."""
         return worst_of(self.found)

@@ -198,16 +198,14 @@ def entries_of(
     view: View,
     *,
     references: Iterable[str] = (),
-    lines: bool = True,
-    only: Sequence[str] | None = None,
+    lines: Sequence[str] | None = None,
 ) -> dict[str, Line2D]:
     """What a legend of lines, all or some, and of references holds, by its text."""
     names = legible(shown_lines(view))
     found: dict[str, Line2D] = {}
-    if lines:
-        for label in shown_lines(view) if only is None else only:
-            style = line_style(view, label)
-            found[names[label]] = Line2D([], [], linewidth=2, markersize=6, **style)
+    for label in shown_lines(view) if lines is None else lines:
+        style = line_style(view, label)
+        found[names[label]] = Line2D([], [], linewidth=2, markersize=6, **style)
     for name in references:
         found[label_of(view.study, name)] = Line2D([], [], **reference_style(name))
     return found

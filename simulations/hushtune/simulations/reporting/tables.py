@@ -89,7 +89,7 @@ def _results(study: Study, point: Point) -> Row:
     found = point.found["baselines"]
     return {
         "metric": study.metric,
-        **dict(zip(names, (*told, spread(point), point.own_models), strict=True)),
+        **dict(zip(names, (*told, spread(point), own_models(point)), strict=True)),
         **{f"baseline_{name}": found.get(name) for name in BASELINES},
     }
 

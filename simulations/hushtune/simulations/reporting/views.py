@@ -35,7 +35,8 @@ def worst(point: Point) -> float:
 
 def own_models(point: Point) -> float | None:
     """The main metric on all sites' test rows, where each site uses a model of its own."""
-    return point.own_models
+    value = point.found.get("personal")
+    return None if value is None else float(value)
 
 
 def spread(point: Point) -> float:

@@ -64,9 +64,9 @@ def run_on_ray(
     try:
         while waiting or running:
             allowed = jobs or (len(points) if peak else 1)
+            needs = 0 if jobs else needed(peak, ray.nodes())
             while waiting and len(running) < allowed:
                 point, task = waiting.pop(0)
-                needs = 0 if jobs else needed(peak, ray.nodes())
                 running[remote.options(memory=needs).remote(task.as_json())] = (point, task)
             ready, _ = ray.wait(list(running), num_returns=1)
             point, task = running.pop(ready[0])

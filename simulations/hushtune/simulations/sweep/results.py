@@ -37,7 +37,7 @@ def row_of(point: Point, outcome: Outcome) -> Row:
         **_described(point),
         "status": outcome["status"],
         "error": outcome.get("error"),
-        "code_commit": outcome["code_commit"] if "code_commit" in outcome else source_commit(),
+        "code_commit": outcome.get("code_commit", source_commit()),
         "seconds": outcome.get("seconds"),
         "cpu_seconds": outcome.get("cpu_seconds"),
         "bytes_up": outcome.get("bytes_up"),
